@@ -1,0 +1,3 @@
+"""qsysd runs QEMU virtual machines as ordinary systemd units."""
+
+__version__ = "0.1.0"

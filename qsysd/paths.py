@@ -1,0 +1,203 @@
+"""Where everything is: directories, files, unit names and interface names.
+
+The only module that knows the scope. A `Scope` is plain data; nothing here touches the disk.
+"""
+
+from __future__ import annotations
+
+import os
+
+UNIT_TEMPLATE = "qemu-vm@.service"
+UNIT_PATTERN = "qemu-vm@*.service"
+
+# Linux's IFNAMSIZ is 16 bytes with the closing NUL; sockaddr_un holds 108 with it (unix(7)).
+INTERFACE_NAME_MAX = 15
+SOCKET_PATH_MAX = 107
+
+
+def unit(vm: str) -> str:
+    """Return the unit of a VM."""
+    return f"qemu-vm@{vm}.service"
+
+
+def vm_of_unit(name: str) -> str:
+    """Return the VM's name from its unit's."""
+    return name.removeprefix("qemu-vm@").removesuffix(".service")
+
+
+def network_unit(network: str) -> str:
+    """Return the unit that holds a network's bridge and firewall rules."""
+    return f"qsysd-network@{network}.service"
+
+
+def dhcp_unit(network: str) -> str:
+    """Return the unit that runs a network's DHCP and DNS service."""
+    return f"qsysd-dhcp@{network}.service"
+
+
+def _digest(text: str) -> str:
+    """Return the SHA-256 of a name in hexadecimal."""
+    # Imported here: the helper that runs at each start and stop of a VM hardly ever needs it.
+    import hashlib
+
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _interface(prefix: str, name: str, suffix: str) -> str:
+    """Return prefix-name-suffix, or a digest in the name's place where that is too long."""
+    readable = f"{prefix}-{name}{suffix}"
+    if len(readable) <= INTERFACE_NAME_MAX:
+        return readable
+    room = INTERFACE_NAME_MAX - len(prefix) - 1 - len(suffix)
+    return f"{prefix}_{_digest(name)[:room]}{suffix}"
+
+
+def tap(vm: str, index: int) -> str:
+    """Return the name of a VM's TAP number `index`: `qv-web1-0`, or `qv_<digest>-0` for a long name."""
+    return _interface("qv", vm, f"-{index}")
+
+
+def bridge(network: str) -> str:
+    """Return the name of a network's bridge: `qb-default`, or `qb_<digest>` for a long name."""
+    return _interface("qb", network, "")
+
+
+class Scope:
+    """The directories of one scope (`--system`: root's systemd), and every file in them.
+
+    `root` moves all of them below another directory, for tests.
+    """
+
+    def __init__(self, root: str = "/") -> None:
+        self.root = root
+        self.config_dir = os.path.join(root, "etc/qsysd")
+        self.unit_dir = os.path.join(root, "etc/systemd/system")
+        self.state_dir = os.path.join(root, "var/lib/qsysd")
+        self.runtime_dir = os.path.join(root, "run/qsysd")
+
+        self.defaults_file = os.path.join(self.config_dir, "qsysd.yaml")
+        self.definitions_dir = os.path.join(self.config_dir, "vms")
+        self.networks_dir = os.path.join(self.config_dir, "networks")
+        self.ssh_key = os.path.join(self.config_dir, "ssh/id_ed25519")
+
+        self.images_dir = os.path.join(self.state_dir, "images")
+        self.vms_dir = os.path.join(self.state_dir, "vms")
+        self.network_state_dir = os.path.join(self.state_dir, "networks")
+        self.intents_dir = os.path.join(self.state_dir, "intents")
+        self.known_hosts_dir = os.path.join(self.state_dir, "known_hosts")
+        # What the units call. A copy outside the package's own files, so that removing or
+        # upgrading the package takes nothing away from a running VM.
+        self.helper_dir = os.path.join(self.state_dir, "helper")
+
+        self.sockets_dir = os.path.join(self.runtime_dir, "vms")
+        self.notes_dir = os.path.join(self.runtime_dir, "started")
+        self.locks_dir = os.path.join(self.runtime_dir, "locks")
+        self.acceleration_file = os.path.join(self.runtime_dir, "acceleration.env")
+
+    # a VM's files
+
+    def definition(self, vm: str) -> str:
+        """Return the VM's definition: the only source of truth."""
+        return os.path.join(self.definitions_dir, f"{vm}.yaml")
+
+    def environment(self, vm: str) -> str:
+        """Return the unit's EnvironmentFile, rendered from the definition."""
+        return os.path.join(self.definitions_dir, f"{vm}.env")
+
+    def drop_in_dir(self, vm: str) -> str:
+        """Return the directory of the VM's drop-ins, ours and a person's own."""
+        return os.path.join(self.unit_dir, f"{unit(vm)}.d")
+
+    def drop_in(self, vm: str) -> str:
+        """Return the drop-in that qsysd renders for the VM."""
+        return os.path.join(self.drop_in_dir(vm), "50-qsysd.conf")
+
+    def vm_dir(self, vm: str) -> str:
+        """Return the directory of the VM's overlay and seed."""
+        return os.path.join(self.vms_dir, vm)
+
+    def overlay(self, vm: str, index: int = 0) -> str:
+        """Return the VM's disk number `index`."""
+        return os.path.join(self.vm_dir(vm), f"disk{index}.qcow2")
+
+    def seed(self, vm: str) -> str:
+        """Return the VM's cloud-init NoCloud disk."""
+        return os.path.join(self.vm_dir(vm), "seed.iso")
+
+    def console_log(self, vm: str) -> str:
+        """Return the file that keeps what the guest wrote to its serial console."""
+        return os.path.join(self.vm_dir(vm), "console.log")
+
+    def known_hosts(self, vm: str) -> str:
+        """Return the file of the guest's ssh host keys, as ssh first saw them."""
+        return os.path.join(self.known_hosts_dir, vm)
+
+    def intent(self, vm: str) -> str:
+        """Return the durable note of a create or delete that is under way."""
+        return os.path.join(self.intents_dir, f"{vm}.json")
+
+    def socket_dir(self, vm: str) -> str:
+        """Return the unit's RuntimeDirectory: monitor and console sockets."""
+        return os.path.join(self.sockets_dir, vm)
+
+    def monitor(self, vm: str, purpose: str) -> str:
+        """Return a monitor's socket; `purpose` is `cli`, `ready` or `stop`, one client each."""
+        return os.path.join(self.socket_dir(vm), f"qmp-{purpose}.sock")
+
+    def console(self, vm: str) -> str:
+        """Return the socket of the serial console."""
+        return os.path.join(self.socket_dir(vm), "console.sock")
+
+    def note(self, vm: str) -> str:
+        """Return the note of the rendering that the unit started with."""
+        return os.path.join(self.notes_dir, vm)
+
+    # a network's files
+
+    def network_definition(self, network: str) -> str:
+        """Return the network's definition."""
+        return os.path.join(self.networks_dir, f"{network}.yaml")
+
+    def network_environment(self, network: str) -> str:
+        """Return the EnvironmentFile of the network's units."""
+        return os.path.join(self.networks_dir, f"{network}.env")
+
+    def network_rules(self, network: str) -> str:
+        """Return the network's nftables rules, as nft -f reads them."""
+        return os.path.join(self.networks_dir, f"{network}.nft")
+
+    def dnsmasq_config(self, network: str) -> str:
+        """Return the configuration of the network's dnsmasq."""
+        return os.path.join(self.networks_dir, f"{network}.dnsmasq.conf")
+
+    def network_dir(self, network: str) -> str:
+        """Return the directory of the network's leases and host entries."""
+        return os.path.join(self.network_state_dir, network)
+
+    def dhcp_hosts_dir(self, network: str) -> str:
+        """Return dnsmasq's dhcp-hostsdir: a file a VM."""
+        return os.path.join(self.network_dir(network), "hosts.d")
+
+    def dhcp_host(self, network: str, vm: str) -> str:
+        """Return the VM's file in dnsmasq's dhcp-hostsdir."""
+        return os.path.join(self.dhcp_hosts_dir(network), vm)
+
+    def leases(self, network: str) -> str:
+        """Return dnsmasq's lease file."""
+        return os.path.join(self.network_dir(network), "leases")
+
+    # an image's files
+
+    def image(self, name: str) -> str:
+        """Return the base image."""
+        return os.path.join(self.images_dir, f"{name}.qcow2")
+
+    def image_origin(self, name: str) -> str:
+        """Return the note beside an image: where it came from, digest, default user."""
+        return os.path.join(self.images_dir, f"{name}.yaml")
+
+    # locks: flock on files that are never unlinked, so that a lock dies with its holder
+
+    def lock(self, name: str) -> str:
+        """Return the lock file for a name. A fixed number of files serves all names."""
+        return os.path.join(self.locks_dir, _digest(name)[:2])
