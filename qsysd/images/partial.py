@@ -1,0 +1,121 @@
+"""A place to make an image in, which either becomes the image at one blow or vanishes.
+
+`.NAME.part/` in the images' directory holds everything that is not finished. Its maker holds a
+flock on it, which dies with the maker: a directory that nobody holds is what a killed command left,
+and `clean_partials` removes it. Two commands cannot make the same image at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+
+from qsysd.errors import ExistsError, StateError
+
+PREFIX, SUFFIX = ".", ".part"
+
+
+def _try_lock(path: str) -> int | None:
+    """Return a descriptor that holds the directory's lock, or None while another holds it.
+
+    Raises FileNotFoundError when the directory is not there, or went away while being locked.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # The one that held it may have removed it, and another have made it again, in between.
+        if os.stat(path).st_ino == os.fstat(fd).st_ino:
+            return fd
+        raise FileNotFoundError(path)
+    except BlockingIOError:
+        os.close(fd)
+        return None
+    except OSError:
+        os.close(fd)
+        raise
+
+
+@contextlib.contextmanager
+def partial(images_dir: str, name: str) -> Iterator[str]:
+    """Hold `.NAME.part/`, empty, while the block runs, and remove it with what is left in it.
+
+    Yields its path. Raises StateError while another command holds it.
+    """
+    os.makedirs(images_dir, mode=0o755, exist_ok=True)
+    path = os.path.join(images_dir, f"{PREFIX}{name}{SUFFIX}")
+    fd = None
+    while fd is None:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(path, 0o700)
+        with contextlib.suppress(FileNotFoundError):
+            fd = _try_lock(path)
+            if fd is None:
+                raise StateError(
+                    f"image {name} is being made or removed by another command",
+                    hint="wait for it to end: qsysd image list",
+                )
+    try:
+        _empty(path)
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+        os.close(fd)
+
+
+def _empty(path: str) -> None:
+    """Remove what is in a directory."""
+    for entry in list(os.scandir(path)):
+        if entry.is_dir(follow_symlinks=False):
+            shutil.rmtree(entry.path, ignore_errors=True)
+        else:
+            os.unlink(entry.path)
+
+
+def publish(file: str, target: str) -> None:
+    """Move a finished file to `target`, durably, and never over a file that is there.
+
+    Raises ExistsError when it is.
+    """
+    with open(file, "rb") as done:
+        os.fsync(done.fileno())
+    try:
+        os.link(file, target)
+    except FileExistsError as error:
+        raise ExistsError(f"{target} exists") from error
+    os.unlink(file)
+    fsync_dir(os.path.dirname(target))
+
+
+def fsync_dir(path: str) -> None:
+    """Make what was renamed, linked or removed in a directory outlive a power cut."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def clean_partials(images_dir: str) -> list[str]:
+    """Remove what killed commands left half-made; return the names of the images they made."""
+    cleaned = []
+    try:
+        entries = os.listdir(images_dir)
+    except FileNotFoundError:
+        return []
+    for entry in entries:
+        name = entry[len(PREFIX) : -len(SUFFIX)]
+        if not (entry.startswith(PREFIX) and entry.endswith(SUFFIX) and name):
+            continue
+        path = os.path.join(images_dir, entry)
+        try:
+            fd = _try_lock(path)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        if fd is not None:
+            shutil.rmtree(path, ignore_errors=True)
+            os.close(fd)
+            cleaned.append(name)
+    return cleaned
