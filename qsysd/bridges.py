@@ -1,0 +1,195 @@
+"""A network's bridge, forwarding and firewall rules: what `qsysd-network@NAME.service` calls.
+
+Both steps can be repeated and never cut a VM off: `up` mends what is missing and leaves the rest as
+it is, `down` leaves everything in place while a TAP is on the bridge.
+
+The variables come from the network's environment file and are checked as untrusted.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+
+from qsysd import process, taps
+from qsysd.errors import HostError, InvalidError
+
+KINDS = ("nat", "isolated")
+IP_FORWARD = "/proc/sys/net/ipv4/ip_forward"
+MACHINE_ID = "/etc/machine-id"
+
+
+class Network:
+    """What the environment file says of a network; `gateway` is the bridge's address with prefix length."""
+
+    __slots__ = ("bridge", "gateway", "kind", "name", "rules")
+
+    def __init__(self, name: str, kind: str, bridge: str, gateway: str, rules: str) -> None:
+        self.name = name
+        self.kind = kind
+        self.bridge = bridge
+        self.gateway = gateway
+        self.rules = rules
+
+
+def parse(environment: Mapping[str, str]) -> Network:
+    """Return the network that QSYSD_NETWORK, _KIND, _BRIDGE, _GATEWAY and _RULES describe.
+
+    Raises InvalidError on anything odd: the values end up in commands that root runs.
+    """
+
+    def value(variable: str) -> str:
+        text = environment.get(variable)
+        if not text:
+            raise InvalidError(f"{variable} is not set")
+        return text
+
+    name, kind, bridge = value("QSYSD_NETWORK"), value("QSYSD_KIND"), value("QSYSD_BRIDGE")
+    gateway, rules = value("QSYSD_GATEWAY"), value("QSYSD_RULES")
+    if not taps.NETWORK.fullmatch(name):
+        raise InvalidError(f"QSYSD_NETWORK: not a network: {name!r}")
+    if kind not in KINDS:
+        raise InvalidError(f"QSYSD_KIND: not one of {', '.join(KINDS)}: {kind!r}")
+    if not taps.BRIDGE.fullmatch(bridge):
+        raise InvalidError(f"QSYSD_BRIDGE: not a bridge: {bridge!r}")
+    address, _, prefix = gateway.partition("/")
+    if not taps.is_address(address) or not re.fullmatch(r"[1-9]|[12][0-9]|30", prefix):
+        raise InvalidError(f"QSYSD_GATEWAY: not an IPv4 address with a prefix length: {gateway!r}")
+    if not os.path.isabs(rules):
+        raise InvalidError(f"QSYSD_RULES: not an absolute path: {rules!r}")
+    return Network(name, kind, bridge, gateway, rules)
+
+
+def table(network: str) -> str:
+    """Return the name of a network's nftables table (family ip)."""
+    return f"qsysd_{network}"
+
+
+def alias(network: str) -> str:
+    """Return the alias that marks a network's bridge as qsysd's."""
+    return f"{taps.ALIAS_PREFIX}{network}"
+
+
+def mac(network: str) -> str:
+    """Return the bridge's MAC: always the same on this host, another on the next.
+
+    A bridge without one of its own takes the lowest of its ports', and guests would lose their
+    gateway's whenever a VM comes or goes.
+    """
+    import hashlib
+
+    try:
+        with open(MACHINE_ID, encoding="ascii") as file:
+            machine = file.read().strip()
+    except OSError:
+        machine = ""
+    digest = hashlib.sha256(f"{machine} {network}".encode()).hexdigest()
+    return "52:54:00:" + ":".join(digest[i : i + 2] for i in (0, 2, 4))
+
+
+def up(environment: Mapping[str, str]) -> list[str]:
+    """Make the network's bridge and rules, or mend them; return what was done, for the journal.
+
+    Raises InvalidError, and HostError where a tool fails or the name belongs to another interface.
+    """
+    network = parse(environment)
+    bridge = network.bridge
+    done = []
+    made = not taps.exists(bridge)
+    if made:
+        taps.ip_batch([f"link add {bridge} type bridge stp_state 0 forward_delay 0"])
+        done.append(f"made the bridge {bridge}")
+    elif not os.path.isdir(f"{taps.SYS_NET}/{bridge}/bridge"):
+        raise HostError(f"network {network.name}: {bridge} is there, but it is no bridge")
+    elif taps.alias(bridge) not in ("", alias(network.name)):
+        raise HostError(f"network {network.name}: the bridge {bridge} is not qsysd's")
+    try:
+        taps.ip_batch(
+            [
+                # No IPv6 address by itself: the network is IPv4, the guests shall not reach the host past it.
+                f"link set dev {bridge} alias {alias(network.name)} addrgenmode none",
+                f"link set dev {bridge} address {mac(network.name)}",
+                f"address replace {network.gateway} brd + dev {bridge}",
+                *(f"address delete {other} dev {bridge}" for other in _addresses(bridge) - {network.gateway}),
+                f"link set dev {bridge} up",
+            ]
+        )
+        if network.kind == "nat":
+            _forward()
+        load(network.rules)
+    except BaseException:
+        if made and not ports(bridge):
+            taps.ip_batch([f"link delete dev {bridge}"])
+        raise
+    return done + _mend_ports(network)
+
+
+def down(environment: Mapping[str, str]) -> list[str]:
+    """Remove the network's bridge and rules, unless a VM uses them; return what was done, for the journal.
+
+    Raises InvalidError, and HostError where a tool fails.
+    """
+    network = parse(environment)
+    attached = ports(network.bridge)
+    if attached:
+        return [f"left the bridge {network.bridge} in place for {', '.join(attached)}"]
+    if taps.exists(network.bridge) and taps.alias(network.bridge) in ("", alias(network.name)):
+        taps.ip_batch([f"link delete dev {network.bridge}"])
+    name = table(network.name)
+    taps.nft(f"add table ip {name}\ndelete table ip {name}\n")
+    return [f"removed the bridge {network.bridge}"]
+
+
+def ports(bridge: str) -> list[str]:
+    """Return the interfaces that are on a bridge; none where there is no such bridge."""
+    try:
+        return sorted(os.listdir(f"{taps.SYS_NET}/{bridge}/brif"))
+    except OSError:
+        return []
+
+
+def load(path: str) -> None:
+    """Load a file of nftables rules as one transaction. Raises HostError with nft's own words."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            rules = file.read()
+    except OSError as error:
+        raise HostError(f"cannot read {path}: {error.strerror}", hint="qsysd render") from error
+    taps.nft(rules)
+
+
+def _forward() -> None:
+    """Switch IPv4 forwarding on. It stays on: others may have come to need it."""
+    with open(IP_FORWARD, encoding="ascii") as file:
+        if file.read().strip() != "0":
+            return
+    with open(IP_FORWARD, "w", encoding="ascii") as file:
+        file.write("1\n")
+
+
+def _addresses(bridge: str) -> set[str]:
+    """Return the IPv4 addresses of an interface, each with its prefix length."""
+    import json
+
+    found = json.loads(process.run(["ip", "-j", "-4", "address", "show", "dev", bridge]).stdout or "[]")
+    return {f"{info['local']}/{info['prefixlen']}" for link in found for info in link.get("addr_info", ())}
+
+
+def _mend_ports(network: Network) -> list[str]:
+    """Put back what VMs that run have lost: their place on a bridge that was deleted, their guards."""
+    mine = []
+    for text in taps.existing_taps().values():
+        known = taps.parse_alias(text)
+        if known and known[1].network == network.name:
+            mine.append(known[1])
+    guarded = taps.guarded()
+    bare = [port for port in mine if port.tap not in guarded]
+    attached = ports(network.bridge)
+    away = [port for port in mine if port.tap not in attached]
+    # The guards first, as in plug().
+    if bare:
+        taps.nft("".join(taps.guard(port) for port in bare))
+    if away:
+        taps.ip_batch([f"link set dev {port.tap} master {network.bridge} up" for port in away])
+    return [f"guarded {port.tap} again" for port in bare] + [f"put {port.tap} back" for port in away]

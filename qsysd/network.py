@@ -1,0 +1,250 @@
+"""Networks as qsysd plans them: free subnets, addresses, DHCP entries, and what blocks them on a host.
+
+The units do the work: `qsysd-network@NAME` (module `bridges`) and `qsysd-dhcp@NAME`, a dnsmasq that
+runs by itself. Here is what commands need besides. Manual: dnsmasq(8).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+from qsysd import paths, process, taps
+from qsysd.errors import HostError, InvalidError, QsysdError
+from qsysd.paths import Scope
+
+# The first address that a VM gets; those below are left for the gateway and for people.
+FIRST_HOST = 10
+RESOLV_CONF = "/etc/resolv.conf"
+# Seconds that dnsmasq has to take in a release before it counts as failed.
+RELEASE_TIMEOUT = 2.0
+
+
+def choose_subnet(taken: Iterable[str] = ()) -> str:
+    """Return a /24 that is free on this host; `taken` are the subnets of other defined networks.
+
+    Free is what neither an address, a route nor a DNS server of this host lies in.
+    Raises HostError when there is none.
+    """
+    used = [ipaddress.IPv4Network(subnet) for subnet in taken] + list(_subnets_in_use())
+    for candidate in _candidates():
+        if not any(candidate.overlaps(other) for other in used):
+            return str(candidate)
+    raise HostError("no subnet is free for a network on this host", hint="give the network's definition one")
+
+
+def _candidates() -> Iterator[ipaddress.IPv4Network]:
+    """Yield the subnets to try, the one that collides least first."""
+    for prefix, numbers in (("10.83", range(256)), ("172.30", range(256)), ("192.168", range(100, 256))):
+        for number in numbers:
+            yield ipaddress.IPv4Network(f"{prefix}.{number}.0/24")
+
+
+def _ip_json(*words: str) -> list[dict[str, Any]]:
+    """Return what `ip -j -4` answers."""
+    answer: list[dict[str, Any]] = json.loads(process.run(["ip", "-j", "-4", *words]).stdout or "[]")
+    return answer
+
+
+def _subnets_in_use() -> Iterator[ipaddress.IPv4Network]:
+    """Yield what this host's addresses, routes and DNS servers lie in; the default route is everything's."""
+    for link in _ip_json("address", "show"):
+        for info in link.get("addr_info", ()):
+            yield ipaddress.IPv4Network(f"{info['local']}/{info['prefixlen']}", strict=False)
+    for route in _ip_json("route", "show", "table", "all"):
+        # "default", or a route type before the destination in old versions of ip
+        destination = str(route.get("dst", "default"))
+        if destination not in ("default", "0.0.0.0/0"):
+            yield ipaddress.IPv4Network(destination, strict=False)
+    for server in name_servers():
+        if taps.is_address(server):
+            yield ipaddress.IPv4Network(server)
+
+
+def name_servers() -> list[str]:
+    """Return the host's DNS servers as resolv.conf(5) names them."""
+    try:
+        with open(RESOLV_CONF, encoding="utf-8", errors="replace") as file:
+            lines = [line.split() for line in file]
+    except OSError:
+        return []
+    return [words[1] for words in lines if len(words) > 1 and words[0] == "nameserver"]
+
+
+def gateway(subnet: str) -> str:
+    """Return the address of the bridge: the subnet's first."""
+    return str(ipaddress.IPv4Network(subnet)[1])
+
+
+def allocate(subnet: str, taken: Iterable[str], name: str = "") -> str:
+    """Return the lowest address of the subnet that is not `taken`, for the VM `name`.
+
+    It is written into the definition, and kept from then on. Raises HostError when none is free.
+    """
+    block = ipaddress.IPv4Network(subnet)
+    used = {ipaddress.IPv4Address(address) for address in taken} | {block[1]}
+    # A subnet too small for the usual start is used from its beginning.
+    first = FIRST_HOST if block.num_addresses > 2 * FIRST_HOST else 2
+    for number in range(first, block.num_addresses - 1):
+        if block[number] not in used:
+            return str(block[number])
+    whom = f" for {name}" if name else ""
+    raise HostError(f"no address is free in {subnet}{whom}", hint="delete a VM, or use another network")
+
+
+def _check(vm: str, mac: str, address: str) -> None:
+    """Raise InvalidError unless the values are what dnsmasq's files may hold."""
+    if not taps.NETWORK.fullmatch(vm):
+        raise InvalidError(f"not a VM's name: {vm!r}")
+    if not taps.MAC.fullmatch(mac):
+        raise InvalidError(f"not a MAC: {mac!r}")
+    if not taps.is_address(address):
+        raise InvalidError(f"not an IPv4 address: {address!r}")
+
+
+def write_host(scope: Scope, network: str, vm: str, mac: str, address: str) -> bool:
+    """Tell a network's DHCP service a VM's address; return whether it must be reloaded for that.
+
+    dnsmasq takes in a new file by itself; a changed one replaces nothing until it is reloaded.
+    Raises InvalidError on odd values.
+    """
+    _check(vm, mac, address)
+    path = scope.dhcp_host(network, vm)
+    line = f"{mac},{address},{vm}\n"
+    try:
+        with open(path, encoding="utf-8") as file:
+            before: str | None = file.read()
+    except FileNotFoundError:
+        before = None
+    if before == line:
+        return False
+    # dnsmasq passes over names that begin with a dot, and reads the file when it gets its name.
+    partial = os.path.join(os.path.dirname(path), f".{vm}.part")
+    os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+    with open(partial, "w", encoding="utf-8") as file:
+        # dnsmasq's own user reads it, whatever the caller's umask says.
+        os.fchmod(file.fileno(), 0o644)
+        file.write(line)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    return before is not None
+
+
+def remove_host(scope: Scope, network: str, vm: str) -> bool:
+    """Take a VM out of a network's DHCP service; return whether it must be reloaded for that."""
+    try:
+        os.unlink(scope.dhcp_host(network, vm))
+    except FileNotFoundError:
+        return False
+    return True
+
+
+class Lease(NamedTuple):
+    """An address that dnsmasq gave out; `expires` is in seconds since 1970."""
+
+    expires: int
+    mac: str
+    address: str
+    name: str
+
+
+def leases(scope: Scope, network: str) -> list[Lease]:
+    """Return a network's leases, as dnsmasq's lease file has them."""
+    try:
+        with open(scope.leases(network), encoding="utf-8", errors="replace") as file:
+            return [lease for lease in map(_parse_lease, file) if lease]
+    except FileNotFoundError:
+        return []
+
+
+def _parse_lease(line: str) -> Lease | None:
+    """Return the lease in a line of the lease file: `expires mac address name client-id`."""
+    words = line.split()
+    if len(words) < 4 or not words[0].isdigit() or not taps.is_address(words[2]):
+        return None
+    return Lease(int(words[0]), words[1], words[2], words[3])
+
+
+def release(scope: Scope, network: str, address: str, mac: str, *, running: bool) -> None:
+    """End a lease, so that the address is free for another MAC at once; quiet where there is none.
+
+    `running`: whether the network's dnsmasq runs. It keeps its leases in memory, and has to be told;
+    otherwise the lease file is edited. Raises HostError when dnsmasq does not let go.
+    """
+    _check("x", mac, address)
+    if not _has_lease(scope, network, address):
+        return
+    if not running:
+        _forget(scope, network, address)
+        return
+    process.run(["dhcp_release", paths.bridge(network), address, mac], timeout=10)
+    deadline = time.monotonic() + RELEASE_TIMEOUT
+    while _has_lease(scope, network, address):
+        if time.monotonic() > deadline:
+            raise HostError(
+                f"network {network}: the DHCP service keeps the lease of {address}",
+                hint=f"systemctl status {paths.dhcp_unit(network)}",
+            )
+        time.sleep(0.005)
+
+
+def _has_lease(scope: Scope, network: str, address: str) -> bool:
+    return any(lease.address == address for lease in leases(scope, network))
+
+
+def _forget(scope: Scope, network: str, address: str) -> None:
+    """Take an address out of the lease file of a dnsmasq that does not run.
+
+    The file is dnsmasq's user's, in a directory of theirs: it is changed in place, and no link is followed.
+    """
+    descriptor = os.open(scope.leases(network), os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    with open(descriptor, "r+", encoding="utf-8", errors="surrogateescape") as file:
+        lines = file.readlines()
+        file.seek(0)
+        file.truncate()
+        file.writelines(line for line in lines if line.split()[2:3] != [address])
+
+
+class Blocker(NamedTuple):
+    """Something on this host that keeps guests from the outside: what it is, and what to do."""
+
+    message: str
+    remedy: str
+
+
+def blockers(bridge: str = "qb-default") -> list[Blocker]:
+    """Return what else on this host blocks the guests of `bridge`; empty is good."""
+    found = []
+    try:
+        with open("/proc/sys/net/ipv4/ip_forward", encoding="ascii") as file:
+            if file.read().strip() == "0":
+                found.append(Blocker("IPv4 forwarding is off", "sysctl -w net.ipv4.ip_forward=1"))
+    except OSError:
+        pass
+    try:
+        found += _dropping_chains(bridge)
+    except QsysdError as error:
+        found.append(Blocker(f"cannot read the firewall: {error.message}", "run it as root"))
+    return found
+
+
+def _dropping_chains(bridge: str) -> Iterator[Blocker]:
+    """Yield the base chains of others that drop what they do not know."""
+    done = process.run(["nft", "-j", "list", "chains"], timeout=10)
+    chains = [item["chain"] for item in json.loads(done.stdout)["nftables"] if "chain" in item]
+    names = {chain["name"] for chain in chains}
+    for chain in chains:
+        if chain.get("policy") != "drop" or chain["table"].startswith("qsysd_"):
+            continue
+        where = f"{chain['family']} {chain['table']} {chain['name']}"
+        if chain.get("hook") == "forward" and chain["family"] in ("ip", "inet"):
+            if "DOCKER-USER" in names:
+                allow = "; ".join(f"iptables -I DOCKER-USER {way} {bridge} -j ACCEPT" for way in ("-i", "-o"))
+                yield Blocker(f"Docker drops what guests send ({where})", allow)
+            else:
+                yield Blocker(f"a firewall drops what guests send ({where})", f"let {bridge} in and out there")
