@@ -247,4 +247,4 @@ def _dropping_chains(bridge: str) -> Iterator[Blocker]:
                 allow = "; ".join(f"iptables -I DOCKER-USER {way} {bridge} -j ACCEPT" for way in ("-i", "-o"))
                 yield Blocker(f"Docker drops what guests send ({where})", allow)
             else:
-                yield Blocker(f"a firewall drops what guests send ({where})", f"let {bridge} in and out there")
+                yield Blocker(f"a firewall drops what guests send ({where})", f"let {bridge} pass there")

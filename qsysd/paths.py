@@ -73,7 +73,8 @@ class Scope:
         self.config_dir = os.path.join(root, "etc/qsysd")
         self.unit_dir = os.path.join(root, "etc/systemd/system")
         self.state_dir = os.path.join(root, "var/lib/qsysd")
-        self.runtime_dir = os.path.join(root, "run/qsysd")
+        self.runtime_root = os.path.join(root, "run")
+        self.runtime_dir = os.path.join(self.runtime_root, "qsysd")
 
         self.defaults_file = os.path.join(self.config_dir, "qsysd.yaml")
         self.definitions_dir = os.path.join(self.config_dir, "vms")
@@ -148,6 +149,13 @@ class Scope:
         """Return the socket of the serial console."""
         return os.path.join(self.socket_dir(vm), "console.sock")
 
+    def boot_file(self, what: str) -> str:
+        """Return where the sandbox shows QEMU the kernel or the initrd of direct kernel boot.
+
+        A constant name, so that no directory above the original needs to be open to QEMU's user.
+        """
+        return os.path.join(self.runtime_dir, "boot", what)
+
     def note(self, vm: str) -> str:
         """Return the note of the rendering that the unit started with."""
         return os.path.join(self.notes_dir, vm)
@@ -183,8 +191,8 @@ class Scope:
         return os.path.join(self.dhcp_hosts_dir(network), vm)
 
     def leases(self, network: str) -> str:
-        """Return dnsmasq's lease file."""
-        return os.path.join(self.network_dir(network), "leases")
+        """Return dnsmasq's lease file, in a directory that belongs to its user."""
+        return os.path.join(self.network_dir(network), "dhcp", "leases")
 
     # an image's files
 

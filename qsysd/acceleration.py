@@ -1,0 +1,91 @@
+"""Whether KVM truly runs a guest on this host: tried once, remembered until the host boots again.
+
+/dev/kvm may exist and be useless: nested hosts were seen where QEMU aborts on an MSR, or where a
+guest crawls or hangs. So a guest of 190 bytes is run to its end: it sets up page tables, enters long
+mode, counts to a million, asks for CPUID and leaves through QEMU's isa-debug-exit device. A host
+that does this in time, with the CPU model that VMs get, is worth its KVM.
+"""
+
+from __future__ import annotations
+
+import os
+
+from qsysd.paths import Scope
+
+# Assembled from (multiboot, loaded at 1 MiB):
+#         .long 0x1BADB002, 0x10000, -0x1BADC002       multiboot header, flat image
+#         .long 0x100000, 0x100000, 0, 0, entry
+# entry:  zero PML4, PDPT, PD at 2 MiB; map 4 GiB in 2 MiB pages
+#         cr4.PAE, cr3, EFER.LME, cr0.PG, lgdt, ljmp $8, $long
+# long:   movl $1000000, %ecx; 1: decl %ecx; jnz 1b
+#         cpuid; movb $0x2a, %al; outb %al, $0xf4      ends QEMU with status 0x2a << 1 | 1
+_GUEST = (
+    "ArCtGwAAAQD+T1HkAAAQAAAAEAAAAAAAAAAAACAAEAC/AAAgADHAuQAMAADzq8cFAAAgAAMQIADHBQAQIAADICAAvwAgIAC4gwAA"
+    "AIkHg8cIBQAAIABz9A8g4IPIIA8i4LgAACAADyLYuYAAAMAPMg0AAQAADzAPIMANAAAAgA8iwA8BFbgAEADqkAAQAAgAuUBCDwD/"
+    "yXX8D6KwKub09Ov9Zg8fRAAAAAAAAAAAAAAAAAAAAJogAA8AqAAQAA=="
+)
+_EXIT_STATUS = 0x2A << 1 | 1
+PROBE_TIMEOUT = 3.0  # seconds; a working KVM needs a tenth of one
+
+
+def probe() -> str | None:
+    """Run the guest under KVM. Return None when it worked, else why KVM is of no use here."""
+    import base64
+    import tempfile
+
+    from qsysd import process
+    from qsysd.errors import TimeoutExpired
+
+    if not os.path.exists("/dev/kvm"):
+        return "there is no /dev/kvm"
+    with tempfile.NamedTemporaryFile(prefix="qsysd-probe-") as kernel:
+        kernel.write(base64.b64decode(_GUEST))
+        kernel.flush()
+        try:
+            done = process.run(
+                [
+                    "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+                    "-machine", "q35", "-accel", "kvm", "-cpu", "host", "-m", "32", "-kernel", kernel.name,
+                    "-device", "isa-debug-exit,iobase=0xf4,iosize=4",
+                ],
+                timeout=PROBE_TIMEOUT,
+                check=False,
+            )  # fmt: skip
+        except TimeoutExpired:
+            return f"a guest of a million instructions did not end within {PROBE_TIMEOUT:g} s"
+    if done.returncode != _EXIT_STATUS:
+        return process.last_words(done.stderr) or f"QEMU ended with status {done.returncode}"
+    return None
+
+
+def ensure(scope: Scope, *, again: bool = False) -> None:
+    """Write the file that chooses the accelerator for VMs with `accel: auto`, if it is not there.
+
+    The file lies under /run and so lasts until the host boots again. VMs that start at the same time
+    wait for one probe. again: probe even if the file is there.
+    """
+    if os.path.exists(scope.acceleration_file) and not again:
+        return
+    import fcntl
+
+    os.makedirs(scope.runtime_dir, mode=0o755, exist_ok=True)
+    with open(f"{scope.acceleration_file}.lock", "w", encoding="ascii") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if os.path.exists(scope.acceleration_file) and not again:
+            return
+        reason = probe()
+        accel, cpu = ("tcg", "max") if reason else ("kvm", "host")
+        comment = f"# tcg: {reason}" if reason else "# kvm: it ran a guest"
+        partial = f"{scope.acceleration_file}.part"
+        with open(partial, "w", encoding="utf-8") as file:
+            file.write(f"{comment}\nQSYSD_ACCEL=-accel {accel}\nQSYSD_CPU=-cpu {cpu}\n")
+        os.rename(partial, scope.acceleration_file)
+
+
+def chosen(scope: Scope) -> tuple[str, str]:
+    """Return the accelerator for `accel: auto` on this host, and the reason. Probes if need be."""
+    ensure(scope)
+    with open(scope.acceleration_file, encoding="utf-8") as file:
+        first = file.readline()
+    accel, _, reason = first.removeprefix("# ").strip().partition(": ")
+    return accel, reason

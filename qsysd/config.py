@@ -1,0 +1,426 @@
+"""YAML → defaults → validation → spec, and back.
+
+All errors of a file are collected and raised together, each with file, line and path. Scalars are
+judged by the text that stands in the file and not by what YAML 1.1 would make of it, so that `no`,
+`0123` and `52:54:00:12:34:56` either mean what they say or are refused with the way to write them.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+from qsysd import values
+from qsysd.errors import InvalidError
+from qsysd.spec import NAME_RULE, Accel, Defaults, Disk, Kernel, NetworkKind, NetworkSpec, Nic, VMSpec, is_name
+
+T = TypeVar("T")
+
+MEMORY_MINIMUM_MIB = 16
+CPUS_MAXIMUM = 1024
+# What may stand in a path that is handed to systemd and QEMU: nothing that either gives a meaning to.
+_PLAIN_PATH = re.compile(r"/[A-Za-z0-9._/+@=~-]+")
+_MACHINE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_CPU = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+,=-]{0,255}")
+_IMAGE = re.compile(r"[a-z][a-z0-9.-]{0,62}")
+_USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
+_SSH_KEY = re.compile(r"(ssh|ecdsa|sk)-[A-Za-z0-9@.-]+ [A-Za-z0-9+/]+=*( [^\x00-\x1f\x7f]*)?")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+class Problems:
+    """What is wrong with a file, collected so that it can be shown whole."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.lines: list[tuple[int, str]] = []
+
+    def add(self, node: Any, path: str, message: str) -> None:
+        """Note a problem at a YAML node."""
+        line = node.start_mark.line + 1
+        where = f"{self.source}:{line}: " + (f"{path}: " if path else "")
+        self.lines.append((line, where + message))
+
+    def check(self) -> None:
+        """Raise InvalidError with every problem, in the order of the file, if there is any."""
+        if self.lines:
+            raise InvalidError(
+                "\n".join(text for _, text in sorted(self.lines)),
+                hint=f"correct {self.source} and try again; docs/definition.md lists every key",
+            )
+
+
+def _unknown(key: str, known: Iterable[str]) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(key, list(known), 1)
+    return f"unknown key {key!r}" + (f"; did you mean {close[0]!r}?" if close else "")
+
+
+class Section:
+    """A YAML mapping, read key by key; problems go to `problems`, and the default is returned then."""
+
+    def __init__(self, node: Any, path: str, problems: Problems, known: Iterable[str]) -> None:
+        self.node = node
+        self.path = path
+        self.problems = problems
+        self.items: dict[str, Any] = {}
+        known = list(known)
+        if node.id != "mapping":
+            problems.add(node, path, "must be a mapping of keys to values")
+            return
+        for key_node, value_node in node.value:
+            key = str(key_node.value)
+            if key not in known:
+                problems.add(key_node, path, _unknown(key, known))
+            elif key in self.items:
+                problems.add(key_node, path, f"the key {key!r} stands here twice")
+            else:
+                self.items[key] = value_node
+
+    def _where(self, key: str) -> str:
+        return f"{self.path}.{key}" if self.path else key
+
+    def present(self, key: str) -> bool:
+        """Return whether the key is there with a value."""
+        return key in self.items and not _is_null(self.items[key])
+
+    def value(self, key: str, convert: Callable[[Any], T], default: T) -> T:
+        """Return the converted value of a key; `convert` raises ValueError with a message for people."""
+        if not self.present(key):
+            return default
+        try:
+            return convert(self.items[key])
+        except ValueError as error:
+            self.problems.add(self.items[key], self._where(key), str(error))
+            return default
+
+    def required(self, key: str, convert: Callable[[Any], T], default: T) -> T:
+        """Like `value`, and a problem when the key is not there."""
+        if not self.present(key):
+            self.problems.add(self.node, self.path, f"the key {key!r} is missing")
+        return self.value(key, convert, default)
+
+    def each(self, key: str, convert: Callable[[Any, str], T]) -> tuple[T, ...]:
+        """Return the converted items of a list; `convert` also gets the item's path."""
+        if not self.present(key):
+            return ()
+        node = self.items[key]
+        if node.id != "sequence":
+            self.problems.add(node, self._where(key), "must be a list")
+            return ()
+        result = []
+        for index, item in enumerate(node.value):
+            where = f"{self._where(key)}[{index}]"
+            try:
+                result.append(convert(item, where))
+            except ValueError as error:
+                self.problems.add(item, where, str(error))
+        return tuple(result)
+
+
+def _is_null(node: Any) -> bool:
+    return bool(node.tag == "tag:yaml.org,2002:null")
+
+
+def _scalar(node: Any) -> str:
+    if node.id != "scalar":
+        raise ValueError("must be a single value, not a list or a mapping")
+    return str(node.value)
+
+
+def _text(node: Any) -> str:
+    """Return a string; refuse what YAML 1.1 takes for something else (no, 0123, 1e3, 12:30)."""
+    text = _scalar(node)
+    kind = node.tag.rpartition(":")[2]
+    if kind in ("bool", "int", "float", "timestamp"):
+        raise ValueError(f"{text} is a {kind} in YAML, not a text; write it in quotes: '{text}'")
+    if _CONTROL.search(text):
+        raise ValueError("control characters and line breaks are not allowed")
+    return text
+
+
+def _matching(rule: re.Pattern[str], what: str) -> Callable[[Any], str]:
+    def convert(node: Any) -> str:
+        text = _text(node)
+        if not rule.fullmatch(text):
+            raise ValueError(f"{text!r} is not {what}")
+        return text
+
+    return convert
+
+
+def _name(node: Any) -> str:
+    text = _text(node)
+    if not is_name(text):
+        raise ValueError(f"{text!r} is not a name; allowed is {NAME_RULE}")
+    return text
+
+
+def _integer(minimum: int, maximum: int) -> Callable[[Any], int]:
+    def convert(node: Any) -> int:
+        text = _scalar(node)
+        if re.fullmatch("0[0-9]+", text):
+            raise ValueError(f"{text} begins with a zero, which YAML reads as octal; write {text.lstrip('0') or '0'}")
+        if not re.fullmatch("[0-9]+", text):
+            raise ValueError(f"{text!r} is not a whole number")
+        if not minimum <= int(text) <= maximum:
+            raise ValueError(f"{text} is out of range; allowed is {minimum} to {maximum}")
+        return int(text)
+
+    return convert
+
+
+def _boolean(node: Any) -> bool:
+    text = _scalar(node)
+    if text not in ("true", "false"):
+        raise ValueError(f"{text!r} is neither true nor false")
+    return text == "true"
+
+
+def _memory_mib(node: Any) -> int:
+    size = values.parse_size(_scalar(node), default_unit="M")
+    if size < MEMORY_MINIMUM_MIB * 1024**2:
+        raise ValueError(f"{_scalar(node)} is too little memory; the least is {MEMORY_MINIMUM_MIB}M")
+    return size // 1024**2
+
+
+def _disk_size(node: Any) -> int:
+    size = values.parse_size(_scalar(node), default_unit="G")
+    if size < 1024**2:
+        raise ValueError(f"{_scalar(node)} is too small for a disk; the least is 1M")
+    return size
+
+
+def _duration(node: Any) -> int:
+    seconds = values.parse_duration(_scalar(node))
+    if not 1 <= seconds <= 24 * 3600:
+        raise ValueError("must be between 1s and 24h")
+    return seconds
+
+
+def _mac(node: Any) -> str:
+    text = _scalar(node).lower()
+    if not values.MAC.fullmatch(text):
+        raise ValueError(f"{text!r} is not a MAC address; write for example '52:54:00:12:34:56'")
+    if int(text[:2], 16) & 1:
+        raise ValueError(f"{text} is a multicast address, which no network card can have")
+    return text
+
+
+def _address(node: Any) -> str:
+    text = _text(node)
+    try:
+        return str(ipaddress.IPv4Address(text))
+    except ValueError as error:
+        raise ValueError(f"{text!r} is not an IPv4 address") from error
+
+
+def _subnet(node: Any) -> str:
+    text = _text(node)
+    try:
+        subnet = ipaddress.IPv4Network(text)
+    except ValueError as error:
+        raise ValueError(f"{text!r} is not an IPv4 subnet: {error}") from error
+    if not 16 <= subnet.prefixlen <= 28:
+        raise ValueError(f"{text} has no usable size; allowed is /16 to /28")
+    return str(subnet)
+
+
+def _plain_path(node: Any) -> str:
+    text = _text(node)
+    if not _PLAIN_PATH.fullmatch(text) or "/../" in f"{text}/":
+        raise ValueError(
+            f"{text!r} is not a plain absolute path: letters, digits and . _ / + @ = ~ - only"
+        )
+    return text
+
+
+def _choice(enum: type[T]) -> Callable[[Any], T]:
+    def convert(node: Any) -> T:
+        text = _scalar(node)
+        allowed = [str(member.value) for member in enum]  # type: ignore[attr-defined]
+        if text not in allowed:
+            raise ValueError(f"{text!r} is not one of {', '.join(allowed)}")
+        return enum(text)  # type: ignore[call-arg]
+
+    return convert
+
+
+def _parse(text: str, source: str) -> Any:
+    """Return the root node of a YAML text. Raises InvalidError with the parser's own words."""
+    import yaml
+
+    try:
+        node = yaml.compose(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        words = getattr(error, "problem", None) or str(error)
+        raise InvalidError(f"{source}{line}: not valid YAML: {words}", hint=f"correct {source}") from error
+    if node is None:
+        raise InvalidError(f"{source}: the file is empty", hint="examples/ has definitions to start from")
+    return node
+
+
+VM_KEYS = (
+    "name", "uuid", "machine", "memory", "cpus", "cpu", "accel", "image", "disks", "nics", "kernel", "initrd",
+    "append", "seed", "user", "ssh_keys", "depends_on", "stop_timeout", "qemu_args",
+)  # fmt: skip
+
+
+def parse_vm(text: str, source: str, *, name: str | None = None, defaults: Defaults | None = None) -> VMSpec:
+    """Return the spec of a VM's definition.
+
+    source: the file's name, for messages. name: what the file's name says, when it must agree.
+    Keys that are missing come from `defaults`; `uuid` and `machine` must be there once a VM is made
+    and are empty strings until then. Raises InvalidError with all problems.
+    """
+    defaults = defaults or Defaults()
+    problems = Problems(source)
+    root = Section(_parse(text, source), "", problems, VM_KEYS)
+
+    def disk(node: Any, path: str) -> Disk:
+        return Disk(size=Section(node, path, problems, ("size",)).value("size", _disk_size, None))
+
+    def nic(node: Any, path: str) -> Nic:
+        section = Section(node, path, problems, ("network", "mac", "address"))
+        return Nic(
+            network=section.value("network", _name, defaults.network),
+            mac=section.value("mac", _mac, ""),
+            address=section.value("address", _address, None),
+        )
+
+    kernel = None
+    if root.present("kernel"):
+        kernel = Kernel(
+            path=root.value("kernel", _plain_path, ""),
+            initrd=root.value("initrd", _plain_path, None),
+            append=root.value("append", _text, ""),
+        )
+    else:
+        for key in ("initrd", "append"):
+            if root.present(key):
+                problems.add(root.items[key], key, "needs 'kernel' as well")
+
+    spec = VMSpec(
+        name=root.required("name", _name, name or "invalid"),
+        uuid=root.value("uuid", _matching(values.UUID, "a UUID"), ""),
+        machine=root.value("machine", _matching(_MACHINE, "a machine type"), ""),
+        memory_mib=root.value("memory", _memory_mib, defaults.memory_mib),
+        cpus=root.value("cpus", _integer(1, CPUS_MAXIMUM), defaults.cpus),
+        cpu=root.value("cpu", _matching(_CPU, "a CPU model"), None),
+        accel=root.value("accel", _choice(Accel), defaults.accel),
+        image=root.value("image", _matching(_IMAGE, "an image name"), None),
+        disks=root.each("disks", disk),
+        nics=root.each("nics", nic),
+        kernel=kernel,
+        seed=root.value("seed", _boolean, root.present("image")),
+        user=root.value("user", _matching(_USER, "a user name"), None),
+        ssh_keys=root.each("ssh_keys", lambda node, _: _matching(_SSH_KEY, "an ssh public key")(node)),
+        depends_on=root.each("depends_on", lambda node, _: _name(node)),
+        stop_timeout=root.value("stop_timeout", _duration, defaults.stop_timeout),
+        qemu_args=root.each("qemu_args", lambda node, _: _text(node)),
+    )
+    _check_vm(spec, root, problems, name)
+    problems.check()
+    return spec
+
+
+def _check_vm(spec: VMSpec, root: Section, problems: Problems, name: str | None) -> None:
+    """Note what no single key can tell."""
+    if name is not None and spec.name != name:
+        problems.add(root.items.get("name", root.node), "name", f"{spec.name!r} is not the file's name, {name!r}")
+    if spec.name in spec.depends_on:
+        problems.add(root.items["depends_on"], "depends_on", "a VM cannot depend on itself")
+    if spec.image is None and not spec.disks and spec.kernel is None and root.items:
+        problems.add(root.node, "", "nothing to boot from: give 'image', 'kernel' or 'disks'")
+    macs = [nic.mac for nic in spec.nics if nic.mac]
+    if len(set(macs)) != len(macs):
+        problems.add(root.items["nics"], "nics", "two network cards have the same MAC address")
+
+
+def parse_network(text: str, source: str, *, name: str | None = None) -> NetworkSpec:
+    """Return the spec of a network's definition. Raises InvalidError with all problems."""
+    problems = Problems(source)
+    root = Section(_parse(text, source), "", problems, ("name", "kind", "subnet"))
+    spec = NetworkSpec(
+        name=root.required("name", _name, name or "invalid"),
+        kind=root.value("kind", _choice(NetworkKind), NetworkKind.NAT),
+        subnet=root.required("subnet", _subnet, ""),
+    )
+    if name is not None and spec.name != name:
+        problems.add(root.items.get("name", root.node), "name", f"{spec.name!r} is not the file's name, {name!r}")
+    problems.check()
+    return spec
+
+
+def parse_defaults(text: str, source: str) -> Defaults:
+    """Return the host's defaults; a file of comments only is fine. Raises InvalidError."""
+    if not re.sub(r"(?m)^\s*(#.*)?$", "", text).strip():
+        return Defaults()
+    problems = Problems(source)
+    keys = ("accel", "memory", "cpus", "disk_size", "network", "stop_timeout")
+    root = Section(_parse(text, source), "", problems, keys)
+    plain = Defaults()
+    defaults = Defaults(
+        accel=root.value("accel", _choice(Accel), plain.accel),
+        memory_mib=root.value("memory", _memory_mib, plain.memory_mib),
+        cpus=root.value("cpus", _integer(1, CPUS_MAXIMUM), plain.cpus),
+        disk_size=root.value("disk_size", _disk_size, plain.disk_size),
+        network=root.value("network", _name, plain.network),
+        stop_timeout=root.value("stop_timeout", _duration, plain.stop_timeout),
+    )
+    problems.check()
+    return defaults
+
+
+def dump_vm(spec: VMSpec) -> str:
+    """Return the definition of a VM, with what it has and without what it lacks."""
+    document: dict[str, Any] = {
+        "name": spec.name,
+        "uuid": spec.uuid,
+        "machine": spec.machine,
+        "memory": values.format_size(spec.memory_mib * 1024**2),
+        "cpus": spec.cpus,
+        "cpu": spec.cpu,
+        "accel": spec.accel.value,
+        "image": spec.image,
+        "disks": [{"size": values.format_size(disk.size)} if disk.size else {} for disk in spec.disks],
+        "nics": [
+            {"network": nic.network, "mac": nic.mac, **({"address": nic.address} if nic.address else {})}
+            for nic in spec.nics
+        ],
+        "kernel": spec.kernel.path if spec.kernel else None,
+        "initrd": spec.kernel.initrd if spec.kernel else None,
+        "append": spec.kernel.append if spec.kernel else None,
+        "seed": spec.seed,
+        "user": spec.user,
+        "ssh_keys": list(spec.ssh_keys),
+        "depends_on": list(spec.depends_on),
+        "stop_timeout": f"{spec.stop_timeout}s",
+        "qemu_args": list(spec.qemu_args),
+    }
+    return dump({key: value for key, value in document.items() if value not in (None, [], "")})
+
+
+def dump_network(spec: NetworkSpec) -> str:
+    """Return the definition of a network."""
+    return dump({"name": spec.name, "kind": spec.kind.value, "subnet": spec.subnet})
+
+
+def dump(document: Mapping[str, Any]) -> str:
+    """Return a document as YAML, in the order of its keys."""
+    import yaml
+
+    text: str = yaml.dump(
+        dict(document),
+        Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper),
+        sort_keys=False,
+        default_flow_style=False,
+        allow_unicode=True,
+        width=1000,
+    )
+    return text

@@ -1,0 +1,288 @@
+"""What the units call: before start, wait for QMP, stop, clean up, and a network's bridge.
+
+    ExecStartPre=+  before-start VM   as root: the VM's directory to its uid, TAPs with their guards
+    ExecStartPost=  ready VM          as the VM's user: success only when QEMU answers QMP
+    ExecStop=       stop VM           as the VM's user: power button, again and again, at last `quit`
+    ExecStopPost=+  after-stop VM     as root: TAPs away, the VM's directory back to root
+                    network-up NET, network-down NET, recover
+
+It imports only the lowest floors, reads no YAML, and is installed as a copy of its own outside the
+package, so that a VM can be stopped after the package is gone. All it needs is in the unit's
+environment, which it checks like any untrusted input.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+import time
+
+from qsysd.errors import HostError, InvalidError, QsysdError, TimeoutExpired
+from qsysd.paths import Scope
+
+# Read by type checkers only: importing typing takes longer than the rest of this module.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from qsysd.qmp import Monitor
+
+READY_TIMEOUT = 60.0  # seconds until QEMU must answer; a host under load takes its time
+PRESS_INTERVAL = 2.0  # seconds between two presses of the power button
+QUIT_TIMEOUT = 10.0  # seconds that QEMU has to flush its disks and go
+POLL_INTERVAL = 0.002  # seconds between two looks for a socket that QEMU is about to make
+
+
+def say(message: str) -> None:
+    """Write a line to the unit's journal."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def setting(name: str, pattern: str) -> str:
+    """Return a variable of the unit's environment that matches `pattern` whole. Raises InvalidError."""
+    import re
+
+    value = os.environ.get(name, "")
+    if not re.fullmatch(pattern, value):
+        raise InvalidError(f"{name} is {value!r} in the environment file", hint="qsysd render")
+    return value
+
+
+def main_pid() -> int | None:
+    """Return QEMU's process id, as systemd gives it to ExecStartPost and ExecStop."""
+    value = os.environ.get("MAINPID", "")
+    return int(value) if value.isdigit() else None
+
+
+class Qemu:
+    """The unit's main process, held by a descriptor so that its number cannot be taken by another."""
+
+    def __init__(self, pid: int) -> None:
+        self.descriptor: int | None
+        try:
+            self.descriptor = os.pidfd_open(pid)
+        except ProcessLookupError:
+            self.descriptor = None
+
+    def gone(self, timeout: float) -> bool:
+        """Return whether the process has ended, after at most `timeout` seconds."""
+        if self.descriptor is None:
+            return True
+        poll = select.poll()
+        poll.register(self.descriptor, select.POLLIN)
+        return bool(poll.poll(max(0, int(timeout * 1000))))
+
+
+# before start
+
+
+def own(directory: str, uid: int, gid: int) -> None:
+    """Hand a VM's directory and the regular files in it to a user.
+
+    The directory may hold whatever a broken-out QEMU left there, so nothing is followed: symlinks,
+    devices and files with a second name are refused. Raises HostError.
+    """
+    import stat
+
+    try:
+        root = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise HostError(f"{directory}: {error.strerror}", hint="qsysd doctor") from error
+    try:
+        for name in os.listdir(root):
+            try:
+                file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=root)
+            except OSError as error:
+                raise HostError(f"{directory}/{name}: {error.strerror}") from error
+            try:
+                status = os.fstat(file)
+                if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+                    raise HostError(
+                        f"{directory}/{name} is not a plain file of one name",
+                        hint="a VM's directory holds only its own files; move it away",
+                    )
+                os.fchown(file, uid, gid)
+            finally:
+                os.close(file)
+        os.fchown(root, uid, gid)
+        os.fchmod(root, 0o700)
+    finally:
+        os.close(root)
+
+
+def check_readable() -> None:
+    """Raise HostError where kernel or initrd cannot be read by QEMU's user."""
+    for path in filter(None, os.environ.get("QSYSD_READ_FILES", "").split(":")):
+        try:
+            mode = os.stat(path).st_mode
+        except OSError as error:
+            raise HostError(f"{path}: {error.strerror}") from error
+        if not mode & 0o004:
+            raise HostError(f"{path} cannot be read by the VM's user", hint=f"chmod o+r {path}")
+
+
+def note_start(scope: Scope, vm: str) -> None:
+    """Keep the digest of the rendering that the VM starts with, for `status` to compare."""
+    digest = setting("QSYSD_DIGEST", "[0-9a-f]{16}")
+    os.makedirs(scope.notes_dir, mode=0o755, exist_ok=True)
+    with open(scope.note(vm), "w", encoding="ascii") as file:
+        file.write(digest + "\n")
+
+
+def before_start(scope: Scope, vm: str) -> None:
+    """Make ready, as root, what QEMU may not make itself."""
+    from qsysd import acceleration, taps
+
+    ports = taps.parse_ports(os.environ.get("QSYSD_NICS", ""))
+    if "QSYSD_ACCEL" not in os.environ:
+        acceleration.ensure(scope)
+    check_readable()
+    # systemd made the unit's RuntimeDirectory for the uid that it chose for this start
+    user = os.stat(scope.socket_dir(vm))
+    own(scope.vm_dir(vm), user.st_uid, user.st_gid)
+    taps.plug(ports, user.st_uid)
+    note_start(scope, vm)
+
+
+def after_stop(scope: Scope, vm: str) -> None:
+    """Take away, as root, what was made ready; quiet when nothing is there."""
+    from qsysd import taps
+
+    taps.unplug(taps.parse_ports(os.environ.get("QSYSD_NICS", "")))
+    if os.path.isdir(scope.vm_dir(vm)):
+        own(scope.vm_dir(vm), 0, 0)
+    if os.path.exists(scope.note(vm)):
+        os.unlink(scope.note(vm))
+
+
+# ready
+
+
+def ready(scope: Scope, vm: str) -> None:
+    """Return when QEMU answers QMP. Raises QsysdError when it ends first, TimeoutExpired when it does not."""
+    from qsysd.qmp import Monitor, MonitorError, MonitorGone
+
+    pid = main_pid()
+    if pid is None:
+        raise QsysdError("QEMU has already ended")
+    qemu = Qemu(pid)
+    path = scope.monitor(vm, "ready")
+    deadline = time.monotonic() + READY_TIMEOUT
+    while time.monotonic() < deadline:
+        if qemu.gone(POLL_INTERVAL):
+            raise QsysdError("QEMU ended before it answered; its own words stand above")
+        if not os.path.exists(path):
+            continue
+        try:
+            # The greeting comes from a thread of its own; a reply shows that QEMU's main loop runs.
+            with Monitor(path, timeout=max(0.1, deadline - time.monotonic())) as monitor:
+                monitor.execute("query-status")
+            return
+        except MonitorGone:
+            continue  # the socket exists a moment before it listens
+        except MonitorError as error:
+            raise QsysdError(f"QEMU does not answer: {error}") from error
+    raise TimeoutExpired(f"QEMU made no monitor socket within {READY_TIMEOUT:.0f} s")
+
+
+# stop
+
+
+def connect(scope: Scope, vm: str) -> Monitor | None:
+    """Return a monitor that answers, the stop path's own first, or None."""
+    from qsysd.qmp import Monitor, MonitorError
+
+    for purpose in ("stop", "ready", "cli"):
+        try:
+            return Monitor(scope.monitor(vm, purpose), timeout=1.0)
+        except MonitorError as error:
+            say(f"{error}")
+    return None
+
+
+def press(monitor: Monitor) -> None:
+    """Press the power button; a paused or sleeping guest is woken first, else it cannot hear it."""
+    status = monitor.execute("query-status")["status"]
+    if status in ("paused", "io-error", "prelaunch"):
+        monitor.execute("cont")
+    elif status == "suspended":
+        monitor.execute("system_wakeup")
+    monitor.execute("system_powerdown")
+
+
+def stop(scope: Scope, vm: str) -> None:
+    """Power the guest off and return when QEMU has ended; at the time-out let QEMU quit.
+
+    systemd also calls this after QEMU went by itself, without a MAINPID: then there is nothing to do.
+    """
+    pid = main_pid()
+    if pid is None:
+        return
+    qemu = Qemu(pid)
+    if qemu.gone(0):
+        return
+    from qsysd.qmp import MonitorError
+
+    timeout = int(setting("QSYSD_STOP_TIMEOUT", "[0-9]{1,6}"))
+    deadline = time.monotonic() + timeout
+    monitor: Monitor | None = None
+    while not qemu.gone(0) and time.monotonic() < deadline:
+        monitor = monitor or connect(scope, vm)
+        try:
+            if monitor:
+                press(monitor)
+        except MonitorError as error:
+            say(f"{error}")
+            monitor = None
+        # A press is lost while the guest boots: press again until it is off.
+        if qemu.gone(min(PRESS_INTERVAL, max(0.0, deadline - time.monotonic()))):
+            return
+    if qemu.gone(0):
+        return
+    say(f"the guest did not power off within {timeout} s; QEMU is told to quit")
+    monitor = monitor or connect(scope, vm)
+    if monitor:
+        try:
+            monitor.execute("quit")
+        except MonitorError as error:
+            say(f"{error}")
+        if qemu.gone(QUIT_TIMEOUT):
+            return
+    say("QEMU does not quit; systemd ends it")
+
+
+# networks and the host
+
+
+def network(scope: Scope, verb: str) -> None:
+    """Make or remove a network's bridge and rules."""
+    from qsysd import bridges
+
+    if verb == "network-up":
+        bridges.up(os.environ)
+    else:
+        bridges.down(os.environ)
+
+
+VERBS = {"before-start": before_start, "ready": ready, "stop": stop, "after-stop": after_stop}
+
+
+def main(arguments: list[str]) -> int:
+    """Run a verb of the helper and return its exit status."""
+    import re
+
+    if len(arguments) != 2 or not re.fullmatch("[a-z][a-z0-9-]{0,27}", arguments[1]):
+        say("usage: helper before-start|ready|stop|after-stop VM, network-up|network-down NETWORK")
+        return InvalidError.code
+    verb, name = arguments
+    scope = Scope()
+    try:
+        if verb in VERBS:
+            VERBS[verb](scope, name)
+        elif verb in ("network-up", "network-down"):
+            network(scope, verb)
+        else:
+            raise InvalidError(f"the helper has no verb {verb!r}")
+    except QsysdError as error:
+        say(f"{error.message}" + (f" ({error.hint})" if error.hint else ""))
+        return error.code
+    return 0

@@ -1,0 +1,300 @@
+"""Start, stop and the like: jobs of systemd for the unit, QMP for what is inside it.
+
+docs/states.md has the table of verbs and states; what is done for each is decided here.
+Each verb takes several VMs and works on them in parallel; one that fails does not hinder the others.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from qsysd import paths
+from qsysd.errors import NotFoundError, QsysdError, StateError, TimeoutExpired
+from qsysd.operations import journal, transaction
+from qsysd.operations.host import Host
+from qsysd.qmp import Monitor, MonitorError
+from qsysd.systemd import JobResult, UnitState
+
+START_TIMEOUT = 180.0  # seconds; the unit's own TimeoutStartSec is 120, and networks may come up before
+KILL_TIMEOUT = 5.0  # seconds that QEMU has to flush its disks after SIGTERM, before SIGKILL
+STOP_MARGIN = 10.0
+MONITOR_TIMEOUT = 5.0
+
+OFF = ("inactive", "failed")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a verb came to for one VM: `what` in words, or the error."""
+
+    name: str
+    what: str
+    error: QsysdError | None = None
+
+
+def _states(host: Host, names: Sequence[str]) -> dict[str, UnitState]:
+    """Return the unit states of VMs by VM name. Raises NotFoundError when one is not defined."""
+    for name in names:
+        if not host.store.exists(name):
+            host.store.require(name)
+    loaded = host.systemd.states([paths.unit(name) for name in names])
+    return {
+        name: loaded.get(paths.unit(name)) or UnitState(paths.unit(name), "not-loaded", "inactive", "dead", "")
+        for name in names
+    }
+
+
+def _prepare(host: Host, names: Sequence[str]) -> None:
+    """Make sure that a start counts as the first one, and uses what is on disk."""
+    units = [paths.unit(name) for name in names]
+    for unit in units:
+        host.systemd.reset_failed(unit)
+    host.systemd.refresh(units)
+
+
+def _ticker(host: Host, names: Sequence[str], what: str) -> Callable[[float], None]:
+    def tick(seconds: float) -> None:
+        host.tell(f"{', '.join(names)}: waiting for {what} ({seconds:.0f} s)")
+
+    return tick
+
+
+def start(host: Host, names: Sequence[str]) -> list[Outcome]:
+    """Start VMs; a VM has started when its QEMU answers QMP."""
+    host.require_root()
+    _recover(host)
+    with transaction.locked(host, names, exclusive=False):
+        states = _states(host, names)
+        running = [name for name in names if states[name].active == "active"]
+        outcomes = {name: Outcome(name, "already running") for name in running}
+        # systemd keeps a start waiting for the pause before a restart; a person does not want to wait.
+        pausing = [name for name in names if states[name].sub.startswith("auto-restart")]
+        rest = [name for name in names if name not in running and name not in pausing]
+        _prepare(host, [*rest, *pausing])
+        for method, group in (("StartUnit", rest), ("RestartUnit", pausing)):
+            outcomes |= _start_jobs(host, method, group, "started")
+    return [outcomes[name] for name in names]
+
+
+def _start_jobs(host: Host, method: str, names: Sequence[str], what: str) -> dict[str, Outcome]:
+    if not names:
+        return {}
+    results = host.systemd.run_jobs(
+        method,
+        [paths.unit(name) for name in names],
+        timeout=START_TIMEOUT,
+        tick=_ticker(host, names, "QEMU to answer"),
+    )
+    return {
+        name: Outcome(name, what) if result.done else Outcome(name, "", _start_error(host, name, result))
+        for name, result in zip(names, results, strict=True)
+    }
+
+
+def _start_error(host: Host, name: str, result: JobResult) -> QsysdError:
+    hint = f"qsysd logs {name}"
+    if result.result == "canceled":
+        return StateError(f"{name}: the start was canceled by another command")
+    if result.result == "waiting":
+        return TimeoutExpired(f"{name}: not started within {START_TIMEOUT:.0f} s", hint=hint)
+    words = journal.failure(host, paths.unit(name))
+    return QsysdError(f"{name} did not start: {words or f'systemd says {result.result}'}", hint=hint)
+
+
+def restart(host: Host, names: Sequence[str]) -> list[Outcome]:
+    """Stop VMs gracefully and start them again, with their definitions as they are now."""
+    host.require_root()
+    _recover(host)
+    with transaction.locked(host, names, exclusive=False):
+        _states(host, names)
+        _prepare(host, names)
+        outcomes = _start_jobs(host, "RestartUnit", names, "restarted")
+    return [outcomes[name] for name in names]
+
+
+def stop(host: Host, names: Sequence[str]) -> list[Outcome]:
+    """Power VMs off gracefully, and at each VM's own time-out by force."""
+    host.require_root()
+    _recover(host)
+    with transaction.locked(host, names, exclusive=False):
+        states = _states(host, names)
+        outcomes = {name: Outcome(name, "already off") for name in names if states[name].active in OFF}
+        rest = [name for name in names if name not in outcomes]
+        if rest:
+            results = host.systemd.run_jobs(
+                "StopUnit",
+                [paths.unit(name) for name in rest],
+                timeout=_stop_timeout(host, rest),
+                tick=_ticker(host, rest, "the guest to power off"),
+            )
+            for name, result in zip(rest, results, strict=True):
+                outcomes[name] = _stopped(name, result)
+    return [outcomes[name] for name in names]
+
+
+def _stop_timeout(host: Host, names: Sequence[str]) -> float:
+    """Return the seconds after which systemd has ended the slowest of these VMs for sure."""
+    longest = 0.0
+    for name in names:
+        microseconds = host.systemd.properties(paths.unit(name))["TimeoutStopUSec"]
+        # It counts for ExecStop, and again for SIGTERM and for SIGKILL.
+        longest = max(longest, 3 * microseconds / 1e6 + STOP_MARGIN)
+    return longest
+
+
+def _stopped(name: str, result: JobResult) -> Outcome:
+    if result.result == "canceled":
+        return Outcome(name, "", StateError(f"{name}: another command started it again before it was off"))
+    if not result.done:
+        return Outcome(
+            name, "", TimeoutExpired(f"{name}: systemd says {result.result}", hint=f"qsysd kill {name}")
+        )
+    return Outcome(name, "stopped")
+
+
+def kill(host: Host, names: Sequence[str]) -> list[Outcome]:
+    """Pull the plug: the guest notices nothing, QEMU flushes its disks if it still can."""
+    host.require_root()
+    with transaction.locked(host, names, exclusive=False):
+        states = _states(host, names)
+        power_off(host, names)
+    return [Outcome(name, "already off" if states[name].active in OFF else "killed") for name in names]
+
+
+def power_off(host: Host, names: Sequence[str]) -> None:
+    """Switch VMs off without their guests' consent; quiet for those that are off.
+
+    The job to stop comes first, so that systemd does not take the death for a crash. Raises
+    QsysdError when one cannot be ended.
+    """
+    units = [paths.unit(name) for name in names]
+    running = [state.name for state in host.systemd.states(units).values() if state.active not in OFF]
+    if not running:
+        return
+
+    def signal_all(number: int, who: str) -> None:
+        for unit in running:
+            # In the steps before and after QEMU there is no main process to signal.
+            with suppress(QsysdError):
+                host.systemd.kill(unit, number, who=who)
+
+    results = host.systemd.run_jobs(
+        "StopUnit", running, timeout=KILL_TIMEOUT, enqueued=lambda: signal_all(signal.SIGTERM, "main")
+    )
+    running = [result.unit for result in results if not result.done]
+    if running:
+        results = host.systemd.run_jobs(
+            "StopUnit", running, timeout=KILL_TIMEOUT, enqueued=lambda: signal_all(signal.SIGKILL, "all")
+        )
+    for result in results:
+        if not result.done:
+            raise QsysdError(f"{result.unit} cannot be ended", hint=f"systemctl status {result.unit}")
+    for unit in units:
+        host.systemd.reset_failed(unit)
+
+
+def _recover(host: Host) -> None:
+    # Imported here: delete imports this module, as it switches off what it removes.
+    from qsysd.operations.delete import recover
+
+    recover(host)
+
+
+# inside the VM
+
+
+def ask(host: Host, name: str, action: Callable[[Monitor], str]) -> Outcome:
+    """Do something over the monitor of a running VM."""
+    try:
+        state = _states(host, [name])[name]
+        if state.active != "active":
+            raise StateError(
+                f"{name} is not running (it is {describe(state)})",
+                hint=f"qsysd start {name}" if state.active in OFF else f"qsysd status {name}",
+            )
+        with Monitor(host.scope.monitor(name, "cli"), timeout=MONITOR_TIMEOUT) as monitor:
+            return Outcome(name, action(monitor))
+    except MonitorError as error:
+        return Outcome(name, "", QsysdError(f"{name}: {error.message}", hint=error.hint or f"qsysd logs {name}"))
+    except NotFoundError:
+        raise
+    except QsysdError as error:
+        return Outcome(name, "", error)
+
+
+def describe(state: UnitState) -> str:
+    """Return a unit's state in a word or two."""
+    if state.sub.startswith("auto-restart"):
+        return "between a crash and its restart"
+    return {"deactivating": "stopping", "activating": "starting", "inactive": "off"}.get(state.active, state.active)
+
+
+def _each(host: Host, names: Sequence[str], action: Callable[[Monitor], str]) -> list[Outcome]:
+    host.require_root()
+    for name in names:
+        if not host.store.exists(name):
+            host.store.require(name)
+    with transaction.locked(host, names, exclusive=False):
+        return [ask(host, name, action) for name in names]
+
+
+def pause(host: Host, names: Sequence[str]) -> list[Outcome]:
+    """Stop the guest's processors; its memory stays."""
+
+    def action(monitor: Monitor) -> str:
+        if monitor.execute("query-status")["status"] == "paused":
+            return "already paused"
+        monitor.execute("stop")
+        return "paused"
+
+    return _each(host, names, action)
+
+
+def resume(host: Host, names: Sequence[str]) -> list[Outcome]:
+    """Let a paused guest go on; after an I/O error the disk's request is tried again."""
+
+    def action(monitor: Monitor) -> str:
+        if monitor.execute("query-status")["status"] == "running":
+            return "already running"
+        monitor.execute("cont")
+        return "resumed"
+
+    return _each(host, names, action)
+
+
+def reset(host: Host, names: Sequence[str]) -> list[Outcome]:
+    """Press the reset button: the guest boots again without a shutdown."""
+
+    def action(monitor: Monitor) -> str:
+        monitor.execute("system_reset")
+        return "reset"
+
+    return _each(host, names, action)
+
+
+# at host boot
+
+
+def enable(host: Host, names: Sequence[str]) -> list[Outcome]:
+    """Start VMs at host boot from now on."""
+    return _enabling(host, names, "enabled")
+
+
+def disable(host: Host, names: Sequence[str]) -> list[Outcome]:
+    """Do not start VMs at host boot any more; one that runs goes on."""
+    return _enabling(host, names, "disabled")
+
+
+def _enabling(host: Host, names: Sequence[str], what: str) -> list[Outcome]:
+    host.require_root()
+    with transaction.locked(host, names):
+        _states(host, names)
+        units = [paths.unit(name) for name in names]
+        if what == "enabled":
+            host.systemd.enable(units)
+        else:
+            host.systemd.disable(units)
+    return [Outcome(name, what) for name in names]

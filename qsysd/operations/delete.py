@@ -1,0 +1,134 @@
+"""Remove a VM, whole: also what undoes a failed create and finishes a killed delete."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from contextlib import suppress
+
+from qsysd import network, paths, taps
+from qsysd.errors import QsysdError
+from qsysd.operations import transaction
+from qsysd.operations.control import power_off
+from qsysd.operations.host import Host
+from qsysd.store import read_text, remove
+
+
+def contents(host: Host, vm: str) -> list[str]:
+    """Return what deleting a VM will remove, for people to read before they agree.
+
+    Raises NotFoundError.
+    """
+    host.store.require(vm)
+    state = host.systemd.state(paths.unit(vm))
+    scope = host.scope
+    found = []
+    if state.active not in ("inactive", "failed"):
+        found.append(f"{state.name} runs: it is switched off, without a shutdown of the guest")
+    found.append(f"{scope.definition(vm)} and what was rendered from it")
+    if os.path.isdir(scope.vm_dir(vm)):
+        for entry in sorted(os.scandir(scope.vm_dir(vm)), key=lambda item: item.name):
+            found.append(f"{entry.path} ({_used(entry)})")
+    return found
+
+
+def _used(entry: os.DirEntry[str]) -> str:
+    from qsysd.values import human_size
+
+    return human_size(entry.stat(follow_symlinks=False).st_blocks * 512)
+
+
+def foreign_drop_ins(host: Host, vm: str) -> list[str]:
+    """Return a person's own drop-ins of a VM, which stay."""
+    directory = host.scope.drop_in_dir(vm)
+    with suppress(FileNotFoundError):
+        return [
+            os.path.join(directory, name)
+            for name in sorted(os.listdir(directory))
+            if name != os.path.basename(host.scope.drop_in(vm))
+        ]
+    return []
+
+
+def delete(host: Host, names: Sequence[str]) -> list[str]:
+    """Delete VMs with their disks; return the paths of a person's own drop-ins, which stay.
+
+    Raises NotFoundError before anything is touched when one of them does not exist.
+    """
+    host.require_root()
+    recover(host)
+    with transaction.locked(host, names):
+        for name in names:
+            host.store.require(name)
+        kept = [path for name in names for path in foreign_drop_ins(host, name)]
+        for name in names:
+            # A delete that fails half-way is not put together again: the note stays, and the next
+            # command goes on with it.
+            transaction.begin(host, name, "delete")
+        remove_everything(host, names)
+        for name in names:
+            transaction.end(host, name)
+    return kept
+
+
+def remove_everything(host: Host, names: Sequence[str]) -> None:
+    """Remove all that belongs to VMs, whatever part of it is there."""
+    scope = host.scope
+    units = [paths.unit(name) for name in names]
+    host.systemd.disable(units)
+    power_off(host, names)
+    reload: set[str] = set()
+    for name in names:
+        reload |= _forget_addresses(host, name)
+        _remove_taps(name)
+        for path in (scope.note(name), scope.known_hosts(name)):
+            remove(path)
+        if os.path.lexists(scope.vm_dir(name)):
+            shutil.rmtree(scope.vm_dir(name))
+        host.store.remove(name)
+    for unit in units:
+        host.systemd.reset_failed(unit)
+    host.systemd.refresh(units)
+    for name in sorted(reload):
+        _reload_dhcp(host, name)
+
+
+def _remove_taps(vm: str) -> None:
+    """Remove TAPs that a unit left: its last step was killed, or never ran."""
+    left = [found[1] for alias in taps.existing_taps().values() if (found := taps.parse_alias(alias)) and found[0] == vm]
+    taps.unplug(left)
+
+
+def _forget_addresses(host: Host, vm: str) -> set[str]:
+    """Take a VM's host entries and leases out of its networks; return those networks."""
+    found: set[str] = set()
+    for name in host.store.network_names():
+        entry = read_text(host.scope.dhcp_host(name, vm))
+        if entry is None:
+            continue
+        found.add(name)
+        running = host.systemd.state(paths.dhcp_unit(name)).active == "active"
+        for line in entry.splitlines():
+            mac, address, _ = line.split(",")
+            network.release(host.scope, name, address, mac, running=running)
+        network.remove_host(host.scope, name, vm)
+    return found
+
+
+def _reload_dhcp(host: Host, name: str) -> None:
+    """Let dnsmasq forget an entry: it takes in new ones by itself, but drops none."""
+    unit = paths.dhcp_unit(name)
+    if host.systemd.state(unit).active == "active":
+        results = host.systemd.run_jobs("ReloadUnit", [unit], timeout=10)
+        if not all(result.done for result in results):
+            raise QsysdError(f"network {name}: the DHCP service cannot be reloaded", hint=f"systemctl status {unit}")
+
+
+def recover(host: Host) -> None:
+    """Bring to an end what killed commands left; every changing command begins with it."""
+    if not os.path.isdir(host.scope.intents_dir):
+        return
+    for found in transaction.recover(host, lambda vm: remove_everything(host, [vm])):
+        host.tell(f"{found.vm}: a {found.verb} was killed; what it left has been removed")
+    host.images.clean_partials()

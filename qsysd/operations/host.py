@@ -1,0 +1,57 @@
+"""The parts of one host that operations work with, each made when it is first used."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from qsysd.errors import QsysdError
+from qsysd.paths import Scope
+
+if TYPE_CHECKING:
+    from qsysd.images import Images
+    from qsysd.store import Store
+    from qsysd.systemd import Systemd
+
+Tell = Callable[[str], None]
+
+
+def silent(message: str) -> None:
+    """Tell nobody."""
+    del message
+
+
+class Host:
+    """One scope of one host. `tell` gets a line of progress or a warning for the person at the command."""
+
+    def __init__(self, scope: Scope | None = None, *, tell: Tell = silent) -> None:
+        self.scope = scope or Scope()
+        self.tell = tell
+
+    @cached_property
+    def systemd(self) -> Systemd:
+        """systemd, over D-Bus."""
+        from qsysd.systemd import Systemd
+
+        return Systemd()
+
+    @cached_property
+    def store(self) -> Store:
+        """The definitions."""
+        from qsysd.store import Store
+
+        return Store(self.scope)
+
+    @cached_property
+    def images(self) -> Images:
+        """The base images."""
+        from qsysd.images import Images
+
+        return Images(self.scope)
+
+    def require_root(self) -> None:
+        """Raise QsysdError for anybody but root, before anything was tried."""
+        if os.geteuid() != 0:
+            raise QsysdError("this needs root", hint="run it with sudo, or as root")

@@ -1,0 +1,175 @@
+"""QMP, the door into a running QEMU (docs/interop/qmp-spec.rst in QEMU's sources).
+
+    MonitorError
+     ├─ MonitorGone      no QEMU answers at this socket: not there, refused, or closed on us
+     ├─ MonitorBusy      connected, but no greeting came: a socket serves one client at a time
+     ├─ MonitorTimeout   connected and greeted, but a reply did not come in time
+     └─ CommandRefused   QEMU answered a command with an error; `kind` and `description` hold it
+
+Each command carries an id and its reply is matched by it; events that arrive in between are kept in
+`events`. Every read has a deadline. A connect that fails leaves no socket open.
+
+The helper that a unit calls at each start and stop imports this, so it stays small.
+"""
+
+from __future__ import annotations
+
+import json
+import select
+import socket
+import time
+
+from qsysd.errors import QsysdError
+
+# Read by type checkers only: importing typing takes long for a helper that runs at each start and stop.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+# A reply that is longer than this is not one of QEMU's; guests cannot make it longer either.
+LINE_MAX = 16 * 1024 * 1024
+
+
+class MonitorError(QsysdError):
+    """The monitor could not be used."""
+
+
+class MonitorGone(MonitorError):
+    """Nothing listens at the socket, or QEMU closed the connection."""
+
+
+class MonitorBusy(MonitorError):
+    """No greeting within the deadline: another client holds the monitor, or QEMU hangs."""
+
+
+class MonitorTimeout(MonitorError):
+    """A reply did not come within the deadline."""
+
+
+class CommandRefused(MonitorError):
+    """QEMU answered with an error: `kind` is its class, `description` its words."""
+
+    def __init__(self, command: str, kind: str, description: str) -> None:
+        super().__init__(f"{command}: {description}")
+        self.kind = kind
+        self.description = description
+
+
+class Monitor:
+    """A connection to one monitor socket, as a context manager.
+
+    Connects, reads the greeting and leaves the negotiation mode before the constructor returns.
+
+    path: the UNIX socket. timeout: seconds for connecting, and for each command unless it names its own.
+    Raises MonitorGone, MonitorBusy, MonitorTimeout.
+    """
+
+    def __init__(self, path: str, *, timeout: float = 5.0) -> None:
+        self.path = path
+        self.timeout = timeout
+        self.events: list[dict[str, Any]] = []
+        self._buffer = b""
+        self._last_id = 0
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        try:
+            self._negotiate(time.monotonic() + timeout)
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def _negotiate(self, deadline: float) -> None:
+        self._socket.settimeout(max(0.001, deadline - time.monotonic()))
+        try:
+            self._socket.connect(self.path)
+        except TimeoutError as error:
+            raise MonitorBusy(f"the monitor {self.path} is busy") from error
+        except OSError as error:
+            raise MonitorGone(f"no monitor at {self.path}: {error.strerror or error}") from error
+        try:
+            greeting = self._read(deadline)
+        except MonitorTimeout as error:
+            raise MonitorBusy(
+                f"the monitor {self.path} gave no greeting: another client holds it, or QEMU hangs"
+            ) from error
+        if "QMP" not in greeting:
+            raise MonitorGone(f"{self.path} does not speak QMP")
+        self.execute("qmp_capabilities", timeout=max(0.001, deadline - time.monotonic()))
+
+    def __enter__(self) -> Monitor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection; the socket is free for the next client."""
+        self._socket.close()
+
+    def fileno(self) -> int:
+        """Return the descriptor, for select(2): readable means an event or the end."""
+        return self._socket.fileno()
+
+    def execute(self, command: str, *, timeout: float | None = None, **arguments: Any) -> Any:
+        """Run a command and return the value of its reply.
+
+        timeout: seconds. Raises CommandRefused, MonitorTimeout, MonitorGone.
+        """
+        self._last_id += 1
+        message: dict[str, Any] = {"execute": command, "id": self._last_id}
+        if arguments:
+            message["arguments"] = arguments
+        deadline = time.monotonic() + (self.timeout if timeout is None else timeout)
+        try:
+            self._socket.settimeout(max(0.001, deadline - time.monotonic()))
+            self._socket.sendall(json.dumps(message).encode() + b"\n")
+        except TimeoutError as error:
+            raise MonitorTimeout(f"{command}: QEMU does not read its monitor") from error
+        except OSError as error:
+            raise MonitorGone(f"{command}: QEMU closed the monitor") from error
+        while True:
+            try:
+                reply = self._read(deadline)
+            except MonitorTimeout as error:
+                raise MonitorTimeout(f"{command}: no answer from QEMU in time") from error
+            if "event" in reply:
+                self.events.append(reply)
+            elif reply.get("id") == self._last_id:
+                if "error" in reply:
+                    raise CommandRefused(command, reply["error"]["class"], reply["error"]["desc"])
+                return reply.get("return")
+
+    def wait_event(self, *names: str, timeout: float) -> dict[str, Any]:
+        """Return the first event with one of these names, an already received one included.
+
+        timeout: seconds. Raises MonitorTimeout, MonitorGone.
+        """
+        deadline = time.monotonic() + timeout
+        while True:
+            for index, event in enumerate(self.events):
+                if event["event"] in names:
+                    return self.events.pop(index)
+            message = self._read(deadline)
+            if "event" in message:
+                self.events.append(message)
+
+    def _read(self, deadline: float) -> dict[str, Any]:
+        """Return the next message. Raises MonitorTimeout, MonitorGone."""
+        while b"\n" not in self._buffer:
+            left = deadline - time.monotonic()
+            if left <= 0 or not select.select([self._socket], [], [], left)[0]:
+                raise MonitorTimeout(f"no answer at {self.path} in time")
+            try:
+                chunk = self._socket.recv(65536)
+            except OSError as error:
+                raise MonitorGone(f"QEMU closed the monitor {self.path}") from error
+            if not chunk or len(self._buffer) > LINE_MAX:
+                raise MonitorGone(f"QEMU closed the monitor {self.path}")
+            self._buffer += chunk
+        line, self._buffer = self._buffer.split(b"\n", 1)
+        try:
+            message = json.loads(line)
+        except ValueError as error:
+            raise MonitorGone(f"{self.path} does not speak QMP") from error
+        if not isinstance(message, dict):
+            raise MonitorGone(f"{self.path} does not speak QMP")
+        return message

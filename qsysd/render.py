@@ -1,0 +1,162 @@
+"""Spec → the text of unit, drop-in and environment file. Writes nothing.
+
+The only user of jinja2. Whatever reaches a template goes through a filter that quotes it for its place:
+
+env_value   a value in an EnvironmentFile (systemd.exec(5): within "…" only \\" \\\\ \\` \\$ are special)
+words       an argument list as systemd splits an unbraced `$VARIABLE` (systemd.service(5), "Command lines")
+unit_value  a value in a unit file, where % begins a specifier
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jinja2
+
+from qsysd import paths, qemuargs, taps
+from qsysd.paths import Scope
+from qsysd.spec import Accel, NetworkSpec, VMSpec
+
+TEMPLATES = os.path.join(os.path.dirname(__file__), "templates")
+
+# Behind the VM's own time-out: QMP `quit` and its 10 s, and then systemd's SIGTERM.
+STOP_BACKSTOP = 30
+
+_PLAIN_WORD = re.compile(r"[A-Za-z0-9_./:=,@%+^-]+")
+_OPTION = re.compile(r"-[a-z]+")
+
+
+def env_value(value: object) -> str:
+    """Return a value as it stands behind `NAME=` in an EnvironmentFile."""
+    text = str(value)
+    if "\0" in text or re.search(r"[\x01-\x08\x0b-\x1f\x7f]", text):
+        raise ValueError("control characters cannot be written to an EnvironmentFile")
+    if re.fullmatch(r"[A-Za-z0-9_./:=,;@%+-]*", text):
+        return text
+    return '"' + re.sub(r'(["\\`$])', r"\\\1", text) + '"'
+
+
+def words(arguments: Iterable[str]) -> str:
+    """Return arguments so that systemd's splitting of `$VARIABLE` gives them back; an option a line."""
+    lines: list[str] = []
+    for argument in arguments:
+        if "\n" in argument:
+            raise ValueError("an argument cannot hold a line break")
+        if _PLAIN_WORD.fullmatch(argument):
+            word = argument
+        else:
+            word = '"' + re.sub(r'(["\\])', r"\\\1", argument) + '"'
+        if lines and not _OPTION.fullmatch(argument):
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return "\n".join(lines)
+
+
+def unit_value(value: str) -> str:
+    """Return a value for a unit file: specifiers are doubled."""
+    return value.replace("%", "%%")
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        undefined=jinja2.StrictUndefined,
+        autoescape=False,  # the output is no HTML; each place has its own filter
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update(env_value=env_value, words=words, unit_value=unit_value)
+    return environment
+
+
+def template(name: str, **variables: Any) -> str:
+    """Return the text of a template. Raises jinja2.UndefinedError when a variable is missing."""
+    return _environment().get_template(name).render(**variables)
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """What a VM's definition comes to on disk, and the digest that tells one rendering from another."""
+
+    environment: str
+    drop_in: str
+    digest: str
+
+
+def unit(scope: Scope, *, systemd_version: int, helper: Sequence[str], qemu: str) -> str:
+    """Return qemu-vm@.service. helper, qemu: the command and the program with absolute paths."""
+    return template(
+        "qemu-vm@.service.j2",
+        scope=scope,
+        systemd_version=systemd_version,
+        helper=" ".join(helper),
+        qemu=qemu,
+    )
+
+
+def ports(spec: VMSpec) -> list[taps.Port]:
+    """Return the TAPs that a VM's network cards need."""
+    return [
+        taps.Port(
+            tap=paths.tap(spec.name, index),
+            mac=nic.mac,
+            bridge=paths.bridge(nic.network),
+            network=nic.network,
+            address=nic.address,
+        )
+        for index, nic in enumerate(spec.nics)
+    ]
+
+
+def _ordering(spec: VMSpec) -> list[str]:
+    """Return the units that a VM wants, and starts after and stops before."""
+    names: list[str] = []
+    for network in dict.fromkeys(nic.network for nic in spec.nics):
+        names += [paths.network_unit(network), paths.dhcp_unit(network)]
+    return names + [paths.unit(other) for other in spec.depends_on]
+
+
+def vm(spec: VMSpec, scope: Scope) -> Rendered:
+    """Return the environment file and the drop-in of a VM."""
+    boot_files: list[tuple[str, str]] = []
+    if spec.kernel:
+        boot_files.append((spec.kernel.path, scope.boot_file("kernel")))
+        if spec.kernel.initrd:
+            boot_files.append((spec.kernel.initrd, scope.boot_file("initrd")))
+    drop_in = template(
+        "vm.conf.j2",
+        definition=scope.definition(spec.name),
+        unit=paths.unit(spec.name),
+        units=_ordering(spec),
+        stop_backstop=spec.stop_timeout + STOP_BACKSTOP,
+        boot_files=boot_files,
+    )
+    pinned = spec.accel is not Accel.AUTO
+    environment = template(
+        "vm.env.j2",
+        definition=scope.definition(spec.name),
+        name=spec.name,
+        nics=taps.format_ports(ports(spec)),
+        stop_timeout=spec.stop_timeout,
+        read_files=":".join(source for source, _ in boot_files),
+        memory_mib=spec.memory_mib,
+        cpus=spec.cpus,
+        image=spec.image or "",
+        accelerator=qemuargs.accelerator(spec.accel) if pinned else None,
+        processor=qemuargs.processor(spec.accel, spec.cpu) if pinned or spec.cpu else None,
+        qemu_args=qemuargs.build(spec, scope),
+    )
+    digest = hashlib.sha256((environment + drop_in).encode()).hexdigest()[:16]
+    return Rendered(environment=environment.replace("@DIGEST@", digest, 1), drop_in=drop_in, digest=digest)
+
+
+def network_files(spec: NetworkSpec, scope: Scope) -> dict[str, str]:
+    """Return the path and text of each file that is rendered from a network's definition."""
+    raise AssertionError(spec, scope)

@@ -1,0 +1,306 @@
+"""systemd over D-Bus (org.freedesktop.systemd1(5)): jobs, properties, enabling. The only user of pydbus.
+
+StartUnit and its like only enqueue a job. So JobRemoved is subscribed to first, then the call made,
+then the job's own path waited for: the signal can come before the reply. Every call has a deadline.
+No proxy objects: introspecting one costs more than any call made here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from qsysd.errors import HostError, NotFoundError, QsysdError, TimeoutExpired
+
+_NAME = "org.freedesktop.systemd1"
+_PATH = "/org/freedesktop/systemd1"
+_MANAGER = "org.freedesktop.systemd1.Manager"
+_UNIT = "org.freedesktop.systemd1.Unit"
+_SERVICE = "org.freedesktop.systemd1.Service"
+
+TICK = 2.0  # seconds of waiting until the first word about it
+CALL_TIMEOUT = 30.0  # seconds; PID 1 was seen busy for 2 s in a daemon-reload with 1000 units
+
+_HINTS = {
+    "org.freedesktop.DBus.Error.AccessDenied": "run it as root: sudo qsysd …",
+    "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired": "run it as root: sudo qsysd …",
+    "org.freedesktop.DBus.Error.NoReply": "systemd is busy or hangs: systemctl status",
+}
+
+
+@dataclass(frozen=True)
+class UnitState:
+    """A loaded unit as systemd sees it at this moment (systemctl list-units)."""
+
+    name: str
+    load: str
+    active: str
+    sub: str
+    path: str
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """How a job ended: `done`, or systemd's word for why not (failed, canceled, timeout, dependency, …)."""
+
+    unit: str
+    result: str
+
+    @property
+    def done(self) -> bool:
+        """Whether the job did what was asked."""
+        return self.result in ("done", "skipped")
+
+
+class Systemd:
+    """A connection to the system's or a private bus's systemd, made at the first call."""
+
+    def __init__(self, address: str | None = None) -> None:
+        self._address = address
+        self._bus: Any = None
+        self._jobs: dict[str, str] = {}
+        self._waiting = False
+
+    # calls
+
+    def _connection(self) -> Any:
+        if self._bus is None:
+            try:
+                import pydbus
+                from gi.repository import GLib
+            except ImportError as error:
+                raise HostError(
+                    f"pydbus cannot be used: {error}", hint="apt install python3-pydbus python3-gi"
+                ) from error
+            try:
+                self._bus = pydbus.connect(self._address) if self._address else pydbus.SystemBus()
+            except GLib.Error as error:
+                raise HostError(
+                    f"the system bus cannot be reached: {error.message}",
+                    hint="systemctl status dbus; qsysd needs a host that systemd booted",
+                ) from error
+            # A bus that restarts must not take this process with it.
+            self._bus.con.set_exit_on_close(False)
+        return self._bus.con
+
+    def _call(
+        self,
+        interface: str,
+        method: str,
+        signature: str,
+        arguments: Sequence[Any],
+        reply: str,
+        *,
+        path: str = _PATH,
+        timeout: float = CALL_TIMEOUT,
+    ) -> Any:
+        """Call a method; return its reply as a tuple.
+
+        Raises HostError when the bus or systemd is gone, NotFoundError for an unknown unit,
+        TimeoutExpired, QsysdError with systemd's own words otherwise.
+        """
+        connection = self._connection()
+        from gi.repository import Gio, GLib
+
+        try:
+            answer = connection.call_sync(
+                _NAME,
+                path,
+                interface,
+                method,
+                GLib.Variant(signature, tuple(arguments)),
+                GLib.VariantType.new(reply),
+                Gio.DBusCallFlags.NONE,
+                int(timeout * 1000),
+                None,
+            )
+        except GLib.Error as error:
+            raise self._error(error, method) from error
+        return answer.unpack()
+
+    def _error(self, error: Any, method: str) -> QsysdError:
+        from gi.repository import Gio
+
+        name = Gio.dbus_error_get_remote_error(error) or ""
+        Gio.dbus_error_strip_remote_error(error)
+        words = f"systemd: {method}: {error.message}"
+        if name.endswith((".NoSuchUnit", ".UnknownObject", ".LoadFailed")):
+            return NotFoundError(words)
+        if error.matches(Gio.io_error_quark(), Gio.IOErrorEnum.TIMED_OUT) or name.endswith(".NoReply"):
+            return TimeoutExpired(words, hint=_HINTS["org.freedesktop.DBus.Error.NoReply"])
+        gone = (Gio.IOErrorEnum.CLOSED, Gio.IOErrorEnum.CONNECTION_CLOSED, Gio.IOErrorEnum.BROKEN_PIPE)
+        if any(error.matches(Gio.io_error_quark(), code) for code in gone):
+            self._bus = None
+            return HostError(f"{words} (the bus is gone)", hint="systemctl status dbus")
+        if name.endswith((".ServiceUnknown", ".NameHasNoOwner", ".Disconnected")) or "Spawn." in name:
+            return HostError(words, hint="qsysd needs a host that systemd booted")
+        return QsysdError(words, hint=_HINTS.get(name))
+
+    def _manager(self, method: str, signature: str, arguments: Sequence[Any], reply: str) -> Any:
+        return self._call(_MANAGER, method, signature, arguments, reply)
+
+    # jobs
+
+    def _subscribe(self) -> None:
+        if self._waiting:
+            return
+        self._connection()
+        self._manager("Subscribe", "()", (), "()")
+        self._bus.subscribe(
+            iface=_MANAGER,
+            signal="JobRemoved",
+            object=_PATH,
+            signal_fired=lambda _sender, _object, _iface, _signal, values: self._jobs.update(
+                {values[1]: values[3]}
+            ),
+        )
+        self._waiting = True
+
+    def run_jobs(
+        self,
+        method: str,
+        units: Iterable[str],
+        *,
+        timeout: float,
+        enqueued: Callable[[], None] | None = None,
+        tick: Callable[[float], None] | None = None,
+    ) -> list[JobResult]:
+        """Run StartUnit, StopUnit, RestartUnit or ReloadUnit on units in parallel and wait for all.
+
+        timeout: seconds for all of them together. enqueued: called when all jobs are enqueued.
+        tick: called with the seconds waited, every few seconds of a long wait.
+        A unit that systemd does not know ends as `not-found`, one whose job did not end in time as
+        `waiting`: the job itself goes on.
+        """
+        self._subscribe()
+        jobs: dict[str, str] = {}
+        results: dict[str, str] = {}
+        units = list(dict.fromkeys(units))
+        for unit in units:
+            try:
+                (job,) = self._manager(method, "(ss)", (unit, "replace"), "(o)")
+            except NotFoundError:
+                results[unit] = "not-found"
+            else:
+                jobs[unit] = job
+        if enqueued:
+            enqueued()
+        self._wait(lambda: all(job in self._jobs for job in jobs.values()), timeout, tick)
+        for unit, job in jobs.items():
+            results[unit] = self._jobs.pop(job, "waiting")
+        return [JobResult(unit, results[unit]) for unit in units]
+
+    def _wait(
+        self, condition: Callable[[], bool], timeout: float, tick: Callable[[float], None] | None
+    ) -> None:
+        """Run the main context until `condition()` holds or the time is over."""
+        from gi.repository import GLib
+
+        context = GLib.MainContext.default()
+        started = time.monotonic()
+        next_tick = TICK
+        # Without a timer the context would sleep until the next signal, deadline or not.
+        timer = GLib.timeout_add(min(1000, int(timeout * 1000) + 1), lambda: True)
+        try:
+            while not condition() and (waited := time.monotonic() - started) < timeout:
+                if tick and waited >= next_tick:
+                    tick(waited)
+                    next_tick += 2 * TICK
+                context.iteration(True)
+                if self._bus.con.is_closed():
+                    self._bus = None
+                    self._waiting = False
+                    raise HostError("the system bus went away", hint="systemctl status dbus")
+        finally:
+            GLib.source_remove(timer)
+
+    def kill(self, unit: str, signal: int, *, who: str = "main") -> None:
+        """Send a signal to a unit's main process (`main`) or to all of them (`all`)."""
+        self._manager("KillUnit", "(ssi)", (unit, who, signal), "()")
+
+    def reset_failed(self, unit: str) -> None:
+        """Clear a unit's failed state and its count of starts; quiet for a unit that is not loaded."""
+        try:
+            self._manager("ResetFailedUnit", "(s)", (unit,), "()")
+        except NotFoundError:
+            return
+
+    def refresh(self, units: Iterable[str]) -> bool:
+        """Make sure that the next start of these units uses the files that are on disk now.
+
+        A unit that is not loaded is read at its start; only one that is pinned in memory with an old
+        drop-in needs the daemon-reload, which PID 1 pays for with all its units. Returns whether it
+        was needed. Call it after ResetFailedUnit and once for all the units of a command.
+        """
+        stale = False
+        for unit in self.states(units).values():
+            stale = stale or bool(self.get(unit.path, _UNIT, "NeedDaemonReload"))
+        if stale:
+            self.reload()
+        return stale
+
+    def reload(self) -> None:
+        """Let systemd read all unit files again (systemctl daemon-reload)."""
+        self._manager("Reload", "()", (), "()")
+
+    # enabling
+
+    def enable(self, units: Sequence[str]) -> None:
+        """Make units start at host boot; nothing is reloaded, as nothing needs it before that boot."""
+        self._manager("EnableUnitFiles", "(asbb)", (list(units), False, True), "(ba(sss))")
+
+    def disable(self, units: Sequence[str]) -> None:
+        """Undo `enable`."""
+        self._manager("DisableUnitFiles", "(asb)", (list(units), False), "(a(sss))")
+
+    # reading
+
+    def version(self) -> int:
+        """Return systemd's version as a number: 252."""
+        import re
+
+        text = str(self.get(_PATH, _MANAGER, "Version"))
+        found = re.match(r"[0-9]+", text)
+        if not found:
+            raise HostError(f"systemd tells no version: {text!r}")
+        return int(found[0])
+
+    def system_state(self) -> str:
+        """Return what `systemctl is-system-running` says: running, degraded, stopping, …"""
+        return str(self.get(_PATH, _MANAGER, "SystemState"))
+
+    def list(self, *patterns: str) -> dict[str, UnitState]:
+        """Return the loaded units whose names match, by name, in one call."""
+        (rows,) = self._manager(
+            "ListUnitsByPatterns", "(asas)", ([], list(patterns)), "(a(ssssssouso))"
+        )
+        return {row[0]: UnitState(row[0], row[2], row[3], row[4], row[6]) for row in rows}
+
+    def states(self, units: Iterable[str]) -> dict[str, UnitState]:
+        """Return those of the named units that are loaded, by name, in one call."""
+        names = list(units)
+        return self.list(*names) if names else {}
+
+    def state(self, unit: str) -> UnitState:
+        """Return a unit's state; one that is not loaded is inactive and dead."""
+        return self.states([unit]).get(unit) or UnitState(unit, "not-loaded", "inactive", "dead", "")
+
+    def get(self, path: str, interface: str, name: str) -> Any:
+        """Return one property of an object."""
+        (value,) = self._call(
+            "org.freedesktop.DBus.Properties", "Get", "(ss)", (interface, name), "(v)", path=path
+        )
+        return value
+
+    def properties(self, unit: str) -> Mapping[str, Any]:
+        """Return a unit's properties, its service's included. The unit gets loaded if it is not."""
+        (path,) = self._manager("LoadUnit", "(s)", (unit,), "(o)")
+        values: dict[str, Any] = {}
+        for interface in (_UNIT, _SERVICE):
+            (part,) = self._call(
+                "org.freedesktop.DBus.Properties", "GetAll", "(s)", (interface,), "(a{sv})", path=path
+            )
+            values.update(part)
+        return values

@@ -1,0 +1,75 @@
+"""Sizes, times and addresses as people write them: text in, numbers out, and back.
+
+Sizes follow QEMU and virt-install: binary units, K M G T (or KiB, MiB, …).
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+
+UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
+_SIZE = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?)\s*(?:(?P<unit>[KMGT])(?:i?B)?|(?P<bytes>B))?", re.IGNORECASE)
+_SECONDS = {"": 1, "s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600}
+_DURATION = re.compile(r"(?P<number>[1-9][0-9]*|0)\s*(?P<unit>s|sec|m|min|h|)")
+MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
+UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+def parse_size(text: str, *, default_unit: str) -> int:
+    """Return the bytes that `text` (`512M`, `1.5G`, `2GiB`) names; a bare number is in `default_unit`.
+
+    Raises ValueError with a message for people.
+    """
+    found = _SIZE.fullmatch(text.strip())
+    if not found:
+        raise ValueError(f"{text!r} is not a size; write for example 512M or 2G")
+    number, unit = found["number"], (found["unit"] or "").upper()
+    if re.match(r"0[0-9]", number):
+        raise ValueError(f"{text!r} begins with a zero, which YAML reads as octal; write {number.lstrip('0')}{unit}")
+    return int(float(number) * UNITS["" if found["bytes"] else unit or default_unit])
+
+
+def format_size(size: int) -> str:
+    """Return bytes in the largest unit that divides them: `512M`, `10G`."""
+    for unit in ("T", "G", "M", "K"):
+        if size and size % UNITS[unit] == 0:
+            return f"{size // UNITS[unit]}{unit}"
+    return f"{size}B"
+
+
+def human_size(size: float) -> str:
+    """Return bytes rounded for reading: `187 MiB`, `1.2 GiB`."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if size >= 10 or unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
+
+
+def human_duration(seconds: float) -> str:
+    """Return seconds in the two largest units that matter: `42 s`, `3 min 5 s`, `2 h 10 min`, `4 d 1 h`."""
+    left = int(seconds)
+    parts = []
+    for name, length in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+        if left >= length or (name == "s" and not parts):
+            parts.append(f"{left // length} {name}")
+            left %= length
+        elif parts:
+            break
+        if len(parts) == 2:
+            break
+    return " ".join(parts)
+
+
+def parse_duration(text: str) -> int:
+    """Return the seconds that `text` (`90`, `90s`, `2min`, `1h`) names. Raises ValueError."""
+    found = _DURATION.fullmatch(text.strip())
+    if not found:
+        raise ValueError(f"{text!r} is not a time; write for example 90s or 2min")
+    return int(found["number"]) * _SECONDS[found["unit"]]
+
+
+def new_mac() -> str:
+    """Return a random MAC in QEMU's locally administered range 52:54:00."""
+    return "52:54:00:" + ":".join(f"{byte:02x}" for byte in secrets.token_bytes(3))
