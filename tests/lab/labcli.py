@@ -1,0 +1,176 @@
+"""The lab's command line: parse, call one function, print."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from labhost import Host, all_notes, cache_folder
+from labnet import Network
+from labproc import LabError, say
+from labroot import SUITES
+
+DEFAULT_HOST = "host1"
+
+
+def lab_folder() -> Path:
+    """Return the lab's work folder: $QSYSD_LAB_DIR, or build/lab of this repository."""
+    return Path(os.environ.get("QSYSD_LAB_DIR") or Path(__file__).parents[2] / "build/lab").resolve()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    options = parser().parse_args(arguments)
+    if os.geteuid() != 0:
+        print("lab: it boots whole hosts, so it needs root: use sudo", file=sys.stderr)
+        return 1
+    try:
+        status: int = options.run(options)
+    except LabError as error:
+        print(f"lab: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return status
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    top = argparse.ArgumentParser(
+        prog="lab",
+        description="Debian hosts to try and to test on, in containers on this machine.",
+        epilog=f"A command without a host's name speaks of {DEFAULT_HOST}.",
+    )
+    top.add_argument("--lab-dir", type=Path, default=lab_folder(), help="the lab's work folder (%(default)s)")
+    commands = top.add_subparsers(metavar="COMMAND", required=True)
+
+    def add(name: str, function: object, summary: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=summary, description=summary)
+        command.set_defaults(run=function)
+        return command
+
+    command = add("up", run_up, "make and boot hosts, and wait until they have come up")
+    command.add_argument("names", nargs="*", metavar="NAME", default=[DEFAULT_HOST])
+    command.add_argument("--suite", choices=SUITES, help=f"the Debian of a new host ({SUITES[0]})")
+
+    command = add("exec", run_exec, "run a command in a host, as root")
+    command.add_argument("--host", default=DEFAULT_HOST, metavar="NAME")
+    command.add_argument("command", nargs=argparse.REMAINDER, metavar="CMD")
+
+    for name, function, summary in (
+        ("shell", run_shell, "open a shell in a host"),
+        ("reboot", run_reboot, "reboot a host in an orderly way"),
+        ("crash", run_crash, "cut a host's power, and boot it again"),
+        ("poweroff", run_power_off, "switch a host off in an orderly way; `up` boots it again"),
+        ("console", run_console, "print what a host's boot wrote to its console"),
+    ):
+        command = add(name, function, summary)
+        command.add_argument("name", nargs="?", metavar="NAME", default=DEFAULT_HOST)
+
+    command = add("put", run_put, "copy a file or folder from the machine into a host")
+    command.add_argument("--host", default=DEFAULT_HOST, metavar="NAME")
+    command.add_argument("source")
+    command.add_argument("target")
+
+    command = add("get", run_get, "copy a file or folder from a host to the machine")
+    command.add_argument("--host", default=DEFAULT_HOST, metavar="NAME")
+    command.add_argument("source")
+    command.add_argument("target")
+
+    add("status", run_status, "list the hosts").add_argument("name", nargs="?", metavar="NAME")
+
+    command = add("down", run_down, "end hosts at once and remove all that they wrote")
+    command.add_argument("names", nargs="*", metavar="NAME")
+    command.add_argument("--all", action="store_true", help="every host of this lab")
+
+    command = commands.add_parser("supervise")
+    command.set_defaults(run=lambda options: Host(options.lab_dir, options.name).supervise())
+    command.add_argument("name")
+    return top
+
+
+def run_up(options: argparse.Namespace) -> int:
+    """Make and boot hosts."""
+    for name in options.names:
+        host = Host(options.lab_dir, name)
+        host.up(options.suite)
+        say(f"{name} is up: {host.address()}")
+    return 0
+
+
+def run_exec(options: argparse.Namespace) -> int:
+    """Run a command in a host."""
+    command = options.command[1:] if options.command[:1] == ["--"] else options.command
+    if not command:
+        raise LabError("exec needs a command")
+    Host(options.lab_dir, options.host).become(command)
+    return 1
+
+
+def run_shell(options: argparse.Namespace) -> int:
+    """Open a shell in a host."""
+    Host(options.lab_dir, options.name).become(["/bin/bash", "--login"])
+    return 1
+
+
+def run_reboot(options: argparse.Namespace) -> int:
+    """Reboot a host."""
+    Host(options.lab_dir, options.name).reboot()
+    return 0
+
+
+def run_crash(options: argparse.Namespace) -> int:
+    """Cut a host's power."""
+    Host(options.lab_dir, options.name).crash()
+    return 0
+
+
+def run_power_off(options: argparse.Namespace) -> int:
+    """Switch a host off."""
+    Host(options.lab_dir, options.name).power_off()
+    return 0
+
+
+def run_console(options: argparse.Namespace) -> int:
+    """Print a host's console."""
+    sys.stdout.write(Host(options.lab_dir, options.name).console.read_text(errors="replace"))
+    return 0
+
+
+def run_put(options: argparse.Namespace) -> int:
+    """Copy into a host."""
+    Host(options.lab_dir, options.host).put(Path(options.source), options.target)
+    return 0
+
+
+def run_get(options: argparse.Namespace) -> int:
+    """Copy out of a host."""
+    Host(options.lab_dir, options.host).get(options.source, Path(options.target))
+    return 0
+
+
+def run_status(options: argparse.Namespace) -> int:
+    """List the hosts, or one; the exit status is 3 if one was asked for that is not up."""
+    notes = [note for note in all_notes(options.lab_dir) if options.name in (None, note.name)]
+    print(f"{'NAME':<16} {'SUITE':<10} {'STATE':<6} {'ADDRESS':<16} LEADER")
+    up = False
+    for note in notes:
+        host = Host(options.lab_dir, note.name)
+        leader = host.leader()
+        up = leader is not None
+        address = str(host.address()) if leader else "-"
+        print(f"{note.name:<16} {note.suite:<10} {'up' if up else 'off':<6} {address:<16} {leader.pid if leader else '-'}")
+    return 3 if options.name and not up else 0
+
+
+def run_down(options: argparse.Namespace) -> int:
+    """Remove hosts, and with the last one the network."""
+    known = [note.name for note in all_notes(options.lab_dir)]
+    names = options.names or (known if options.all else [DEFAULT_HOST])
+    for name in names:
+        Host(options.lab_dir, name).down()
+    if not all_notes(options.lab_dir):
+        Network(options.lab_dir).down()
+    return 0

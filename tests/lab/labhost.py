@@ -1,0 +1,457 @@
+"""A host of the lab: a root with a layer of its own above it, booted by systemd-nspawn.
+
+Who is who: `lab up` starts a *supervisor*, a process of its own that outlives it. In a private mount
+namespace the supervisor lays the host's layer over the cached root and runs *nspawn*, again and again
+for as long as the host reboots. nspawn's only child is the *leader*, the host's PID 1. When the last
+of them is gone, so are the mounts, and with the network namespace the interfaces.
+
+All processes of a host are in a cgroup of its own, so that `down` can end them all at once,
+whatever became of the supervisor, and never one that is not the host's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import labcgroup
+import labroot
+from labnet import Network, gateway
+from labproc import LabError, Process, Progress, clean_environment, locked, run, say, wait_until, write_whole
+
+# What systemd-nspawn with --keep-unit ends with when the container asks to be booted again.
+REBOOT = 133
+
+# Seconds for a host to come up, or to go down by itself, on a busy machine without KVM.
+BOOT_TIMEOUT = 180
+
+ENVIRONMENT = {
+    "HOME": "/root",
+    "LANG": "C.UTF-8",
+    "LOGNAME": "root",
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "SHELL": "/bin/bash",
+    "USER": "root",
+}
+
+
+@dataclass(frozen=True)
+class Note:
+    """What is kept about a host on disk, in host.json."""
+
+    name: str
+    suite: str
+    root: str
+    number: int
+    machine_id: str
+    overlay: bool
+
+
+class Host:
+    """The host called `name` of the lab whose work folder is `lab`."""
+
+    def __init__(self, lab: Path, name: str) -> None:
+        self.lab = lab
+        self.name = name
+        self.directory = lab / "hosts" / name
+        self.console = self.directory / "console.log"
+        self.network = Network(lab)
+        self.cgroup = labcgroup.Cgroup(f"{self.network.owner}-{name}")
+
+    # what is known
+
+    def note(self) -> Note | None:
+        """Return what is kept about the host, None if it was never made."""
+        try:
+            return Note(**json.loads((self.directory / "host.json").read_text()))
+        except FileNotFoundError:
+            return None
+
+    def supervisor(self) -> Process | None:
+        """Return the host's supervisor if it runs."""
+        try:
+            process = Process(**json.loads((self.directory / "supervisor.json").read_text()))
+        except FileNotFoundError:
+            return None
+        return process if process.alive() and "supervise" in process.command_line() else None
+
+    def leader(self) -> Process | None:
+        """Return the host's PID 1 as the machine sees it, None while there is none."""
+        supervisor = self.supervisor()
+        for nspawn in supervisor.children() if supervisor else []:
+            for child in nspawn.children():
+                if is_first_process(child.pid):
+                    return child
+        return None
+
+    def address(self) -> ipaddress.IPv4Address:
+        """Return the host's address on the lab's bridge."""
+        note, link = self.note(), self.network.link()
+        if note is None or link is None:
+            raise LabError(f"{self.name} is not up: run `tests/lab/lab up {self.name}`")
+        return ipaddress.IPv4Address(f"10.213.{link.number}.{note.number}")
+
+    def running(self) -> Process:
+        """Return the host's PID 1; raise LabError if the host is not up."""
+        leader = self.leader()
+        if leader is None:
+            raise LabError(f"{self.name} is not up: run `tests/lab/lab up {self.name}`")
+        return leader
+
+    # up and down
+
+    def up(self, suite: str | None = None, *, timeout: float = BOOT_TIMEOUT) -> None:
+        """Make the host if it is new, boot it if it is off, and wait until it has come up."""
+        with self.lock():
+            note = self.prepare(suite)
+            if self.leader() is None or self.supervisor() is None:
+                self.end_leftovers()
+                net = self.network.up()
+                self.write_files(note, net)
+                self.start_supervisor()
+            self.wait_running(timeout=timeout)
+
+    def prepare(self, suite: str | None) -> Note:
+        """Return the host's note, made with an empty layer if the host is new."""
+        note = self.note()
+        if note and suite and note.suite != suite:
+            raise LabError(f"{self.name} is a {note.suite} host: `tests/lab/lab down {self.name}` first")
+        if note:
+            return note
+        root = labroot.ensure(cache_folder(self.lab), suite or labroot.SUITES[0])
+        with locked(self.lab / "lock", "another lab command"):
+            shutil.rmtree(self.directory, ignore_errors=True)
+            for folder in ("upper", "work", "root"):
+                (self.directory / folder).mkdir(parents=True)
+            taken = {other.number for other in all_notes(self.lab)}
+            number = next(number for number in range(10, 250) if number not in taken)
+            overlay = self.overlay_works(root)
+            if not overlay:
+                say(f"no overlay can be mounted in {self.lab}: copying the root")
+                run(["cp", "-a", "--reflink=auto", f"{root}/.", f"{self.directory}/root"], timeout=600)
+            note = Note(
+                name=self.name,
+                suite=suite or labroot.SUITES[0],
+                root=root.name,
+                number=number,
+                machine_id=uuid.uuid4().hex,
+                overlay=overlay,
+            )
+            write_whole(self.directory / "host.json", json.dumps(dataclasses.asdict(note)))
+        return note
+
+    def overlay_argv(self, root: Path) -> list[str]:
+        """Return the command that lays the host's layer over a cached root."""
+        options = ",".join(
+            (
+                f"lowerdir={root}",
+                f"upperdir={self.directory}/upper",
+                f"workdir={self.directory}/work",
+                # A directory of the root can then be renamed, as on a plain file system.
+                "redirect_dir=on",
+            )
+        )
+        return ["mount", "-t", "overlay", "-o", options, f"lab-{self.name}", f"{self.directory}/root"]
+
+    def overlay_works(self, root: Path) -> bool:
+        """Try the mount, in a namespace of its own so that nothing of it is left."""
+        argv = ["unshare", "--mount", "--propagation=private", *self.overlay_argv(root)]
+        return run(argv, check=False).returncode == 0
+
+    def write_files(self, note: Note, net: ipaddress.IPv4Network) -> None:
+        """Write the files that make one host differ from another; the host must be off."""
+        layer = self.directory / ("upper" if note.overlay else "root")
+
+        def write(path: str, text: str) -> None:
+            write_whole(layer / path.lstrip("/"), text)
+
+        address = net[note.number]
+        batch = (
+            "link set lo up\n"
+            "link set host0 up\n"
+            f"address replace {address}/{net.prefixlen} dev host0\n"
+            f"route replace default via {gateway(net)}\n"
+        )
+        write("/etc/machine-id", f"{note.machine_id}\n")
+        write("/etc/hostname", f"{self.name}\n")
+        write("/etc/hosts", f"127.0.0.1 localhost\n{address} {self.name}\n::1 localhost\n")
+        write("/etc/lab/network.batch", batch)
+        write("/etc/resolv.conf", resolv_conf())
+        write("/etc/apt/sources.list", labroot.Mirror.of_machine().sources(note.suite))
+        write("/etc/apt/apt.conf.d/90lab", "".join(f"{line}\n" for line in labroot.apt_settings()))
+
+
+    def start_supervisor(self) -> None:
+        """Start the supervisor, detached from this command and its terminal, and wait for the leader."""
+        argv = [
+            *self.cgroup.launcher(),
+            *self.network.inside(),
+            "unshare",
+            "--mount",
+            # Unmounts on the machine still arrive here, so that nothing of it is kept busy.
+            "--propagation=slave",
+            "/usr/bin/python3",
+            str(Path(__file__).with_name("lab").resolve()),
+            f"--lab-dir={self.lab}",
+            "supervise",
+            self.name,
+        ]
+        with self.console.open("ab") as console:
+            process = subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=console,
+                stderr=console,
+                cwd="/",
+                env=clean_environment(),
+                start_new_session=True,
+            )
+
+        def leader() -> Process | None:
+            if process.poll() is not None:
+                raise LabError(f"{self.name} did not start:\n{self.console_tail()}")
+            return self.leader()
+
+        wait_until(leader, timeout=30, what=f"starting {self.name}")
+
+    def wait_running(self, *, timeout: float = BOOT_TIMEOUT) -> None:
+        """Wait until systemd in the host has come up; say so if a unit failed."""
+        progress = Progress(f"booting {self.name}")
+        deadline = time.monotonic() + timeout
+        state = "no answer yet"
+        while time.monotonic() < deadline:
+            if self.supervisor() is None:
+                raise LabError(f"{self.name} went off while it booted:\n{self.console_tail()}")
+            if self.leader():
+                done = self.run(["systemctl", "is-system-running"], check=False)
+                state = done.stdout.strip() or state
+            if state == "running":
+                progress.done()
+                return
+            if state in ("degraded", "maintenance"):
+                progress.done()
+                failed = self.run(["systemctl", "--failed", "--plain", "--no-legend"], check=False).stdout
+                say(f"{self.name} is {state}: {failed.strip() or 'no failed unit'}")
+                return
+            progress.tick(state)
+            time.sleep(0.1)
+        raise LabError(f"{self.name} is still {state!r} after {timeout:.0f} s:\n{self.console_tail()}")
+
+    def reboot(self, *, timeout: float = BOOT_TIMEOUT) -> None:
+        """Reboot the host in an orderly way and wait until it has come up."""
+        with self.lock():
+            before = self.running()
+            self.run(["systemctl", "--no-block", "reboot"], check=False)
+            self.wait_gone(before, timeout=timeout)
+            wait_until(self.leader, timeout=30, what=f"{self.name} booting again")
+            self.wait_running(timeout=timeout)
+
+    def crash(self, *, timeout: float = BOOT_TIMEOUT, boot: bool = True) -> None:
+        """Cut the host's power; with `boot`, switch it on again and wait until it has come up."""
+        with self.lock():
+            self.running().signal(signal.SIGKILL)
+            wait_until(lambda: not self.cgroup.processes(), timeout=30, what=f"{self.name} losing its power")
+        if boot:
+            self.up(timeout=timeout)
+
+    def power_off(self, *, timeout: float = BOOT_TIMEOUT) -> None:
+        """Switch the host off in an orderly way; `up` switches it on again."""
+        with self.lock():
+            before = self.running()
+            self.run(["systemctl", "--no-block", "poweroff"], check=False)
+            self.wait_gone(before, timeout=timeout)
+            wait_until(lambda: not self.cgroup.processes(), timeout=30, what=f"{self.name} going off")
+
+    def wait_gone(self, leader: Process, *, timeout: float) -> None:
+        """Wait until a PID 1 of the host has ended."""
+        wait_until(lambda: not leader.alive(), timeout=timeout, what=f"{self.name} going down")
+
+    def down(self) -> None:
+        """End all of the host's processes at once and remove all that it wrote."""
+        with self.lock():
+            self.end_leftovers()
+            labroot.remove_tree(self.directory)
+
+    def end_leftovers(self) -> None:
+        """End what still runs of the host, whatever its supervisor's fate was."""
+        self.cgroup.kill()
+        if self.network.exists():
+            run([*self.network.inside(), "ip", "link", "delete", f"vb-{self.name}"], check=False)
+
+    def lock(self) -> AbstractContextManager[None]:
+        """Hold the host against other lab commands."""
+        return locked(self.lab / "locks" / self.name, f"another command on {self.name}")
+
+    def console_tail(self) -> str:
+        """Return the last words of the host's console."""
+        if not self.console.exists():
+            return ""
+        return "\n".join(self.console.read_text(errors="replace").splitlines()[-20:])
+
+    # commands in the host
+
+    def entry(self, argv: Sequence[str]) -> list[str]:
+        """Return the command on the machine that runs `argv` in the host, as root with a clean environment."""
+        leader = self.running().pid
+        group = labcgroup.of_process(leader) / "cgroup.procs"
+        namespaces = [f"--{kind}=/proc/{leader}/ns/{file}" for kind, file in NAMESPACES]
+        environment = {**ENVIRONMENT, "TERM": os.environ.get("TERM", "dumb")}
+        return [
+            "nsenter",
+            f"--pid=/proc/{leader}/ns/pid",
+            "--",
+            # The process joins the group of the host's PID 1 only as one that the host can see: a foreign
+            # one would be listed there as process 0, which systemd cannot make sense of.
+            "/bin/sh",
+            "-c",
+            'echo 0 >"$1" && shift && exec "$@"',
+            "sh",
+            str(group),
+            "nsenter",
+            *namespaces,
+            "--",
+            # nsenter waits outside: when it is killed, what it waits for must not go on alone.
+            "setpriv",
+            "--pdeathsig",
+            "KILL",
+            "env",
+            "-i",
+            "-C",
+            "/root",
+            *(f"{name}={value}" for name, value in environment.items()),
+            *argv,
+        ]
+
+    def run(
+        self, argv: Sequence[str], *, stdin: str | None = None, check: bool = True, timeout: float = 60
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command in the host with a deadline of `timeout` seconds and return what it said."""
+        return run(self.entry(argv), stdin=stdin, check=check, timeout=timeout)
+
+    def become(self, argv: Sequence[str]) -> None:
+        """Turn this process into a command in the host: input, output and exit status are the command's own."""
+        if all(os.isatty(descriptor) for descriptor in (0, 1)):
+            # A terminal of the machine's has no name in the host: give the command one of the host's.
+            argv = ["script", "--quiet", "--return", "--command", shlex.join(argv), "/dev/null"]
+        command = self.entry(argv)
+        sys.stdout.flush()
+        os.execvpe(command[0], command, clean_environment())
+
+    def put(self, source: Path, target: str) -> None:
+        """Copy a file or folder of the machine to the path `target` in the host, its modes kept, owned by root."""
+        archive = ["tar", "-C", str(source.parent), "--owner=0", "--group=0", "-cf", "-", source.name]
+        name = source.name.replace("|", "\\|")
+        rename = f"--transform=flags=r;s|^{re.escape(name)}|{Path(target).name}|"
+        unpack = ["tar", "-C", str(Path(target).parent), rename, "-xf", "-"]
+        pipe(archive, self.entry(unpack))
+
+    def get(self, source: str, target: Path) -> None:
+        """Copy a file or folder of the host to the path `target` on the machine, its modes kept."""
+        origin = Path(source)
+        archive = ["tar", "-C", str(origin.parent), "-cf", "-", origin.name]
+        rename = f"--transform=flags=r;s|^{re.escape(origin.name)}|{target.name}|"
+        pipe(self.entry(archive), ["tar", "-C", str(target.parent), "--no-same-owner", rename, "-xf", "-"])
+
+    # the supervisor
+
+    def supervise(self) -> int:
+        """Run the host until it is switched off; this is the supervisor's own process."""
+        note = self.note()
+        own = Process.of(os.getpid())
+        assert note and own
+        if not self.cgroup.scope:
+            self.cgroup.enter()
+        # nspawn keeps locks and sockets under /run: none of them shall be found on the machine later.
+        run(["mount", "-t", "tmpfs", "-o", "mode=0755", "lab-run", "/run"])
+        # A machine may have the cgroup1 hierarchies beside it: the host gets to see cgroup2 only.
+        run(["mount", "-t", "cgroup2", "lab-cgroup", "/sys/fs/cgroup"])
+        if note.overlay:
+            run(self.overlay_argv(cache_folder(self.lab) / note.root))
+        write_whole(self.directory / "supervisor.json", json.dumps(dataclasses.asdict(own)))
+        argv = self.nspawn_argv()
+        while True:
+            # The last boot's interface goes away some time after its namespace, and its name is wanted again.
+            run(["ip", "link", "delete", f"vb-{self.name}"], check=False)
+            status = subprocess.run(argv, stdin=subprocess.DEVNULL, env=clean_environment(), check=False).returncode
+            print(f"lab: {self.name} ended with {status}", flush=True)
+            if status != REBOOT:
+                return 0
+
+    def nspawn_argv(self) -> list[str]:
+        """Return the command that boots the host once."""
+        return [
+            *("setpriv", "--pdeathsig", "KILL"),
+            "systemd-nspawn",
+            "--quiet",
+            f"--directory={self.directory}/root",
+            f"--machine={self.name}",
+            "--register=no",
+            "--keep-unit",
+            "--network-bridge=lab0",
+            "--capability=all",
+            "--resolv-conf=off",
+            "--timezone=off",
+            "--link-journal=no",
+            "--console=pipe",
+            "--boot",
+        ]
+
+
+# Options of nsenter, and the files in /proc/PID/ns; the PID namespace is entered before them.
+NAMESPACES = (("mount", "mnt"), ("uts", "uts"), ("ipc", "ipc"), ("net", "net"), ("cgroup", "cgroup"))
+
+
+def cache_folder(lab: Path) -> Path:
+    """Return where the roots and the guests are kept for the next time."""
+    return Path(os.environ.get("QSYSD_LAB_CACHE") or lab / "cache")
+
+
+def pipe(source: Sequence[str], sink: Sequence[str]) -> None:
+    """Run one command into another; raise LabError with their words if either fails."""
+    with subprocess.Popen(
+        source, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=clean_environment()
+    ) as first:
+        done = subprocess.run(sink, stdin=first.stdout, capture_output=True, env=clean_environment(), check=False)
+        words = first.stderr.read() if first.stderr else b""
+    if first.returncode != 0 or done.returncode != 0:
+        raise LabError((words + done.stderr).decode(errors="replace").strip() or f"{source[0]} failed")
+
+
+def all_notes(lab: Path) -> list[Note]:
+    """Return the notes of all hosts of a lab, by name."""
+    notes = (Host(lab, folder.name).note() for folder in sorted(lab.glob("hosts/*")))
+    return [note for note in notes if note]
+
+
+def is_first_process(pid: int) -> bool:
+    """Say whether a process is PID 1 of a namespace below this one."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    ids = next(line.split()[1:] for line in status.splitlines() if line.startswith("NSpid:"))
+    return len(ids) > 1 and ids[-1] == "1"
+
+
+def resolv_conf() -> str:
+    """Return name servers that a host can reach: a stub on the machine's loopback is not one."""
+    for path in (Path("/etc/resolv.conf"), Path("/run/systemd/resolve/resolv.conf")):
+        text = path.read_text() if path.exists() else ""
+        if "nameserver" in text and "nameserver 127." not in text:
+            return text
+    say("the machine's name server is on its loopback, where the hosts cannot reach it")
+    return Path("/etc/resolv.conf").read_text()

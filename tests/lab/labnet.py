@@ -1,0 +1,231 @@
+"""The lab's network: one bridge in a namespace of its own, one link from it to the machine.
+
+    machine ── qlabN ═══ uplink ── lab0 ─┬─ vb-host1 ═══ host0 in host1
+             10.213.N.1      (namespace) └─ vb-host2 ═══ host0 in host2
+
+All that the machine gets is the interface qlabN, an nftables table that masquerades the lab's
+subnet, and forwarding on its uplink, if that was off. What has to be put back is written on qlabN
+itself, as its alias: it cannot be lost apart from what it speaks of, and a reboot forgets both.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from labproc import LabError, locked, run, say
+
+BRIDGE = "lab0"
+UPLINK = "uplink"
+INTERFACE_PREFIX = "qlab"
+ALIAS_PREFIX = "qsysd-lab-"
+
+# Every lab on the machine takes this lock for its few changes to the machine. A directory can be
+# locked as well as a file, and nothing is left behind.
+MACHINE_LOCK = Path("/run")
+
+
+@dataclass(frozen=True)
+class Link:
+    """A lab's interface in the machine: its number N, whose it is, which uplinks had forwarding off."""
+
+    number: int
+    owner: str
+    restore: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Return the interface's name."""
+        return f"{INTERFACE_PREFIX}{self.number}"
+
+    @property
+    def alias(self) -> str:
+        """Return what is written on the interface."""
+        return " ".join((self.owner, *self.restore))
+
+
+class Network:
+    """The network of the lab whose work folder is `directory`."""
+
+    def __init__(self, directory: Path) -> None:
+        self.file = directory.resolve() / "netns"
+        digest = hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:8]
+        self.owner = f"{ALIAS_PREFIX}{digest}"
+        self.table = f"qsysd_lab_{digest}"
+
+    def exists(self) -> bool:
+        """Say whether the namespace is there: its file is then of the kernel's own file system for namespaces."""
+        return self.file.exists() and self.file.stat().st_dev == os.stat("/proc/self/ns/net").st_dev
+
+    def inside(self) -> list[str]:
+        """Return what to put before a command to run it in the namespace."""
+        return ["nsenter", f"--net={self.file}"]
+
+    def up(self) -> ipaddress.IPv4Network:
+        """Make what is missing of the network, piece by piece since hosts may be using the rest; return its subnet."""
+        with locked(MACHINE_LOCK, "another lab's network"):
+            if not self.exists():
+                # Not `ip netns add`: it would leave a mount of its own on /run/netns.
+                self.file.parent.mkdir(parents=True, exist_ok=True)
+                self.file.touch()
+                run(["unshare", f"--net={self.file}", "true"])
+            self.make_bridge()
+            link = self.link() or self.make_link()
+            run([*self.inside(), "ip", "link", "set", UPLINK, "master", BRIDGE, "up"])
+            net = subnet(link.number)
+            # Forwarding is a setting of the interface that a packet comes in on: no need for ip_forward.
+            for name in (link.name, *link.restore):
+                set_forwarding(name, True)
+            if run(["nft", "list", "table", "ip", self.table], check=False).returncode != 0:
+                run(["nft", "-f", "-"], stdin=rules(self.table, link.name, net))
+                warn_of_closed_door()
+            return net
+
+    def down(self) -> None:
+        """Remove all of the network, and put back what it changed on the machine."""
+        with locked(MACHINE_LOCK, "another lab's network"):
+            self.remove(self.link())
+
+    def link(self) -> Link | None:
+        """Return this lab's interface in the machine, if it is there."""
+        return next((link for link in links() if link.owner == self.owner), None)
+
+    def make_bridge(self) -> None:
+        """Make the bridge in the namespace, if it is not there."""
+        inside = [*self.inside(), "ip"]
+        if run([*inside, "link", "show", BRIDGE], check=False).returncode != 0:
+            run([*inside, "link", "add", BRIDGE, "type", "bridge"])
+        run([*inside, "link", "set", BRIDGE, "up"])
+        run([*inside, "link", "set", "lo", "up"])
+
+    def make_link(self) -> Link:
+        """Make the link between the machine and the namespace."""
+        uplinks = default_interfaces()
+        if not uplinks:
+            say("the machine has no default route, so the hosts will not reach the outside")
+        closed = tuple(name for name in uplinks if not forwarding(name))
+        link = Link(self.free_number(), self.owner, closed)
+        net = subnet(link.number)
+        run([*self.inside(), "ip", "link", "delete", UPLINK], check=False)
+        # It gets its alias before it comes to the machine: at no moment is there one that tells nobody's name.
+        batch = (
+            f"link add {UPLINK} type veth peer name {link.name}\n"
+            f'link set {link.name} alias "{link.alias}"\n'
+            f"link set {link.name} netns {os.getpid()}\n"
+        )
+        run([*self.inside(), "ip", "-batch", "-"], stdin=batch)
+        run(["ip", "link", "set", link.name, "up"])
+        run(["ip", "address", "add", f"{gateway(net)}/{net.prefixlen}", "dev", link.name])
+        return link
+
+    def remove(self, link: Link | None) -> None:
+        """Remove what is there of the network; with `link`, put back what it says."""
+        if link:
+            others = [other for other in links() if other.owner != self.owner]
+            if others:
+                # Another lab still needs the forwarding: it puts it back when it goes.
+                restore = dict.fromkeys((*others[0].restore, *link.restore))
+                heir = Link(others[0].number, others[0].owner, tuple(restore))
+                run(["ip", "link", "set", heir.name, "alias", heir.alias])
+            else:
+                for name in link.restore:
+                    set_forwarding(name, False)
+            run(["ip", "link", "delete", link.name])
+        run(["nft", "-f", "-"], stdin=f"table ip {self.table}\ndelete table ip {self.table}\n")
+        if self.exists():
+            run(["umount", str(self.file)])
+        self.file.unlink(missing_ok=True)
+
+    def free_number(self) -> int:
+        """Return an N such that the machine knows nothing yet of 10.213.N.0/24."""
+        listed = query(["ip", "-j", "-4", "route", "show", "table", "all"])
+        known = [ipaddress.ip_network(route["dst"], strict=False) for route in listed if "." in route["dst"]]
+        taken = {link.number for link in links()}
+        first = int(self.owner.removeprefix(ALIAS_PREFIX), 16)
+        for step in range(256):
+            number = (first + step) % 256
+            if number not in taken and not any(subnet(number).overlaps(net) for net in known):
+                return number
+        raise LabError("no free subnet in 10.213.0.0/16 for the lab")
+
+
+def subnet(number: int) -> ipaddress.IPv4Network:
+    """Return the subnet of the lab with this number."""
+    return ipaddress.IPv4Network(f"10.213.{number}.0/24")
+
+
+def gateway(net: ipaddress.IPv4Network) -> ipaddress.IPv4Address:
+    """Return the machine's own address in a lab's subnet."""
+    return net[1]
+
+
+def query(argv: Sequence[str]) -> list[dict[str, Any]]:
+    """Return what `ip -j` prints; nothing found is an empty list."""
+    text = run(argv, check=False).stdout.strip()
+    found: list[dict[str, Any]] = json.loads(text) if text else []
+    return [entry for entry in found if entry]
+
+
+def links() -> list[Link]:
+    """Return the interfaces of all labs on this machine."""
+    found = []
+    for entry in query(["ip", "-j", "link", "show"]):
+        owner, *restore = entry.get("ifalias", "").split() or [""]
+        number = entry["ifname"].removeprefix(INTERFACE_PREFIX)
+        if owner.startswith(ALIAS_PREFIX) and number.isdigit():
+            found.append(Link(int(number), owner, tuple(restore)))
+    return found
+
+
+def default_interfaces() -> list[str]:
+    """Return the interfaces that the machine's default routes go over."""
+    routes = query(["ip", "-j", "-4", "route", "show", "default"])
+    return list(dict.fromkeys(route["dev"] for route in routes if "dev" in route))
+
+
+def forwarding(interface: str) -> bool:
+    """Say whether the machine forwards what comes in on an interface."""
+    path = Path(f"/proc/sys/net/ipv4/conf/{interface}/forwarding")
+    return path.exists() and path.read_text().strip() == "1"
+
+
+def set_forwarding(interface: str, enabled: bool) -> None:
+    """Switch forwarding of what comes in on an interface; one that is gone needs nothing."""
+    path = Path(f"/proc/sys/net/ipv4/conf/{interface}/forwarding")
+    if path.exists():
+        path.write_text("1" if enabled else "0")
+
+
+def rules(table: str, interface: str, net: ipaddress.IPv4Network) -> str:
+    """Return the nftables table that lets the lab out; made anew if it was there."""
+    return f"""\
+table ip {table}
+delete table ip {table}
+table ip {table} {{
+    chain postrouting {{
+        type nat hook postrouting priority srcnat;
+        ip saddr {net} ip daddr != {net} masquerade
+    }}
+    chain forward {{
+        type filter hook forward priority mangle;
+        # The machine's uplink may carry smaller packets than the lab's bridge does.
+        iifname "{interface}" tcp flags syn tcp option maxseg size set rt mtu
+        oifname "{interface}" tcp flags syn tcp option maxseg size set rt mtu
+    }}
+}}
+"""
+
+
+def warn_of_closed_door() -> None:
+    """Say so when another table on the machine drops what it forwards: the lab's own cannot overrule it."""
+    for family in ("ip", "inet"):
+        chain = run(["nft", "list", "chain", family, "filter", "FORWARD"], check=False).stdout
+        if "policy drop" in chain:
+            say(f"the machine's table {family} filter drops forwarded packets (Docker does this):")
+            say("the hosts will not reach the outside until its FORWARD chain accepts 10.213.0.0/16")

@@ -1,0 +1,303 @@
+"""The root that hosts are booted from: a Debian made by mmdebstrap, cached under a key of its recipe.
+
+A root is never changed once it is in the cache: hosts write to a layer of their own above it.
+It is built beside its place and renamed into it, so a build that was killed leaves no root that
+looks whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from labproc import LabError, Progress, clean_environment, locked, run, say
+
+SUITES = ("bookworm", "trixie")
+
+KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
+
+# Raise it when customise() changes: the key of a cached root must tell everything that went into it.
+RECIPE_VERSION = 2
+
+# A server as a person would have it, then what qsysd's package depends on and recommends, so that
+# the package installs without a network, then what a person or a test at the prompt wants.
+PACKAGES = (
+    # the system
+    "ca-certificates",
+    "dbus",
+    "dbus-user-session",
+    "e2fsprogs",
+    "iproute2",
+    "kmod",
+    "libnss-systemd",
+    "libpam-systemd",
+    "netbase",
+    "polkitd",
+    "procps",
+    "sudo",
+    "systemd",
+    "systemd-sysv",
+    # qsysd's needs
+    "dnsmasq-base",
+    "dnsmasq-utils",
+    "genisoimage",
+    "nftables",
+    "openssh-client",
+    "python3",
+    "python3-click",
+    "python3-gi",
+    "python3-jinja2",
+    "python3-pydbus",
+    "python3-yaml",
+    "qemu-system-x86",
+    "qemu-utils",
+    # what an image build needs
+    "debian-archive-keyring",
+    "dosfstools",
+    "extlinux",
+    "fdisk",
+    "gpgv",
+    "mmdebstrap",
+    # at the prompt
+    "bash-completion",
+    "bsdextrautils",
+    "curl",
+    "fish",
+    "iputils-ping",
+    "less",
+    "netcat-openbsd",
+    "psmisc",
+    "socat",
+    "vim-tiny",
+    "zsh",
+)
+
+# Units that have nothing to do in a container, or that would take time or locks from a test.
+MASKED = (
+    "apt-daily-upgrade.timer",
+    "apt-daily.timer",
+    "console-getty.service",
+    "dpkg-db-backup.timer",
+    "e2scrub_all.timer",
+    "e2scrub_reap.service",
+    "fstrim.timer",
+    "getty.target",
+    "getty@.service",
+    "man-db.timer",
+    "sys-kernel-config.mount",
+    "sys-kernel-debug.mount",
+    "systemd-firstboot.service",
+    "systemd-hwdb-update.service",
+    "systemd-journal-catalog-update.service",
+    "systemd-modules-load.service",
+    "systemd-networkd-wait-online.service",
+    "systemd-update-done.service",
+    "systemd-update-utmp-runlevel.service",
+)
+
+NETWORK_UNIT = """\
+# The lab's stand-in for ifupdown: the host's address on its only interface.
+[Unit]
+Description=Lab host's own address
+DefaultDependencies=no
+After=systemd-sysctl.service
+Before=network.target network-online.target
+Wants=network.target
+ConditionPathExists=/etc/lab/network.batch
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=ip -batch /etc/lab/network.batch
+
+[Install]
+WantedBy=multi-user.target network-online.target
+"""
+
+# udev's part on a real host: without it /dev/net/tun has the mode that it has on the machine.
+DEVICE_MODES = """\
+z /dev/net/tun 0666 root root
+"""
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """Where the machine gets its Debian packages from: the archive's and the security archive's addresses."""
+
+    archive: str = "http://deb.debian.org/debian"
+    security: str = "http://deb.debian.org/debian-security"
+
+    @staticmethod
+    def of_machine() -> Mirror:
+        """Return the machine's own mirror, Debian's public one if apt's sources name none."""
+        form = "$(REPO_URI) $(RELEASE) $(ORIGIN)"
+        listed = run(["apt-get", "indextargets", "--format", form, "Created-By: Packages"], check=False)
+        archive, security = "", ""
+        for line in listed.stdout.splitlines():
+            address, release, origin = (*line.split(), "", "")[:3]
+            # Before the first `apt-get update` the origin is not known yet and is left unexpanded.
+            if origin not in ("Debian", "", "$(ORIGIN)") or "debian" not in address:
+                continue
+            if release.endswith("-security"):
+                security = security or address.rstrip("/")
+            else:
+                archive = archive or address.rstrip("/")
+        return Mirror(archive or Mirror.archive, security or Mirror.security)
+
+    def sources(self, suite: str) -> str:
+        """Return the text of an apt sources.list for a suite."""
+        return "".join(
+            f"deb [signed-by={KEYRING}] {address} {release} main\n"
+            for address, release in (
+                (self.archive, suite),
+                (self.archive, f"{suite}-updates"),
+                (self.security, f"{suite}-security"),
+            )
+        )
+
+
+def apt_settings() -> list[str]:
+    """Return what the machine's apt needs to reach its mirror (proxies, clocks), as lines of apt.conf."""
+    wanted = ("Acquire::Check-", "Acquire::http", "Acquire::https", "Acquire::Retries")
+    lines = run(["apt-config", "dump"]).stdout.splitlines()
+    return [line for line in lines if line.startswith(wanted) and not line.endswith('"";')]
+
+
+def key(suite: str) -> str:
+    """Return the name of a suite's root in the cache: it changes with anything that goes into the root."""
+    recipe = "\n".join([str(RECIPE_VERSION), suite, *PACKAGES, "", *MASKED, NETWORK_UNIT, DEVICE_MODES])
+    return f"{suite}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
+
+
+def ensure(cache: Path, suite: str) -> Path:
+    """Return the cached root of a suite, built first if it is not there (about a minute)."""
+    if suite not in SUITES:
+        raise LabError(f"unknown suite {suite!r}: it is one of {', '.join(SUITES)}")
+    root = cache / f"root-{key(suite)}"
+    if root.is_dir():
+        return root
+    with locked(cache / f"{suite}.lock", f"another build of the {suite} root"):
+        if not root.is_dir():
+            build(cache, suite, root)
+    return root
+
+
+def build(cache: Path, suite: str, root: Path) -> None:
+    """Build a root beside its place and move it there; what killed builds left is removed first."""
+    for left in cache.glob(f".{suite}.*"):
+        remove_tree(left)
+    part = cache / f".{suite}.{os.getpid()}"
+    log = cache / f"{suite}.log"
+    say(f"building the {suite} root, once; its log is {log}")
+    bootstrap(suite, part, log)
+    customise(part)
+    part.rename(root)
+    for old in cache.glob(f"root-{suite}-*"):
+        if old != root and not in_use(old):
+            remove_tree(old)
+
+
+def in_use(root: Path) -> bool:
+    """Say whether a host still stands on this root, as its note says."""
+    notes = root.parent.parent.glob("hosts/*/host.json")
+    return any(root.name in note.read_text() for note in notes)
+
+
+def bootstrap(suite: str, target: Path, log: Path) -> None:
+    """Run mmdebstrap into `target`, with its words in `log` and a sign of life at the terminal."""
+    settings = [f"--aptopt={line}" for line in apt_settings()]
+    # Without the words in other languages the root is a third smaller and built sooner.
+    excluded = ("/usr/share/locale/*", "/usr/share/doc/*", "/usr/share/info/*", "/usr/share/man/*")
+    argv = [
+        "mmdebstrap",
+        "--mode=root",
+        "--format=directory",
+        "--variant=minbase",
+        f"--keyring={KEYRING}",
+        *settings,
+        *(f"--dpkgopt=path-exclude={path}" for path in excluded),
+        "--dpkgopt=path-include=/usr/share/doc/*/copyright",
+        f"--include={','.join(PACKAGES)}",
+        suite,
+        str(target),
+        "-",
+    ]
+    progress = Progress(f"building the {suite} root")
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            argv,
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=output,
+            env=clean_environment(),
+            start_new_session=True,
+        )
+        assert process.stdin is not None
+        process.stdin.write(Mirror.of_machine().sources(suite).encode())
+        process.stdin.close()
+        try:
+            while process.poll() is None:
+                progress.tick(last_line(log))
+                time.sleep(0.1)
+        except BaseException:
+            # Ctrl-C: mmdebstrap unmounts what it mounted in the root when it is asked to end.
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait(timeout=60)
+            raise
+    if process.returncode != 0:
+        tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
+        raise LabError(f"mmdebstrap could not build the {suite} root:\n{tail}")
+    progress.done()
+
+
+def last_line(log: Path) -> str:
+    """Return the last stage that a log of mmdebstrap names."""
+    stages = [line for line in log.read_text(errors="replace").splitlines() if line.startswith("I: ")]
+    return stages[-1].removeprefix("I: ") if stages else ""
+
+
+def customise(root: Path) -> None:
+    """Turn a bare Debian into one that boots to `running` in a container."""
+    for leftover in ("etc/dpkg/dpkg.cfg.d/99mmdebstrap", "etc/apt/apt.conf.d/99mmdebstrap"):
+        # A package that a host installs later keeps its manual pages and its documents.
+        (root / leftover).unlink(missing_ok=True)
+    units = root / "etc/systemd/system"
+    for unit in MASKED:
+        link(units / unit, "/dev/null")
+    (units / "lab-network.service").write_text(NETWORK_UNIT)
+    for target in ("multi-user.target", "network-online.target"):
+        link(units / f"{target}.wants/lab-network.service", "/etc/systemd/system/lab-network.service")
+    (root / "etc/tmpfiles.d/lab.conf").write_text(DEVICE_MODES)
+    link(units / "default.target", "/lib/systemd/system/multi-user.target")
+    (root / "etc/machine-id").write_text("uninitialized\n")
+    (root / "var/lib/dbus/machine-id").unlink(missing_ok=True)
+
+
+def link(path: Path, target: str) -> None:
+    """Make a symbolic link, over one that is there already."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    path.symlink_to(target)
+
+
+def remove_tree(tree: Path) -> None:
+    """Remove a tree, but never what is mounted in it: a build that was killed may have left /dev or /proc there."""
+    mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    inside = [point for point in mounts if f"{point}/".startswith(f"{tree.resolve()}/")]
+    for point in sorted(inside, reverse=True):
+        run(["umount", point])
+    if tree.is_dir():
+        shutil.rmtree(tree)
+    else:
+        tree.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    sys.exit("this is a part of tests/lab/lab")
