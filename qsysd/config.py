@@ -40,7 +40,7 @@ class Problems:
     def add(self, node: Any, path: str, message: str) -> None:
         """Note a problem at a YAML node."""
         line = node.start_mark.line + 1
-        where = f"{self.source}:{line}: " + (f"{path}: " if path else "")
+        where = (f"{self.source}:{line}: " if self.source else "") + (f"{path}: " if path else "")
         self.lines.append((line, where + message))
 
     def check(self) -> None:
@@ -48,7 +48,7 @@ class Problems:
         if self.lines:
             raise InvalidError(
                 "\n".join(text for _, text in sorted(self.lines)),
-                hint=f"correct {self.source} and try again; docs/definition.md lists every key",
+                hint=f"correct {self.source} and try again" if self.source else "qsysd create --help",
             )
 
 
@@ -274,7 +274,7 @@ VM_KEYS = (
 def parse_vm(text: str, source: str, *, name: str | None = None, defaults: Defaults | None = None) -> VMSpec:
     """Return the spec of a VM's definition.
 
-    source: the file's name, for messages. name: what the file's name says, when it must agree.
+    source: the file's name for messages, empty for a command line. name: what the file's name says, when it must agree.
     Keys that are missing come from `defaults`; `uuid` and `machine` must be there once a VM is made
     and are empty strings until then. Raises InvalidError with all problems.
     """
@@ -315,7 +315,7 @@ def parse_vm(text: str, source: str, *, name: str | None = None, defaults: Defau
         accel=root.value("accel", _choice(Accel), defaults.accel),
         image=root.value("image", _matching(_IMAGE, "an image name"), None),
         disks=root.each("disks", disk),
-        nics=root.each("nics", nic),
+        nics=root.each("nics", nic) if root.present("nics") else (Nic(defaults.network, "", None),),
         kernel=kernel,
         seed=root.value("seed", _boolean, root.present("image")),
         user=root.value("user", _matching(_USER, "a user name"), None),
@@ -403,7 +403,8 @@ def dump_vm(spec: VMSpec) -> str:
         "stop_timeout": f"{spec.stop_timeout}s",
         "qemu_args": list(spec.qemu_args),
     }
-    return dump({key: value for key, value in document.items() if value not in (None, [], "")})
+    # `nics: []` is a VM without a network card; without the key it would get one.
+    return dump({key: value for key, value in document.items() if key == "nics" or value not in (None, [], "")})
 
 
 def dump_network(spec: NetworkSpec) -> str:

@@ -211,40 +211,89 @@ def _forget(scope: Scope, network: str, address: str) -> None:
 
 
 class Blocker(NamedTuple):
-    """Something on this host that keeps guests from the outside: what it is, and what to do."""
+    """Something on this host that keeps guests from the outside or unguarded: what it is, what to do."""
 
     message: str
     remedy: str
 
 
-def blockers(bridge: str = "qb-default") -> list[Blocker]:
-    """Return what else on this host blocks the guests of `bridge`; empty is good."""
+def blockers(network: str = "default") -> list[Blocker]:
+    """Return what else on this host blocks the guests of a network; empty is good. Needs root.
+
+    qsysd's own rules can only refuse: a packet that any other table drops is dropped.
+    """
+    bridge = paths.bridge(network)
     found = []
+    if _first_line("/proc/sys/net/ipv4/ip_forward") == "0" and taps.exists(bridge):
+        found.append(Blocker("IPv4 forwarding is off", f"systemctl restart {paths.network_unit(network)}"))
+    if _wildcard_dns():
+        found.append(
+            Blocker(
+                "another DNS server holds port 53 on all addresses, so the DHCP service cannot start",
+                "let it listen on addresses of its own (dnsmasq: bind-dynamic, unbound: interface:, bind9: listen-on)",
+            )
+        )
     try:
-        with open("/proc/sys/net/ipv4/ip_forward", encoding="ascii") as file:
-            if file.read().strip() == "0":
-                found.append(Blocker("IPv4 forwarding is off", "sysctl -w net.ipv4.ip_forward=1"))
-    except OSError:
-        pass
-    try:
-        found += _dropping_chains(bridge)
+        found += _firewalls(bridge)
+        bare = sorted(set(taps.existing_taps()) - taps.guarded())
     except QsysdError as error:
-        found.append(Blocker(f"cannot read the firewall: {error.message}", "run it as root"))
+        return [*found, Blocker(f"cannot read the firewall: {error.message}", "run this as root")]
+    for tap in bare:
+        found.append(Blocker(f"{tap} has no guard", f"systemctl restart {paths.network_unit(network)}"))
     return found
 
 
-def _dropping_chains(bridge: str) -> Iterator[Blocker]:
-    """Yield the base chains of others that drop what they do not know."""
-    done = process.run(["nft", "-j", "list", "chains"], timeout=10)
-    chains = [item["chain"] for item in json.loads(done.stdout)["nftables"] if "chain" in item]
-    names = {chain["name"] for chain in chains}
+def _first_line(path: str) -> str:
+    """Return a file's first line, or an empty text where it cannot be read."""
+    try:
+        with open(path, encoding="ascii", errors="replace") as file:
+            return file.readline().strip()
+    except OSError:
+        return ""
+
+
+def _wildcard_dns() -> bool:
+    """Tell whether somebody holds UDP port 53 on all addresses; dnsmasq wants one address only."""
+    try:
+        with open("/proc/net/udp", encoding="ascii") as file:
+            return any("00000000:0035" in line.split()[1:2] for line in file)
+    except OSError:
+        return False
+
+
+def _firewalls(bridge: str) -> Iterator[Blocker]:
+    """Yield the firewalls of others that drop what they do not know, and do not know the bridge."""
+    chains = [
+        item["chain"]
+        for item in json.loads(process.run(["nft", "-j", "list", "chains"], timeout=10).stdout)["nftables"]
+        if "chain" in item
+    ]
+    seen = set()
     for chain in chains:
-        if chain.get("policy") != "drop" or chain["table"].startswith("qsysd_"):
+        table, hook = f"{chain['family']} {chain['table']}", chain.get("hook")
+        # firewalld's chains accept by policy and refuse in their last rule.
+        refuses = chain.get("policy") == "drop" or table == "inet firewalld"
+        if not refuses or hook not in ("input", "forward") or chain["family"] not in ("ip", "inet"):
             continue
-        where = f"{chain['family']} {chain['table']} {chain['name']}"
-        if chain.get("hook") == "forward" and chain["family"] in ("ip", "inet"):
-            if "DOCKER-USER" in names:
-                allow = "; ".join(f"iptables -I DOCKER-USER {way} {bridge} -j ACCEPT" for way in ("-i", "-o"))
-                yield Blocker(f"Docker drops what guests send ({where})", allow)
-            else:
-                yield Blocker(f"a firewall drops what guests send ({where})", f"let {bridge} pass there")
+        if (table, hook) in seen or chain["table"].startswith("qsysd_"):
+            continue
+        seen.add((table, hook))
+        if bridge in process.run(["nft", "list", "table", *table.split()], timeout=10).stdout:
+            continue
+        yield _blocker(table, hook, {other["name"] for other in chains}, bridge)
+
+
+def _blocker(table: str, hook: str, chains: set[str], bridge: str) -> Blocker:
+    """Return what a firewall blocks, and its own way to let the bridge through."""
+    what = "the guests' way out" if hook == "forward" else "DHCP and DNS for the guests"
+    if table == "inet firewalld":
+        remedy = f"firewall-cmd --permanent --zone=trusted --add-interface={bridge} && firewall-cmd --reload"
+        return Blocker(f"firewalld blocks {what}", remedy)
+    if f"ufw-before-{hook}" in chains:
+        ways = [f"ufw route allow in on {bridge}"] if hook == "forward" else []
+        ways = ways or [f"ufw allow in on {bridge} to any port {port}" for port in ("53", "67 proto udp")]
+        return Blocker(f"ufw blocks {what}", "; ".join(ways))
+    if hook == "forward" and "DOCKER-USER" in chains:
+        ways = [f"iptables -I DOCKER-USER {way} {bridge} -j ACCEPT" for way in ("-i", "-o")]
+        return Blocker(f"Docker blocks {what}", "; ".join(ways))
+    return Blocker(f"the firewall table {table} blocks {what}", f"let {bridge} through in its {hook} chain")

@@ -72,6 +72,7 @@ class Scope:
         self.root = root
         self.config_dir = os.path.join(root, "etc/qsysd")
         self.unit_dir = os.path.join(root, "etc/systemd/system")
+        self.wants_dir = os.path.join(self.unit_dir, "multi-user.target.wants")
         self.state_dir = os.path.join(root, "var/lib/qsysd")
         self.runtime_root = os.path.join(root, "run")
         self.runtime_dir = os.path.join(self.runtime_root, "qsysd")

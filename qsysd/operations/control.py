@@ -47,6 +47,11 @@ def _states(host: Host, names: Sequence[str]) -> dict[str, UnitState]:
     }
 
 
+def is_running(host: Host, name: str) -> bool:
+    """Return whether a VM's unit is anything but off."""
+    return host.systemd.state(paths.unit(name)).active not in OFF
+
+
 def _prepare(host: Host, names: Sequence[str]) -> None:
     """Make sure that a start counts as the first one, and uses what is on disk."""
     units = [paths.unit(name) for name in names]
@@ -75,11 +80,12 @@ def start(host: Host, names: Sequence[str]) -> list[Outcome]:
         rest = [name for name in names if name not in running and name not in pausing]
         _prepare(host, [*rest, *pausing])
         for method, group in (("StartUnit", rest), ("RestartUnit", pausing)):
-            outcomes |= _start_jobs(host, method, group, "started")
+            outcomes |= start_jobs(host, method, group, "started")
     return [outcomes[name] for name in names]
 
 
-def _start_jobs(host: Host, method: str, names: Sequence[str], what: str) -> dict[str, Outcome]:
+def start_jobs(host: Host, method: str, names: Sequence[str], what: str) -> dict[str, Outcome]:
+    """Run StartUnit or RestartUnit for VMs in parallel; return the outcome of each by name."""
     if not names:
         return {}
     results = host.systemd.run_jobs(
@@ -111,7 +117,7 @@ def restart(host: Host, names: Sequence[str]) -> list[Outcome]:
     with transaction.locked(host, names, exclusive=False):
         _states(host, names)
         _prepare(host, names)
-        outcomes = _start_jobs(host, "RestartUnit", names, "restarted")
+        outcomes = start_jobs(host, "RestartUnit", names, "restarted")
     return [outcomes[name] for name in names]
 
 
@@ -201,6 +207,15 @@ def _recover(host: Host) -> None:
     from qsysd.operations.delete import recover
 
     recover(host)
+
+
+def reload_dhcp(host: Host, network: str) -> None:
+    """Let a network's dnsmasq forget entries: it takes in new ones by itself, but drops none."""
+    unit = paths.dhcp_unit(network)
+    if host.systemd.state(unit).active == "active":
+        results = host.systemd.run_jobs("ReloadUnit", [unit], timeout=10)
+        if not all(result.done for result in results):
+            raise QsysdError(f"network {network}: the DHCP service cannot be reloaded", hint=f"systemctl status {unit}")
 
 
 # inside the VM

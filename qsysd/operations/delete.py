@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from qsysd import network, paths, taps
-from qsysd.errors import QsysdError
 from qsysd.operations import transaction
-from qsysd.operations.control import power_off
+from qsysd.operations.control import power_off, reload_dhcp
 from qsysd.operations.host import Host
 from qsysd.store import read_text, remove
 
@@ -91,7 +90,7 @@ def remove_everything(host: Host, names: Sequence[str]) -> None:
         host.systemd.reset_failed(unit)
     host.systemd.refresh(units)
     for name in sorted(reload):
-        _reload_dhcp(host, name)
+        reload_dhcp(host, name)
 
 
 def _remove_taps(vm: str) -> None:
@@ -114,15 +113,6 @@ def _forget_addresses(host: Host, vm: str) -> set[str]:
             network.release(host.scope, name, address, mac, running=running)
         network.remove_host(host.scope, name, vm)
     return found
-
-
-def _reload_dhcp(host: Host, name: str) -> None:
-    """Let dnsmasq forget an entry: it takes in new ones by itself, but drops none."""
-    unit = paths.dhcp_unit(name)
-    if host.systemd.state(unit).active == "active":
-        results = host.systemd.run_jobs("ReloadUnit", [unit], timeout=10)
-        if not all(result.done for result in results):
-            raise QsysdError(f"network {name}: the DHCP service cannot be reloaded", hint=f"systemctl status {unit}")
 
 
 def recover(host: Host) -> None:

@@ -38,11 +38,16 @@ def failure(host: Host, unit: str) -> str:
     return "\n".join(chosen[-3:])
 
 
+def _open_log(path: str) -> int:
+    """Open a file in a VM's directory, which is QEMU's own while it runs: follow no link, wait for no pipe."""
+    return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
 def console_tail(host: Host, vm: str, lines: int) -> list[str]:
     """Return the last lines that the guest wrote to its console. lines: at most."""
     path = host.scope.console_log(vm)
     try:
-        with open(path, "rb") as file:
+        with open(_open_log(path), "rb") as file:
             file.seek(0, os.SEEK_END)
             # A console line is hardly ever longer than this.
             file.seek(max(0, file.tell() - lines * 400))
@@ -71,7 +76,7 @@ def follow_console(host: Host, vm: str) -> Iterator[str]:
     """Yield what the guest writes to its console from now on, line by line, until the caller stops."""
     import time
 
-    with open(host.scope.console_log(vm), encoding="utf-8", errors="replace") as file:
+    with open(_open_log(host.scope.console_log(vm)), encoding="utf-8", errors="replace") as file:
         file.seek(0, os.SEEK_END)
         rest = ""
         while True:

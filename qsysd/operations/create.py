@@ -1,0 +1,202 @@
+"""Make a VM: all of it, or nothing."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+
+from qsysd import config, network, paths, render, seed, values
+from qsysd.errors import ExistsError, InvalidError, NotFoundError, QsysdError
+from qsysd.operations import control, qemu, transaction
+from qsysd.operations.delete import recover, remove_everything
+from qsysd.operations.host import Host
+from qsysd.spec import Defaults, Disk, NetworkSpec, Nic, VMSpec
+
+
+def create(
+    host: Host,
+    text: str,
+    source: str,
+    *,
+    start: bool = True,
+    enable: bool = True,
+    ssh_keys: Sequence[str] = (),
+) -> VMSpec:
+    """Make a VM from a definition in YAML and return its spec; `uuid`, `mac` and the like are filled in.
+
+    source: the file's name for messages, empty for a command line. ssh_keys: public keys that the
+    guest's user gets beside those of the definition. Raises InvalidError, ExistsError, NotFoundError
+    before anything was made, and any other error after what was made has been removed again.
+    """
+    host.require_root()
+    recover(host)
+    defaults = host.store.defaults()
+    spec = config.parse_vm(text, source, defaults=defaults)
+    image_lock = [f"image:{spec.image}"] if spec.image else []
+    with transaction.locked(host, [spec.name]), transaction.locked(host, image_lock, exclusive=False):
+        _check_free(host, spec.name)
+        with ExitStack() as undo:
+            # No two VMs choose an address at once; it is taken when it stands in a definition.
+            with transaction.locked(host, ["addresses"]):
+                spec = complete(host, spec, defaults, ssh_keys)
+                _check(host, spec)
+                undo.enter_context(
+                    transaction.intent(host, spec.name, "create", lambda: remove_everything(host, [spec.name]))
+                )
+                host.store.write_definition(spec)
+            _make(host, spec)
+            if enable:
+                host.systemd.enable([paths.unit(spec.name)])
+            if start:
+                _start(host, spec)
+    return spec
+
+
+def _check_free(host: Host, name: str) -> None:
+    if host.store.exists(name):
+        raise ExistsError(f"there is already a VM {name!r}", hint=f"qsysd status {name}, or take another name")
+    for path in (host.scope.vm_dir(name), host.scope.environment(name), host.scope.drop_in(name)):
+        if os.path.lexists(path):
+            raise ExistsError(
+                f"{path} exists, though there is no VM {name!r}", hint=f"look at it, and move it away: mv {path} …"
+            )
+
+
+def complete(host: Host, spec: VMSpec, defaults: Defaults, ssh_keys: Sequence[str] = ()) -> VMSpec:
+    """Return the spec with what is made once and kept: UUID, machine type, MACs, addresses, disk size, user."""
+    image = None
+    if spec.image and not spec.uuid:
+        image = host.images.get(spec.image)
+    disks = spec.disks
+    if image and not disks:
+        disks = (Disk(max(defaults.disk_size, image.virtual_size)),)
+    user, seeded = spec.user, spec.seed
+    if image:
+        user = user or image.default_user
+        seeded = spec.seed and image.cloud_init
+    return replace(
+        spec,
+        uuid=spec.uuid or str(uuid.uuid4()),
+        machine=spec.machine if "-" in spec.machine else qemu.pinned_machine(host.scope, spec.machine or "q35"),
+        disks=disks,
+        nics=complete_nics(host, spec),
+        seed=seeded,
+        user=user,
+        ssh_keys=tuple(dict.fromkeys([*spec.ssh_keys, *(ssh_keys if seeded else ())])),
+    )
+
+
+def complete_nics(host: Host, spec: VMSpec) -> tuple[Nic, ...]:
+    """Return a VM's NICs, each with a MAC and, where its network gives them, an address of its own."""
+    others = [other for other in host.store.load_all() if other.name != spec.name]
+    macs = {nic.mac for other in others for nic in other.nics} | {nic.mac for nic in spec.nics}
+    taken = {(nic.network, nic.address) for vm in [*others, spec] for nic in vm.nics if nic.address}
+    result = []
+    for nic in spec.nics:
+        mac = nic.mac
+        while not mac or (not nic.mac and mac in macs):
+            mac = values.new_mac()
+        macs.add(mac)
+        address = nic.address
+        if address is None:
+            subnet = host.store.load_network(nic.network).subnet
+            address = network.allocate(subnet, [known for name, known in taken if name == nic.network and known])
+            taken.add((nic.network, address))
+        result.append(Nic(nic.network, mac, address))
+    return tuple(result)
+
+
+def _check(host: Host, spec: VMSpec) -> None:
+    """Raise what makes a VM impossible before anything is made; tell what is only odd."""
+    check_references(host, spec)
+    if spec.image:
+        host.images.check(spec.image)
+    _check_interfaces(host, spec)
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if spec.memory_mib * 1024**2 > total:
+        host.tell(
+            f"warning: {spec.name} has {values.human_size(spec.memory_mib * 1024**2)} of memory, "
+            f"more than this host's {values.human_size(total)}"
+        )
+
+
+def check_references(host: Host, spec: VMSpec) -> None:
+    """Raise where a definition names what is not there, or what another VM has already."""
+    for other in spec.depends_on:
+        if not host.store.exists(other):
+            raise NotFoundError(f"{spec.name} depends on {other!r}, and there is no such VM", hint="qsysd list")
+    for path in [spec.kernel.path, spec.kernel.initrd] if spec.kernel else []:
+        if path and not os.path.isfile(path):
+            raise InvalidError(f"there is no file {path}", hint="kernel and initrd are absolute paths of files")
+        if path and not os.stat(path).st_mode & 0o004:
+            raise InvalidError(f"{path} cannot be read by the VM's own user", hint=f"chmod o+r {path}")
+    _check_addresses(host, spec)
+
+
+def _check_addresses(host: Host, spec: VMSpec) -> None:
+    import ipaddress
+
+    claimed = {
+        (nic.network, nic.address): other.name
+        for other in host.store.load_all()
+        if other.name != spec.name
+        for nic in other.nics
+    }
+    for nic in spec.nics:
+        net: NetworkSpec = host.store.load_network(nic.network)
+        if nic.address is None:
+            continue
+        address = ipaddress.IPv4Address(nic.address)
+        subnet = ipaddress.IPv4Network(net.subnet)
+        if address not in subnet or address in (subnet[0], subnet[1], subnet[-1]):
+            raise InvalidError(
+                f"{nic.address} is not an address for a VM on network {net.name}, which has {net.subnet}"
+            )
+        if (owner := claimed.get((nic.network, nic.address))) is not None:
+            raise ExistsError(f"{nic.address} belongs to the VM {owner!r}", hint="leave the address out to get a free one")
+
+
+def _check_interfaces(host: Host, spec: VMSpec) -> None:
+    """Raise where a TAP's name, which is a digest for a long VM name, is another VM's."""
+    mine = {paths.tap(spec.name, index) for index in range(len(spec.nics))}
+    for name in host.store.names():
+        if name != spec.name and mine & {paths.tap(name, index) for index in range(8)}:
+            raise ExistsError(f"the TAPs of {spec.name!r} would have the names of {name!r}'s", hint="take another name")
+
+
+def _make(host: Host, spec: VMSpec) -> None:
+    scope = host.scope
+    os.mkdir(scope.vm_dir(spec.name), 0o700)
+    if spec.image:
+        host.images.create_overlay(spec.image, scope.overlay(spec.name), spec.disks[0].size)
+    for index, disk in enumerate(spec.disks):
+        if index or not spec.image:
+            if disk.size is None:
+                raise InvalidError(f"disk {index} of {spec.name} needs a size")
+            host.images.create_disk(scope.overlay(spec.name, index), disk.size)
+    if spec.seed:
+        seed.write(spec, scope.seed(spec.name))
+    host.store.write_rendered(spec.name, render.vm(spec, scope))
+    write_hosts(host, spec)
+    transaction.sync_directory(scope.vm_dir(spec.name))
+
+
+def write_hosts(host: Host, spec: VMSpec) -> None:
+    """Tell each network's DHCP service the VM's addresses."""
+    for name in dict.fromkeys(nic.network for nic in spec.nics):
+        entries = [(nic.mac, nic.address) for nic in spec.nics if nic.network == name and nic.address]
+        if entries and network.write_hosts(host.scope, name, spec.name, entries):
+            control.reload_dhcp(host, name)
+
+
+def _start(host: Host, spec: VMSpec) -> None:
+    unit = paths.unit(spec.name)
+    # A unit of that name may still be in memory, from a VM that was deleted.
+    host.systemd.reset_failed(unit)
+    host.systemd.refresh([unit])
+    outcome = control.start_jobs(host, "StartUnit", [spec.name], "started")[spec.name]
+    if outcome.error:
+        raise QsysdError(outcome.error.message, hint="the VM was not made; correct it and try again", code=1)

@@ -1,0 +1,89 @@
+"""Change definitions: edit, and render again what follows from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from qsysd import config, network, paths, render, seed
+from qsysd.errors import InvalidError, QsysdError
+from qsysd.operations import control, create, transaction
+from qsysd.operations.delete import recover
+from qsysd.operations.host import Host
+from qsysd.spec import VMSpec
+
+
+def edit(host: Host, name: str, text: str, *, before: str) -> bool:
+    """Put a new definition in the place of the old one; return whether it waits for a restart.
+
+    before: the text that was edited; when the definition is no longer that, somebody else changed it.
+    What cannot change stays: name, UUID, image, the number of disks. Raises InvalidError, and
+    QsysdError when two people edited at once.
+    """
+    host.require_root()
+    recover(host)
+    with transaction.locked(host, [name, "addresses"]):
+        if host.store.require(name) != before:
+            raise QsysdError(f"{name} was changed by somebody else meanwhile", hint=f"qsysd edit {name}")
+        old = config.parse_vm(before, host.scope.definition(name), name=name, defaults=host.store.defaults())
+        new = config.parse_vm(text, f"{name}.yaml", name=name, defaults=host.store.defaults())
+        new = replace(new, uuid=new.uuid or old.uuid, machine=new.machine or old.machine)
+        _check_kept(old, new)
+        new = replace(new, nics=create.complete_nics(host, new))
+        create.check_references(host, new)
+        host.store.write_definition(new)
+        _apply(host, old, new)
+        return control.is_running(host, name)
+
+
+def _check_kept(old: VMSpec, new: VMSpec) -> None:
+    for key, was, becomes in (
+        ("uuid", old.uuid, new.uuid),
+        ("image", old.image, new.image),
+        ("disks", old.disks, new.disks),
+        ("seed", old.seed, new.seed),
+    ):
+        if was != becomes:
+            raise InvalidError(
+                f"{key} of {new.name} cannot be changed: it is on the VM's disk", hint="create another VM"
+            )
+
+
+def _apply(host: Host, old: VMSpec, new: VMSpec) -> None:
+    """Bring what follows from a definition in line with it."""
+    host.store.write_rendered(new.name, render.vm(new, host.scope))
+    if (old.ssh_keys, old.nics) != (new.ssh_keys, new.nics):
+        if new.seed:
+            seed.write(new, host.scope.seed(new.name))
+        for gone in {nic.network for nic in old.nics} - {nic.network for nic in new.nics}:
+            if network.remove_host(host.scope, gone, new.name):
+                control.reload_dhcp(host, gone)
+        create.write_hosts(host, new)
+    _refresh(host, [new.name])
+
+
+def _refresh(host: Host, names: Sequence[str]) -> None:
+    """Let systemd see changed drop-ins of loaded units: also `systemctl start` must use them."""
+    host.systemd.refresh([paths.unit(name) for name in names])
+
+
+def check(host: Host, names: Sequence[str]) -> dict[str, list[str]]:
+    """Return per VM the files that are not what its definition renders to. Raises InvalidError."""
+    return {
+        name: host.store.differences(name, render.vm(host.store.load(name), host.scope)) for name in names
+    }
+
+
+def render_again(host: Host, names: Sequence[str]) -> dict[str, list[str]]:
+    """Write what definitions render to; return per VM the files that were not so. Raises InvalidError."""
+    host.require_root()
+    recover(host)
+    changed: dict[str, list[str]] = {}
+    with transaction.locked(host, names):
+        for name in names:
+            spec = host.store.load(name)
+            changed[name] = host.store.write_rendered(name, render.vm(spec, host.scope))
+            create.write_hosts(host, spec)
+        if any(changed.values()):
+            _refresh(host, names)
+    return changed

@@ -1,0 +1,46 @@
+"""What this host's QEMU is: its machine types, remembered until QEMU changes or the host boots again."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from contextlib import suppress
+
+from qsysd import process
+from qsysd.errors import HostError
+from qsysd.paths import Scope
+from qsysd.store import read_text, write_atomic
+
+PROGRAM = "qemu-system-x86_64"
+
+
+def pinned_machine(scope: Scope, alias: str) -> str:
+    """Return the versioned machine type behind an alias: `pc-q35-7.2` for `q35`.
+
+    A VM keeps it, so that its guest sees the same machine after QEMU was upgraded.
+    Raises HostError where QEMU is missing or does not know the alias.
+    """
+    aliases = _aliases(scope)
+    if alias in aliases.values():
+        return alias
+    if alias not in aliases:
+        raise HostError(f"this host's QEMU has no machine type {alias!r}", hint=f"{PROGRAM} -machine help")
+    return aliases[alias]
+
+
+def _aliases(scope: Scope) -> dict[str, str]:
+    program = process.require(PROGRAM)
+    status = os.stat(program)
+    identity = [program, status.st_mtime_ns, status.st_size]
+    cache = os.path.join(scope.runtime_dir, "machines.json")
+    with suppress(ValueError, KeyError, TypeError, AttributeError):  # unreadable: QEMU is asked again
+        known = json.loads(read_text(cache) or "{}")
+        if known.get("identity") == identity:
+            return dict(known["aliases"])
+    output = process.run([PROGRAM, "-machine", "help"], timeout=30).stdout
+    # "q35                  Standard PC (Q35 + ICH9, 2009) (alias of pc-q35-7.2)"
+    aliases = dict(re.findall(r"^(\S+)\s.*\(alias of (\S+)\)$", output, re.MULTILINE))
+    os.makedirs(scope.runtime_dir, mode=0o755, exist_ok=True)
+    write_atomic(cache, json.dumps({"identity": identity, "aliases": aliases}), 0o644)
+    return aliases

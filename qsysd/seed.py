@@ -1,0 +1,88 @@
+"""The cloud-init NoCloud disk of a VM: user-data, meta-data and network-config.
+
+Specification: https://cloudinit.readthedocs.io/en/latest/reference/datasources/nocloud.html
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from contextlib import suppress
+from typing import Any
+
+from qsysd import process
+from qsysd.errors import QsysdError
+from qsysd.spec import VMSpec
+
+VOLUME_LABEL = "cidata"
+
+
+def documents(spec: VMSpec) -> dict[str, str]:
+    """Return the seed's files by name.
+
+    The instance id is the VM's UUID: a VM that is made anew under an old name is a new instance.
+    NICs are matched by MAC, so that the guest's own names for them do not matter.
+    """
+    user_data: dict[str, Any] = {
+        "hostname": spec.name,
+        "manage_etc_hosts": True,
+        "ssh_pwauth": False,
+    }
+    if spec.ssh_keys:
+        user_data["ssh_authorized_keys"] = list(spec.ssh_keys)
+    network = {
+        "version": 2,
+        "ethernets": {
+            f"nic{index}": {"match": {"macaddress": nic.mac}, "dhcp4": True}
+            for index, nic in enumerate(spec.nics)
+        },
+    }
+    return {
+        "user-data": "#cloud-config\n" + _dump(user_data),
+        "meta-data": _dump({"instance-id": spec.uuid, "local-hostname": spec.name}),
+        "network-config": _dump(network),
+    }
+
+
+def _dump(document: dict[str, Any]) -> str:
+    import yaml
+
+    text: str = yaml.dump(
+        document, Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper), sort_keys=False, width=10000
+    )
+    return text
+
+
+def write(spec: VMSpec, path: str) -> None:
+    """Make the seed disk at `path`, readable to its owner only.
+
+    Raises QsysdError with the tool's own words, and leaves nothing half-written at `path` then.
+    """
+    with tempfile.TemporaryDirectory(prefix="qsysd-seed-") as directory:
+        files = os.path.join(directory, "files")
+        os.mkdir(files)
+        for name, text in documents(spec).items():
+            with open(os.path.join(files, name), "w", encoding="utf-8") as file:
+                file.write(text)
+        disk = os.path.join(directory, "seed.iso")
+        process.run(["genisoimage", "-quiet", "-output", disk, "-volid", VOLUME_LABEL, "-joliet", "-rock", files])
+        _place(disk, path)
+
+
+def _place(source: str, path: str) -> None:
+    """Put a file into a VM's directory, which may be its QEMU's own: no link there is followed."""
+    partial = f"{path}.part"
+    try:
+        with suppress(FileNotFoundError):
+            os.unlink(partial)
+        target = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            with open(source, "rb") as file, open(target, "wb") as copy:
+                shutil.copyfileobj(file, copy)
+            os.rename(partial, path)
+        except BaseException:
+            os.unlink(partial)
+            raise
+    except OSError as error:
+        raise QsysdError(f"{path} cannot be written: {error.strerror}") from error
