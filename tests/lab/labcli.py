@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from labhost import Host, all_notes, cache_folder
+from labhost import Host, all_notes
 from labnet import Network
 from labproc import LabError, say
 from labroot import SUITES
@@ -154,14 +154,14 @@ def run_get(options: argparse.Namespace) -> int:
 def run_status(options: argparse.Namespace) -> int:
     """List the hosts, or one; the exit status is 3 if one was asked for that is not up."""
     notes = [note for note in all_notes(options.lab_dir) if options.name in (None, note.name)]
-    print(f"{'NAME':<16} {'SUITE':<10} {'STATE':<6} {'ADDRESS':<16} LEADER")
+    print(f"{'NAME':<12} {'SUITE':<10} {'STATE':<6} {'ADDRESS':<16} LEADER")
     up = False
     for note in notes:
         host = Host(options.lab_dir, note.name)
         leader = host.leader()
         up = leader is not None
-        address = str(host.address()) if leader else "-"
-        print(f"{note.name:<16} {note.suite:<10} {'up' if up else 'off':<6} {address:<16} {leader.pid if leader else '-'}")
+        state, address, pid = ("up", host.address(), leader.pid) if leader else ("off", "-", "-")
+        print(f"{note.name:<12} {note.suite:<10} {state:<6} {address!s:<16} {pid}")
     return 3 if options.name and not up else 0
 
 
@@ -171,6 +171,5 @@ def run_down(options: argparse.Namespace) -> int:
     names = options.names or (known if options.all else [DEFAULT_HOST])
     for name in names:
         Host(options.lab_dir, name).down()
-    if not all_notes(options.lab_dir):
-        Network(options.lab_dir).down()
+    Network(options.lab_dir).down_if_unused()
     return 0

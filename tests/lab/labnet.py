@@ -92,6 +92,12 @@ class Network:
         with locked(MACHINE_LOCK, "another lab's network"):
             self.remove(self.link())
 
+    def down_if_unused(self) -> None:
+        """Remove the network if the lab has no host any more."""
+        with locked(self.file.with_name("lock"), "another lab command"):
+            if not any(self.file.parent.glob("hosts/*/host.json")):
+                self.down()
+
     def link(self) -> Link | None:
         """Return this lab's interface in the machine, if it is there."""
         return next((link for link in links() if link.owner == self.owner), None)

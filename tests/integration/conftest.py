@@ -1,0 +1,182 @@
+"""Hosts for the tests on a real systemd: one per suite and test session, and throw-away ones.
+
+Fixtures:
+
+    lab           the lab itself: `lab.host(name)` for a host that the test makes by itself
+    host          a booted bookworm host with the qsysd package and the tiny guest, the session's own
+    trixie_host   the same on trixie
+    any_host      runs the test twice, on the one and on the other
+    fresh_host    a factory of throw-away hosts, for tests that break one
+    vm            a factory of VM names; the VMs are deleted when the test ends
+
+    def test_start(host: LabHost, vm: VMFactory) -> None:
+        name = vm()
+        host.qsysd("create", name, *tiny_options())
+        host.wait_property(f"qemu-vm@{name}", "ActiveState", "active")
+
+$QSYSD_DEB names the package to test, $QSYSD_LAB_KEEP leaves the session's hosts up and takes them
+up again in the next session, $QSYSD_TEST_SUITES ("bookworm") leaves out the tests on the others.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lab"))
+
+from labnet import Network  # noqa: E402
+from labtest import LabHost, find_package, lab_folder, remove  # noqa: E402
+
+FreshHost = Callable[..., LabHost]
+VMFactory = Callable[..., str]
+
+HOST_FIXTURES = ("host", "trixie_host", "any_host")
+
+
+class Lab:
+    """The lab of this test session. Each worker of pytest-xdist has hosts of its own in it."""
+
+    def __init__(self, folder: Path, worker: str) -> None:
+        self.folder = folder
+        self.worker = worker
+        self.made: list[LabHost] = []
+
+    def host(self, name: str) -> LabHost:
+        """Return the host with this name, of this worker's; it is taken down with the session."""
+        host = LabHost(self.folder, f"{name}{self.worker}")
+        self.made.append(host)
+        return host
+
+    def session_host(self, suite: str) -> LabHost:
+        """Return a booted host with the qsysd package that the whole session uses."""
+        require(suite)
+        host = self.host({"bookworm": "test", "trixie": "test13"}[suite])
+        if not os.environ.get("QSYSD_LAB_KEEP"):
+            host.down()
+        host.up(suite)
+        host.install(find_package())
+        return host
+
+    def close(self) -> None:
+        """Take down what the session has made, and the network if nothing else is left on it."""
+        for host in self.made:
+            remove(host)
+        Network(self.folder).down_if_unused()
+
+
+def require(suite: str) -> None:
+    """Skip the test if its suite was left out on purpose; fail it if the lab cannot run at all."""
+    if suite not in os.environ.get("QSYSD_TEST_SUITES", "bookworm,trixie").split(","):
+        pytest.skip(f"{suite} is not in QSYSD_TEST_SUITES")
+    if os.geteuid() != 0:
+        pytest.fail("the lab needs root: sudo make test")
+
+
+@pytest.fixture(scope="session")
+def lab() -> Iterator[Lab]:
+    """Give the lab, and take its hosts down at the end."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    lab = Lab(lab_folder(), f"-{worker}" if worker else "")
+    yield lab
+    lab.close()
+
+
+@pytest.fixture(scope="session")
+def session_host(lab: Lab) -> LabHost:
+    """Give the session's bookworm host."""
+    return lab.session_host("bookworm")
+
+
+@pytest.fixture(scope="session")
+def session_trixie_host(lab: Lab) -> LabHost:
+    """Give the session's trixie host."""
+    return lab.session_host("trixie")
+
+
+@pytest.fixture
+def host(session_host: LabHost) -> LabHost:
+    """Give the session's bookworm host, up, with qsysd and the tiny guest."""
+    session_host.up()
+    session_host.forget_journal()
+    return session_host
+
+
+@pytest.fixture
+def trixie_host(session_trixie_host: LabHost) -> LabHost:
+    """Give the session's trixie host, up, with qsysd and the tiny guest."""
+    session_trixie_host.up()
+    session_trixie_host.forget_journal()
+    return session_trixie_host
+
+
+@pytest.fixture(params=["bookworm", "trixie"])
+def any_host(request: pytest.FixtureRequest) -> LabHost:
+    """Give one host after the other: the test runs on both suites."""
+    host: LabHost = request.getfixturevalue({"bookworm": "host", "trixie": "trixie_host"}[request.param])
+    return host
+
+
+@pytest.fixture
+def fresh_host(lab: Lab) -> Iterator[FreshHost]:
+    """Give a factory of hosts that are the test's own: `fresh_host(suite="bookworm", install=True)`."""
+    made: list[LabHost] = []
+
+    def make(suite: str = "bookworm", *, install: bool = True) -> LabHost:
+        require(suite)
+        host = LabHost(lab.folder, f"fresh{len(made) + 1}{lab.worker}")
+        host.down()
+        made.append(host)
+        host.up(suite)
+        if install:
+            host.install(find_package())
+        return host
+
+    yield make
+    for host in made:
+        host.down()
+
+
+@pytest.fixture
+def vm(request: pytest.FixtureRequest) -> Iterator[VMFactory]:
+    """Give a factory of VM names, made from the test's: `vm()`, or `vm("web")`, or `vm(on=trixie_host)`.
+
+    A VM is looked for on the test's host, or on the one given, and deleted there when the test ends.
+    """
+    made: list[tuple[LabHost, str]] = []
+    stem = re.sub("[^a-z0-9]+", "-", request.node.originalname.removeprefix("test_").lower())
+
+    def name(label: str = "", *, on: LabHost | None = None) -> str:
+        fixture = next((known for known in HOST_FIXTURES if known in request.fixturenames), "host")
+        host = on or request.getfixturevalue(fixture)
+        VM_COUNT[0] += 1
+        tail = f"{f'-{label}' if label else ''}-{VM_COUNT[0]}"
+        new = f"{stem[: 28 - len(tail)].strip('-')}{tail}"
+        made.append((host, new))
+        return new
+
+    yield name
+    for host, new in made:
+        if host.leader() and host.exists(f"/etc/qsysd/vms/{new}.yaml"):
+            host.qsysd("kill", new, check=False)
+            host.qsysd("delete", "--yes", new)
+
+
+# How many VM names were given out in this session: no two tests share one.
+VM_COUNT = [0]
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Add to the report of a failed test what its hosts have to say."""
+    outcome = yield
+    report = outcome.get_result()  # type: ignore[attr-defined]
+    if report.failed and isinstance(item, pytest.Function):
+        seen = {value.name: value for value in item.funcargs.values() if isinstance(value, LabHost)}
+        for host in seen.values():
+            report.sections.append((f"host {host.name}", host.report()))
