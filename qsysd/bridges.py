@@ -98,7 +98,8 @@ def up(environment: Mapping[str, str]) -> list[str]:
     done = []
     made = not taps.exists(bridge)
     if made:
-        taps.ip_batch([f"link add {bridge} type bridge stp_state 0 forward_delay 0"])
+        # No waiting before a guest is heard; and few enough guests that all may hear a multicast.
+        taps.ip_batch([f"link add {bridge} type bridge stp_state 0 forward_delay 0 mcast_snooping 0"])
         done.append(f"made the bridge {bridge}")
     elif not os.path.isdir(f"{taps.SYS_NET}/{bridge}/bridge"):
         raise HostError(f"network {network.name}: {bridge} is there, but it is no bridge")

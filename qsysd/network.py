@@ -230,7 +230,7 @@ def blockers(network: str = "default") -> list[Blocker]:
         found.append(
             Blocker(
                 "another DNS server holds port 53 on all addresses, so the DHCP service cannot start",
-                "let it listen on addresses of its own (dnsmasq: bind-dynamic, unbound: interface:, bind9: listen-on)",
+                "let it listen on its own addresses only (dnsmasq: bind-dynamic, bind9: listen-on)",
             )
         )
     try:

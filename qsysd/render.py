@@ -10,6 +10,7 @@ unit_value  a value in a unit file, where % begins a specifier
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -159,4 +160,23 @@ def vm(spec: VMSpec, scope: Scope) -> Rendered:
 
 def network_files(spec: NetworkSpec, scope: Scope) -> dict[str, str]:
     """Return the path and text of each file that is rendered from a network's definition."""
-    raise AssertionError(spec, scope)
+    subnet = ipaddress.IPv4Network(spec.subnet)
+    variables = {
+        "definition": scope.network_definition(spec.name),
+        "name": spec.name,
+        "kind": spec.kind.value,
+        "bridge": paths.bridge(spec.name),
+        "subnet": spec.subnet,
+        "gateway": str(subnet[1]),
+        "prefix_length": subnet.prefixlen,
+        "rules": scope.network_rules(spec.name),
+        "hosts_dir": scope.dhcp_hosts_dir(spec.name),
+        "leases": scope.leases(spec.name),
+        # .internal is the top-level domain that is reserved for private use
+        "domain": f"{spec.name}.internal",
+    }
+    return {
+        scope.network_environment(spec.name): template("network.env.j2", **variables),
+        scope.network_rules(spec.name): template("network.nft.j2", **variables),
+        scope.dnsmasq_config(spec.name): template("dnsmasq.conf.j2", **variables),
+    }

@@ -1,0 +1,5 @@
+"""`python -m qsysd`."""
+
+from qsysd.cli import main
+
+main()

@@ -1,0 +1,58 @@
+"""ip, ssh, console."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import click
+
+from qsysd.cli.common import json_option, make_host, print_json, vm_argument
+
+
+@click.command()
+@vm_argument
+@json_option
+def ip(name: str, as_json: bool) -> None:
+    """Show the address of a VM."""
+    from qsysd.operations import access
+
+    host = make_host()
+    if as_json:
+        print_json({"name": name, "addresses": access.addresses(host, name)})
+    else:
+        click.echo(access.address(host, name))
+
+
+@click.command(context_settings={"ignore_unknown_options": True})
+@vm_argument
+@click.argument("words", metavar="[-- COMMAND...]", nargs=-1, type=click.UNPROCESSED)
+@click.option("--user", "-l", help="The guest's user; by default the image's.")
+def ssh(name: str, words: Sequence[str], user: str | None) -> None:
+    """Log in to a guest, or run a command in it; exits with the command's status.
+
+    \b
+    Examples:
+      qsysd ssh web1
+      qsysd ssh web1 -- systemctl is-system-running
+    """
+    from qsysd import process
+    from qsysd.operations import access
+
+    host = make_host()
+    access.require_running(host, name)
+    command = access.ssh_command(host, host.store.load(name), user=user, command=words)
+    sys.exit(process.foreground(command))
+
+
+@click.command()
+@vm_argument
+def console(name: str) -> None:
+    """Open the serial console of a VM; Ctrl-] leaves it."""
+    from qsysd.cli.terminal import talk
+    from qsysd.operations import access
+
+    host = make_host()
+    host.require_root()
+    access.require_running(host, name)
+    talk(host.scope.console(name), name)

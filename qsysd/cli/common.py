@@ -1,0 +1,112 @@
+"""What the verbs share: names as arguments, tables, JSON, outcomes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from qsysd.cli import print_error
+from qsysd.errors import InvalidError
+
+if TYPE_CHECKING:
+    from qsysd.operations.control import Outcome
+    from qsysd.operations.host import Host
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def make_host() -> Host:
+    """Return this host, with progress and warnings on standard error."""
+    from qsysd.operations.host import Host
+
+    return Host(tell=lambda line: click.echo(line, err=True))
+
+
+def complete_vm(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Return the VM names that begin so; none without the permission to look."""
+    from qsysd.paths import Scope
+
+    del param
+    chosen = ctx.params.get("names") or ()
+    try:
+        entries = os.listdir(Scope().definitions_dir)
+    except OSError:
+        return []
+    names = sorted(entry.removesuffix(".yaml") for entry in entries if entry.endswith(".yaml"))
+    return [name for name in names if name.startswith(incomplete) and name not in chosen]
+
+
+def complete_image(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Return the image names that begin so."""
+    del ctx, param
+    from qsysd.images import Images
+    from qsysd.paths import Scope
+
+    return [name for name in Images(Scope()).names() if name.startswith(incomplete)]
+
+
+vm_argument = click.argument("name", metavar="VM", shell_complete=complete_vm)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
+
+
+def vms_arguments(function: Function) -> Function:
+    """Give a verb several VMs as arguments, or --all of them."""
+    function = click.option("--all", "everything", is_flag=True, help="All VMs of this host.")(function)
+    return click.argument("names", metavar="[VM]...", nargs=-1, shell_complete=complete_vm)(function)
+
+
+def chosen(host: Host, names: Sequence[str], everything: bool) -> list[str]:
+    """Return the VMs that the arguments name, each once. Raises InvalidError for none."""
+    if everything and names:
+        raise InvalidError("give names or --all, not both")
+    if everything:
+        return host.store.names()
+    if not names:
+        raise InvalidError("which VM?", hint="name one or several, or give --all; qsysd list shows them")
+    return list(dict.fromkeys(names))
+
+
+def report(outcomes: Iterable[Outcome]) -> None:
+    """Print what a verb came to for each VM; exit with the status of the first error."""
+    status = 0
+    for outcome in outcomes:
+        if outcome.error:
+            print_error(outcome.error)
+            status = status or outcome.error.code
+        else:
+            click.echo(f"{outcome.name}: {outcome.what}")
+    if status:
+        sys.exit(status)
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON."""
+    import json
+
+    click.echo(json.dumps(value, indent=2))
+
+
+def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print rows in columns that are as wide as they must be."""
+    table = [tuple(header), *map(tuple, rows)]
+    widths = [max(len(row[column]) for row in table) for column in range(len(header))]
+    for row in table:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def is_terminal() -> bool:
+    """Return whether a person can be asked."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def confirm(question: str, *, yes: bool) -> None:
+    """Go on only if a person agrees. Raises InvalidError without a terminal and --yes."""
+    if yes:
+        return
+    if not is_terminal():
+        raise InvalidError("nobody can be asked here, so nothing was done", hint="give --yes to go on without a question")
+    click.confirm(question, abort=True, err=True)

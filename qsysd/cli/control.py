@@ -1,0 +1,76 @@
+"""start, stop, kill, restart, reset, pause, resume, enable, disable: all of one shape."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import click
+
+from qsysd.cli.common import chosen, make_host, report, vms_arguments
+
+
+def _verb(name: str, text: str) -> click.Command:
+    """Return the command that calls the operation of the same name."""
+
+    @click.command(name, help=text)
+    @vms_arguments
+    def command(names: Sequence[str], everything: bool) -> None:
+        from qsysd.operations import control
+
+        host = make_host()
+        report(getattr(control, name)(host, chosen(host, names, everything)))
+
+    return command
+
+
+start = _verb(
+    "start",
+    """Start VMs, in parallel.
+
+    Returns when each QEMU answers; one that does not start is shown with QEMU's own words.
+
+    \b
+    Examples:
+      qsysd start web1
+      qsysd start --all
+    """,
+)
+stop = _verb(
+    "stop",
+    """Shut VMs down gracefully, in parallel.
+
+    Presses the power button until the guest is off. A guest that is not off at its stop_timeout is
+    switched off: QEMU flushes its disks and quits. The same happens with systemctl stop, and when the
+    host shuts down.
+
+    \b
+    Examples:
+      qsysd stop web1 web2
+      qsysd stop --all
+    """,
+)
+kill = _verb(
+    "kill",
+    """Pull the plug of VMs: the guest is not asked.
+
+    Also helps while a stop waits for a guest that does not hear.
+    """,
+)
+restart = _verb(
+    "restart",
+    """Stop VMs gracefully and start them again, with their definitions as they are now.
+
+    A VM that is off is started.
+    """,
+)
+reset = _verb("reset", """Press the reset button: the guest boots again at once, without a shutdown.""")
+pause = _verb("pause", """Stop the processors of VMs; memory and devices stay as they are.""")
+resume = _verb(
+    "resume",
+    """Let paused VMs go on.
+
+    A VM that was paused by an I/O error (a full disk of this host) tries the request again.
+    """,
+)
+enable = _verb("enable", """Start VMs at host boot from now on; VMs that are off stay off until then.""")
+disable = _verb("disable", """Do not start VMs at host boot any more; VMs that run go on.""")

@@ -1,0 +1,77 @@
+"""setup, doctor, completion, recover."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import asdict
+
+import click
+
+from qsysd.cli.common import json_option, make_host, print_json
+
+
+@click.command()
+def setup() -> None:
+    """Prepare this host: directories, units, the network `default`. Safe to repeat.
+
+    The package runs it when it is installed; `pip install` does not.
+    """
+    from qsysd.operations import setup as operation
+
+    done = operation.setup(make_host())
+    for line in done:
+        click.echo(line)
+    if not done:
+        click.echo("this host is ready")
+
+
+@click.command()
+@json_option
+def doctor(as_json: bool) -> None:
+    """Check all that this host needs, and name the remedies; exits with 7 if something is missing."""
+    from qsysd.operations import doctor as operation
+
+    findings = operation.examine(make_host())
+    if as_json:
+        print_json([asdict(finding) for finding in findings])
+    else:
+        for finding in findings:
+            click.echo(f"{finding.level:>7}  {finding.subject}: {finding.message}")
+            if finding.remedy:
+                click.echo(f"         → {finding.remedy}")
+    if any(finding.level == "missing" for finding in findings):
+        sys.exit(7)
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the completion script for a shell; the package installs them.
+
+    \b
+    Example:
+      qsysd completion bash > /etc/bash_completion.d/qsysd
+    """
+    from click.shell_completion import get_completion_class
+
+    from qsysd.cli import command
+
+    found = get_completion_class(shell)
+    if found is None:
+        raise click.UsageError(f"no completion for {shell}")
+    os.environ.setdefault("PATH", "/usr/bin:/bin")
+    click.echo(found(command, {}, "qsysd", "_QSYSD_COMPLETE").source())
+
+
+@click.command()
+def recover() -> None:
+    """Remove what a killed command left half-made.
+
+    Every changing command begins with it, and so does each host boot.
+    """
+    from qsysd.operations import delete
+
+    host = make_host()
+    host.require_root()
+    delete.recover(host)

@@ -1,0 +1,142 @@
+"""image build, import, list, info, rm."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import click
+
+from qsysd.cli.common import complete_image, confirm, json_option, make_host, print_json, print_table
+
+
+@click.group()
+def image() -> None:
+    """Base images: what VMs' disks are overlays on."""
+
+
+@image.command()
+@click.argument("recipe")
+@click.option("--name", help="The image's name; the recipe's by default.")
+@click.option("--suite", help="Debian's suite: bookworm, trixie; this host's by default.")
+@click.option("--size", metavar="SIZE", help="Size of the virtual disk; VMs may have more.")
+@json_option
+def build(recipe: str, name: str | None, suite: str | None, size: str | None, as_json: bool) -> None:
+    """Build an image from a recipe; there is one: debian.
+
+    \b
+    Examples:
+      qsysd image build debian
+      qsysd image build debian --suite trixie --name debian13
+    """
+    from qsysd import values
+    from qsysd.errors import InvalidError
+    from qsysd.operations import image as operation
+
+    try:
+        bytes_of_disk = values.parse_size(size, default_unit="G") if size else None
+    except ValueError as error:
+        raise InvalidError(f"--size: {error}") from error
+    made = operation.build(make_host(), recipe, name=name, suite=suite, size=bytes_of_disk)
+    if as_json:
+        print_json(asdict(made))
+    else:
+        click.echo(f"{made.name}: {values.human_size(made.file_size)}, {made.source}")
+
+
+@image.command("import")
+@click.argument("file", type=click.Path())
+@click.option("--name", required=True, help="The image's name.")
+@click.option("--user", help="The user that cloud-init makes in it, for `qsysd ssh`.")
+@click.option("--cloud-init/--no-cloud-init", default=True, show_default=True, help="Whether it has cloud-init.")
+@json_option
+def import_image(file: str, name: str, user: str | None, cloud_init: bool, as_json: bool) -> None:
+    """Make an image of a disk file: qcow2, raw, vmdk, vdi or vhdx.
+
+    \b
+    Example:
+      qsysd image import debian-12-genericcloud-amd64.qcow2 --name debian12 --user debian
+    """
+    from qsysd import values
+    from qsysd.operations import image as operation
+
+    made = operation.import_file(make_host(), file, name, user=user, cloud_init=cloud_init)
+    if as_json:
+        print_json(asdict(made))
+    else:
+        click.echo(f"{made.name}: {values.human_size(made.file_size)}, {made.source}")
+
+
+@image.command("list")
+@json_option
+def list_images(as_json: bool) -> None:
+    """Show the images of this host."""
+    from qsysd import values
+    from qsysd.operations import image as operation
+
+    found = operation.list_images(make_host())
+    if as_json:
+        print_json([asdict(each) for each in found])
+        return
+    if not found:
+        click.echo("no images yet; build one: qsysd image build debian", err=True)
+        return
+    print_table(
+        ("NAME", "SIZE", "DISK", "USER", "SOURCE"),
+        (
+            (
+                each.name,
+                values.human_size(each.file_size),
+                values.human_size(each.virtual_size),
+                each.default_user or "-",
+                f"BROKEN: {each.problem}" if each.problem else each.source,
+            )
+            for each in found
+        ),
+    )
+
+
+@image.command()
+@click.argument("name", shell_complete=complete_image)
+@json_option
+def info(name: str, as_json: bool) -> None:
+    """Show an image, and the VMs that use it."""
+    from qsysd import values
+    from qsysd.operations import image as operation
+
+    found, users = operation.info(make_host(), name)
+    if as_json:
+        print_json(asdict(found) | {"used_by": users})
+        return
+    for label, text in (
+        ("name", found.name),
+        ("file", f"{found.path}, {values.human_size(found.file_size)}"),
+        ("disk", values.human_size(found.virtual_size)),
+        ("source", found.source),
+        ("created", found.created),
+        ("sha256", found.sha256),
+        ("user", found.default_user or "-"),
+        ("cloud-init", "yes" if found.cloud_init else "no"),
+        ("used by", ", ".join(users) or "no VM"),
+        *([("problem", found.problem)] if found.problem else []),
+    ):
+        click.echo(f"{label:>10}  {text}")
+
+
+@image.command("rm")
+@click.argument("names", nargs=-1, required=True, shell_complete=complete_image)
+@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@click.option("--dry-run", is_flag=True, help="Only show what would be removed.")
+def remove(names: Sequence[str], yes: bool, dry_run: bool) -> None:
+    """Remove images; refused while a VM uses one."""
+    from qsysd.operations import image as operation
+
+    host = make_host()
+    for name in names:
+        click.echo(f"{host.images.require(name)} {'would be' if dry_run else 'will be'} removed", err=True)
+    if dry_run:
+        return
+    confirm("Remove?", yes=yes)
+    operation.remove(host, names)
+    for name in names:
+        click.echo(f"{name}: removed")

@@ -1,0 +1,166 @@
+"""list, status, show, logs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import click
+
+from qsysd.cli.common import (
+    chosen,
+    complete_vm,
+    json_option,
+    make_host,
+    print_json,
+    print_table,
+    vm_argument,
+    vms_arguments,
+)
+
+if TYPE_CHECKING:
+    from qsysd.operations.inspect import ListedVM, VMStatus
+
+
+@click.command("list")
+@click.argument("names", metavar="[VM]...", nargs=-1, shell_complete=complete_vm)
+@json_option
+def list_vms(names: Sequence[str], as_json: bool) -> None:
+    """Show the VMs of this host: systemd's state of the unit, and QEMU's of the guest.
+
+    \b
+    Examples:
+      qsysd list
+      qsysd list --json | jq '.[] | select(.guest == "running") | .ip'
+    """
+    from qsysd.operations import inspect
+
+    host = make_host()
+    vms = inspect.list_vms(host, names)
+    if as_json:
+        print_json([asdict(vm) for vm in vms])
+        return
+    if not vms:
+        click.echo("no VMs yet; make one: qsysd create web1 --image debian", err=True)
+        return
+    print_table(
+        ("NAME", "STATE", "GUEST", "BOOT", "IP", "IMAGE", "MEMORY", "CPUS"),
+        (
+            (
+                vm.name,
+                _state(vm),
+                vm.guest or "-",
+                "enabled" if vm.enabled else "disabled",
+                vm.ip or "-",
+                vm.image or "-",
+                f"{vm.memory_mib} MiB" if vm.memory_mib else "-",
+                str(vm.cpus or "-"),
+            )
+            for vm in vms
+        ),
+    )
+
+
+def _state(vm: ListedVM) -> str:
+    """Return systemd's state, with the substate where it says more."""
+    return vm.active if vm.sub in ("running", "dead", "failed") else f"{vm.active} ({vm.sub})"
+
+
+@click.command()
+@vms_arguments
+@json_option
+def status(names: Sequence[str], everything: bool, as_json: bool) -> None:
+    """Show VMs as systemd and QEMU see them, and what is pending."""
+    from qsysd.operations import inspect
+
+    host = make_host()
+    found = inspect.status(host, chosen(host, names, everything))
+    if as_json:
+        print_json([asdict(vm) for vm in found])
+        return
+    for index, vm in enumerate(found):
+        if index:
+            click.echo()
+        _print_status(vm)
+
+
+def _print_status(vm: VMStatus) -> None:
+    from qsysd.values import human_duration, human_size
+
+    unit = _state(vm) + (f", {vm.result}" if vm.result != "success" else "")
+    if vm.result == "start-limit-hit":
+        unit = "failed, crash loop: it crashed too often in a row; qsysd start tries again"
+    lines = [
+        ("unit", f"{vm.unit}: {unit}"),
+        ("guest", vm.guest or "off"),
+        ("host boot", "starts" if vm.enabled else "does not start"),
+    ]
+    if vm.guest == "io-error":
+        lines.append(("", "paused by an I/O error of a disk: free space on the host, then qsysd resume"))
+    if vm.uptime is not None:
+        lines.append(("up", human_duration(vm.uptime)))
+    if vm.restarts:
+        lines.append(("crashes", f"{vm.restarts}, each restarted by systemd"))
+    if vm.pid:
+        memory = f", {human_size(vm.memory_current)} of memory in use" if vm.memory_current else ""
+        lines.append(("QEMU", f"pid {vm.pid}{memory}"))
+    lines.append(("IP", vm.ip or "-"))
+    lines.append(("image", vm.image or "-"))
+    lines.append(("memory", f"{vm.memory_mib} MiB" if vm.memory_mib else "-"))
+    lines.append(("cpus", str(vm.cpus or "-")))
+    lines.append(("machine", f"{vm.machine}, accel {vm.accel}"))
+    lines += [("disk", f"{disk['path']}: {human_size(disk['used'])} on this host") for disk in vm.disks]
+    lines += [("nic", f"{nic['mac']} on {nic['network']}, {nic['tap']}") for nic in vm.nics]
+    lines += [("pending", text) for text in vm.pending]
+    if vm.problem:
+        lines.append(("problem", vm.problem))
+    click.echo(vm.name)
+    for label, text in lines:
+        click.echo(f"  {label:>9}  {text}")
+
+
+@click.command()
+@vm_argument
+@json_option
+def show(name: str, as_json: bool) -> None:
+    """Show the definition of a VM: /etc/qsysd/vms/NAME.yaml."""
+    from qsysd.operations import inspect
+
+    host = make_host()
+    text = inspect.show(host, name)
+    if as_json:
+        from qsysd import config
+
+        print_json(config.load_plain(text, name))
+    else:
+        click.echo(text, nl=False)
+
+
+@click.command()
+@vm_argument
+@click.option("--lines", "-n", type=click.IntRange(0), default=30, show_default=True, help="Lines of each source.")
+@click.option("--follow", "-f", is_flag=True, help="Go on with what comes; Ctrl-C ends it.")
+@click.option("--unit", "only", flag_value="unit", help="Only the unit and QEMU.")
+@click.option("--console", "only", flag_value="console", help="Only the guest's console.")
+def logs(name: str, lines: int, follow: bool, only: str | None) -> None:
+    """Show what the unit and QEMU said (the journal), and what the guest wrote to its console."""
+    from qsysd import process
+    from qsysd.operations import journal
+
+    host = make_host()
+    host.store.require(name)
+    if only != "console":
+        if only is None:
+            click.echo("── unit and QEMU (journalctl -u qemu-vm@" + name + ") ──")
+        if follow and only == "unit":
+            raise SystemExit(process.foreground(journal.unit_arguments(name, lines=lines, follow=True)))
+        process.foreground(journal.unit_arguments(name, lines=lines, follow=False))
+    if only != "unit":
+        if only is None:
+            click.echo("── the guest's console ──")
+        for line in journal.console_tail(host, name, lines):
+            click.echo(line)
+        if follow:
+            for line in journal.follow_console(host, name):
+                click.echo(line)

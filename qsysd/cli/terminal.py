@@ -1,0 +1,57 @@
+"""A terminal joined to a serial console's socket."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import sys
+import termios
+import tty
+
+import click
+
+from qsysd.errors import QsysdError
+
+LEAVE = b"\x1d"  # Ctrl-]
+
+
+def talk(path: str, name: str) -> None:
+    """Join standard input and output to the socket until Ctrl-], the end of input, or QEMU's end.
+
+    Raises QsysdError when the socket cannot be connected to.
+    """
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connection.connect(path)
+    except OSError as error:
+        raise QsysdError(f"{name}: no console at {path}: {error.strerror}", hint=f"qsysd status {name}") from error
+    with connection:
+        terminal = sys.stdin.isatty()
+        if terminal:
+            click.echo(f"console of {name}; Ctrl-] leaves. Enter shows a prompt; one person at a time.", err=True)
+        before = termios.tcgetattr(sys.stdin) if terminal else None
+        try:
+            if terminal:
+                tty.setraw(sys.stdin)
+            _copy(connection)
+        finally:
+            if before is not None:
+                termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
+                click.echo(err=True)
+
+
+def _copy(connection: socket.socket) -> None:
+    sources: list[int] = [sys.stdin.fileno(), connection.fileno()]
+    while True:
+        readable, _, _ = select.select(sources, [], [])
+        if connection.fileno() in readable:
+            data = connection.recv(65536)
+            if not data:
+                return
+            os.write(sys.stdout.fileno(), data)
+        if sys.stdin.fileno() in readable:
+            typed = os.read(sys.stdin.fileno(), 4096)
+            if not typed or LEAVE in typed:
+                return
+            connection.sendall(typed)

@@ -1,0 +1,259 @@
+"""create, delete, edit, render."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from qsysd.cli.common import (
+    chosen,
+    complete_image,
+    complete_vm,
+    confirm,
+    is_terminal,
+    json_option,
+    make_host,
+    print_json,
+    vm_argument,
+    vms_arguments,
+)
+from qsysd.errors import InvalidError, QsysdError
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  qsysd create web1 --image debian
+  qsysd create web1 --image debian --memory 2G --cpus 2 --disk 20G --wait
+  qsysd create tiny --kernel /boot/vmlinuz --initrd /srv/initrd --append console=ttyS0 --memory 160M
+  qsysd create --file web1.yaml
+"""
+)
+@click.argument("name", required=False)
+@click.option("--file", "-f", type=click.File(), help="Take the definition from a YAML file; - is standard input.")
+@click.option("--image", shell_complete=complete_image, help="Base image; `debian` is built if it is not there.")
+@click.option("--memory", metavar="SIZE", help="Memory: 512M, 2G; a bare number is MiB.")
+@click.option("--cpus", "--vcpus", metavar="N", help="Number of processors.")
+@click.option("--cpu", metavar="MODEL", help="QEMU's CPU model.")
+@click.option("--disk", "disks", multiple=True, metavar="SIZE", help="Disk: 20G; the first is the image's. Repeat it.")
+@click.option("--network", "networks", multiple=True, metavar="NAME", help="Network of a NIC, or none. Repeat it.")
+@click.option("--kernel", type=click.Path(), help="Boot this kernel directly.")
+@click.option("--initrd", type=click.Path(), help="Its initial RAM disk.")
+@click.option("--append", metavar="WORDS", help="Its command line.")
+@click.option("--machine", metavar="TYPE", help="QEMU's machine type; pinned to its version at create.")
+@click.option("--accel", metavar="auto|kvm|tcg", help="How to run the guest.")
+@click.option("--user", help="The guest's user for `qsysd ssh`.")
+@click.option("--ssh-key", "ssh_keys", multiple=True, type=click.Path(exists=True), help="Public key file. Repeat it.")
+@click.option("--depends-on", multiple=True, metavar="VM", shell_complete=complete_vm, help="Start after this VM.")
+@click.option("--stop-timeout", metavar="TIME", help="How long the guest may take to shut down: 90s, 5min.")
+@click.option("--qemu-arg", "qemu_args", multiple=True, metavar="ARG", help="One more argument for QEMU. Repeat it.")
+@click.option("--start/--no-start", default=True, help="Start it now.", show_default=True)
+@click.option("--enable/--no-enable", default=True, help="Start it at host boot.", show_default=True)
+@click.option("--wait", is_flag=True, help="Wait until the guest answers on ssh.")
+@click.option("--wait-timeout", metavar="SECONDS", type=click.FloatRange(1), default=300.0, show_default=True)
+@json_option
+def create(name: str | None, as_json: bool, **options: Any) -> None:
+    """Make a VM and start it; all of it or nothing.
+
+    The definition is written to /etc/qsysd/vms/NAME.yaml. MAC, UUID, address and machine type are made
+    once and kept. Without an option a VM gets 1G of memory, one processor, a disk of 10G on its image,
+    and a NIC on the network `default`.
+    """
+    from qsysd.operations import create as operation
+    from qsysd.operations import image, keys
+
+    host = make_host()
+    host.require_root()
+    if options["wait"] and not options["start"]:
+        raise InvalidError("--wait needs a VM that is started", hint="leave out --no-start or --wait")
+    text, source = _definition(name, options)
+    if options["image"]:
+        image.ensure(host, options["image"])
+    given = [key for path in options["ssh_keys"] for key in keys.read_keys(path)]
+    spec = operation.create(
+        host,
+        text,
+        source,
+        start=options["start"],
+        enable=options["enable"],
+        ssh_keys=[*given, *keys.for_new_guest(host.scope)],
+    )
+    if not as_json:
+        address = next((nic.address for nic in spec.nics if nic.address), None)
+        click.echo(f"{spec.name}: {'running' if options['start'] else 'made'}" + (f" at {address}" if address else ""))
+    if options["wait"]:
+        from qsysd.operations import access
+
+        seconds = access.wait(host, spec.name, timeout=options["wait_timeout"])
+        if not as_json:
+            click.echo(f"{spec.name}: answers on ssh after {seconds:.0f} s; qsysd ssh {spec.name}")
+    if as_json:
+        _print_created(host, spec.name)
+
+
+def _print_created(host: Any, name: str) -> None:
+    from dataclasses import asdict
+
+    from qsysd.operations import inspect
+
+    print_json(asdict(inspect.list_vms(host, [name])[0]))
+
+
+def _definition(name: str | None, options: dict[str, Any]) -> tuple[str, str]:
+    """Return the definition that file or options amount to, and the file's name."""
+    document = {
+        key: value
+        for key, value in {
+            "image": options["image"],
+            "memory": options["memory"],
+            "cpus": options["cpus"],
+            "cpu": options["cpu"],
+            "machine": options["machine"],
+            "accel": options["accel"],
+            "disks": [{"size": size} for size in options["disks"]],
+            "kernel": options["kernel"],
+            "initrd": options["initrd"],
+            "append": options["append"],
+            "user": options["user"],
+            "depends_on": list(options["depends_on"]),
+            "stop_timeout": options["stop_timeout"],
+            "qemu_args": list(options["qemu_args"]),
+        }.items()
+        if value not in (None, [])
+    }
+    if options["networks"]:
+        document["nics"] = [{"network": network} for network in options["networks"] if network != "none"]
+    if options["file"]:
+        if document or name:
+            raise InvalidError("with --file everything stands in the file", hint="leave the other options out")
+        return options["file"].read(), options["file"].name
+    if name is None:
+        raise InvalidError("which name shall the VM have?", hint="qsysd create web1 --image debian")
+    from qsysd import config
+
+    return config.dump({"name": name, **document}), ""
+
+
+@click.command()
+@vms_arguments
+@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@click.option("--dry-run", is_flag=True, help="Only show what would be removed.")
+def delete(names: Sequence[str], everything: bool, yes: bool, dry_run: bool) -> None:
+    """Remove VMs with their disks; a VM that runs is switched off first.
+
+    Shows what goes and asks. Drop-ins that you wrote yourself stay, and are named.
+
+    \b
+    Examples:
+      qsysd delete web1
+      qsysd delete web1 web2 --yes
+      qsysd delete --all --dry-run
+    """
+    from qsysd.operations import delete as operation
+
+    host = make_host()
+    host.require_root()
+    vms = chosen(host, names, everything)
+    for vm in vms:
+        click.echo(f"{vm}: this will be removed:" if not yes or dry_run else f"{vm}: removing", err=True)
+        for line in operation.contents(host, vm):
+            click.echo(f"  {line}", err=True)
+    if dry_run or not vms:
+        return
+    confirm(f"Remove {'it' if len(vms) == 1 else 'them'}?", yes=yes)
+    kept = operation.delete(host, vms)
+    for vm in vms:
+        click.echo(f"{vm}: deleted")
+    for path in kept:
+        click.echo(f"your own {path} stays")
+
+
+@click.command()
+@vm_argument
+@click.option("--file", "-f", type=click.File(), help="Take the new definition from a file; - is standard input.")
+def edit(name: str, file: Any) -> None:
+    """Change the definition of a VM in your editor ($VISUAL, $EDITOR).
+
+    What is not valid is shown, and the file can be corrected. A running VM goes on with what it was
+    started with until `qsysd restart`; `qsysd status` says so.
+    """
+    from qsysd.operations import define
+
+    host = make_host()
+    host.require_root()
+    before = host.store.require(name)
+    if file:
+        waits = define.edit(host, name, file.read(), before=before)
+    else:
+        text = _edit_text(before, name)
+        while True:
+            if text == before:
+                click.echo(f"{name}: nothing changed")
+                return
+            try:
+                waits = define.edit(host, name, text, before=before)
+                break
+            except QsysdError as error:
+                if not is_terminal():
+                    raise
+                click.echo(error.message, err=True)
+                confirm("Edit it again?", yes=False)
+                text = _edit_text(text, name)
+    click.echo(f"{name}: changed" + (f"; in force after: qsysd restart {name}" if waits else ""))
+
+
+def _edit_text(text: str, name: str) -> str:
+    """Return the text after the caller's editor had it. Raises QsysdError when the editor fails."""
+    import shlex
+    import tempfile
+
+    from qsysd import process
+
+    editor = os.environ.get("VISUAL") or os.environ.get("EDITOR")
+    if not editor:
+        editor = next((found for found in ("sensible-editor", "nano", "vi") if process.find(found)), "vi")
+    with tempfile.NamedTemporaryFile("w+", prefix=f"qsysd-{name}-", suffix=".yaml", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        status = process.foreground([*shlex.split(editor), file.name])
+        if status:
+            raise QsysdError(f"the editor ended with status {status}; nothing was changed", hint=f"EDITOR is {editor!r}")
+        # an editor may put a new file in the place of the old one
+        with open(file.name, encoding="utf-8") as changed:
+            return changed.read()
+
+
+@click.command()
+@vms_arguments
+@click.option("--check", is_flag=True, help="Only show what differs, and exit with 1 if anything does.")
+@json_option
+def render(names: Sequence[str], everything: bool, check: bool, as_json: bool) -> None:
+    """Write again what follows from definitions: environment files and drop-ins.
+
+    Needed after a definition was changed by hand, or restored from a backup. All VMs by default.
+
+    \b
+    Examples:
+      qsysd render --check
+      qsysd render web1
+    """
+    from qsysd.operations import define
+
+    host = make_host()
+    host.require_root()
+    vms = chosen(host, names, everything) if names else host.store.names()
+    differences = (define.check if check else define.render_again)(host, vms)
+    if as_json:
+        print_json(differences)
+    else:
+        for vm, files in differences.items():
+            for path in files:
+                click.echo(f"{vm}: {path} {'is not as its definition says' if check else 'written'}")
+        if not any(differences.values()):
+            click.echo("all is as the definitions say")
+    if check and any(differences.values()):
+        sys.exit(1)

@@ -1,0 +1,94 @@
+"""Base images: build, import, list, remove."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from qsysd.errors import InvalidError
+from qsysd.images import Image
+from qsysd.operations import transaction
+from qsysd.operations.delete import recover
+from qsysd.operations.host import Host
+
+RECIPES = ("debian",)
+
+
+def list_images(host: Host) -> Sequence[Image]:
+    """Return all base images."""
+    return host.images.list()
+
+
+def info(host: Host, name: str) -> tuple[Image, list[str]]:
+    """Return an image and the VMs that use it. Raises NotFoundError."""
+    return host.images.get(name), users(host, name)
+
+
+def users(host: Host, name: str) -> list[str]:
+    """Return the VMs whose disks or definitions use an image."""
+    overlays = {vm: _disks(host, vm) for vm in host.store.names()}
+    named = [vm for vm in host.store.names() if host.store.summary(vm).image == name]
+    return sorted({*host.images.users(name, overlays), *named})
+
+
+def _disks(host: Host, vm: str) -> list[str]:
+    try:
+        names = os.listdir(host.scope.vm_dir(vm))
+    except FileNotFoundError:
+        return []
+    return [os.path.join(host.scope.vm_dir(vm), name) for name in names if name.endswith(".qcow2")]
+
+
+def build(
+    host: Host, recipe: str, *, name: str | None = None, suite: str | None = None, size: int | None = None
+) -> Image:
+    """Build an image from a recipe. size: bytes of the virtual disk.
+
+    Raises InvalidError, ExistsError, HostError, QsysdError.
+    """
+    host.require_root()
+    recover(host)
+    with transaction.locked(host, [f"image:{name or recipe}"]):
+        return host.images.build(recipe, name=name, suite=suite, size=size, progress=host.tell)
+
+
+def import_file(
+    host: Host, path: str, name: str, *, user: str | None = None, cloud_init: bool = True
+) -> Image:
+    """Make an image of a disk file in any format that qemu-img reads. Raises InvalidError, ExistsError."""
+    host.require_root()
+    recover(host)
+    if not os.path.exists(path):
+        raise InvalidError(f"there is no file {path}")
+    with transaction.locked(host, [f"image:{name}"]):
+        return host.images.import_file(
+            os.path.abspath(path), name, default_user=user, cloud_init=cloud_init, progress=host.tell
+        )
+
+
+def remove(host: Host, names: Sequence[str]) -> None:
+    """Remove images. Raises NotFoundError, and StateError while a VM uses one, before any is removed."""
+    host.require_root()
+    recover(host)
+    with transaction.locked(host, [f"image:{name}" for name in names]):
+        used = {name: users(host, name) for name in names}
+        for name in names:
+            host.images.require(name)
+            if used[name]:
+                host.images.remove(name, used[name])  # raises: nothing is removed yet
+        for name in names:
+            host.images.remove(name, [])
+
+
+def ensure(host: Host, name: str) -> bool:
+    """Make sure that an image is there: one that has a recipe is built. Return whether it was built.
+
+    Raises NotFoundError for one that has none.
+    """
+    if host.images.exists(name):
+        return False
+    if name not in RECIPES:
+        host.images.require(name)
+    host.tell(f"there is no image {name} on this host yet: building it, once")
+    build(host, name)
+    return True
