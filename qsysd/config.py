@@ -14,7 +14,18 @@ from typing import Any, TypeVar
 
 from qsysd import values
 from qsysd.errors import InvalidError
-from qsysd.spec import NAME_RULE, Accel, Defaults, Disk, Kernel, NetworkKind, NetworkSpec, Nic, VMSpec, is_name
+from qsysd.spec import (
+    NAME_RULE,
+    Accel,
+    Defaults,
+    Disk,
+    Kernel,
+    NetworkKind,
+    NetworkSpec,
+    Nic,
+    VMSpec,
+    is_name,
+)
 
 T = TypeVar("T")
 
@@ -163,7 +174,9 @@ def _integer(minimum: int, maximum: int) -> Callable[[Any], int]:
     def convert(node: Any) -> int:
         text = _scalar(node)
         if re.fullmatch("0[0-9]+", text):
-            raise ValueError(f"{text} begins with a zero, which YAML reads as octal; write {text.lstrip('0') or '0'}")
+            raise ValueError(
+                f"{text} begins with a zero, which YAML reads as octal; write {text.lstrip('0') or '0'}"
+            )
         if not re.fullmatch("[0-9]+", text):
             raise ValueError(f"{text!r} is not a whole number")
         if not minimum <= int(text) <= maximum:
@@ -232,9 +245,7 @@ def _subnet(node: Any) -> str:
 def _plain_path(node: Any) -> str:
     text = _text(node)
     if not _PLAIN_PATH.fullmatch(text) or "/../" in f"{text}/":
-        raise ValueError(
-            f"{text!r} is not a plain absolute path: letters, digits and . _ / + @ = ~ - only"
-        )
+        raise ValueError(f"{text!r} is not a plain absolute path: letters, digits and . _ / + @ = ~ - only")
     return text
 
 
@@ -274,7 +285,8 @@ VM_KEYS = (
 def parse_vm(text: str, source: str, *, name: str | None = None, defaults: Defaults | None = None) -> VMSpec:
     """Return the spec of a VM's definition.
 
-    source: the file's name for messages, empty for a command line. name: what the file's name says, when it must agree.
+    source: the file's name for messages, empty for a command line. name: what the file's name
+    says, when it must agree.
     Keys that are missing come from `defaults`; `uuid` and `machine` must be there once a VM is made
     and are empty strings until then. Raises InvalidError with all problems.
     """
@@ -332,7 +344,9 @@ def parse_vm(text: str, source: str, *, name: str | None = None, defaults: Defau
 def _check_vm(spec: VMSpec, root: Section, problems: Problems, name: str | None) -> None:
     """Note what no single key can tell."""
     if name is not None and spec.name != name:
-        problems.add(root.items.get("name", root.node), "name", f"{spec.name!r} is not the file's name, {name!r}")
+        problems.add(
+            root.items.get("name", root.node), "name", f"{spec.name!r} is not the file's name, {name!r}"
+        )
     if spec.name in spec.depends_on:
         problems.add(root.items["depends_on"], "depends_on", "a VM cannot depend on itself")
     if spec.image is None and not spec.disks and spec.kernel is None and root.items:
@@ -352,7 +366,9 @@ def parse_network(text: str, source: str, *, name: str | None = None) -> Network
         subnet=root.required("subnet", _subnet, ""),
     )
     if name is not None and spec.name != name:
-        problems.add(root.items.get("name", root.node), "name", f"{spec.name!r} is not the file's name, {name!r}")
+        problems.add(
+            root.items.get("name", root.node), "name", f"{spec.name!r} is not the file's name, {name!r}"
+        )
     problems.check()
     return spec
 
@@ -375,6 +391,14 @@ def parse_defaults(text: str, source: str) -> Defaults:
     )
     problems.check()
     return defaults
+
+
+def load_plain(text: str, source: str) -> Any:
+    """Return a definition as plain values, for showing as JSON. Raises InvalidError."""
+    import yaml
+
+    _parse(text, source)
+    return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
 def dump_vm(spec: VMSpec) -> str:
@@ -404,7 +428,9 @@ def dump_vm(spec: VMSpec) -> str:
         "qemu_args": list(spec.qemu_args),
     }
     # `nics: []` is a VM without a network card; without the key it would get one.
-    return dump({key: value for key, value in document.items() if key == "nics" or value not in (None, [], "")})
+    return dump(
+        {key: value for key, value in document.items() if key == "nics" or value not in (None, [], "")}
+    )
 
 
 def dump_network(spec: NetworkSpec) -> str:

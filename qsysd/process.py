@@ -103,7 +103,7 @@ def run(
         done = subprocess.run(
             command,
             # subprocess refuses `stdin` together with `input`
-            **({"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}),  # type: ignore[arg-type]
+            **({"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}),
             capture_output=True,
             encoding="utf-8",
             errors="replace",
@@ -118,7 +118,9 @@ def run(
     return done
 
 
-def stream(argv: Sequence[str], *, extra_environment: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+def stream(
+    argv: Sequence[str], *, extra_environment: Mapping[str, str] | None = None
+) -> subprocess.Popen[str]:
     """Start a program and return it with its output and errors merged in `stdout`, line by line.
 
     For what takes long and reports its own progress. The caller waits for it and, when it gives up,

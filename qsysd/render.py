@@ -77,9 +77,9 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
-def template(name: str, **variables: Any) -> str:
+def template(file: str, /, **variables: Any) -> str:
     """Return the text of a template. Raises jinja2.UndefinedError when a variable is missing."""
-    return _environment().get_template(name).render(**variables)
+    return _environment().get_template(file).render(**variables)
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,9 @@ def write(spec: VMSpec, path: str) -> None:
             with open(os.path.join(files, name), "w", encoding="utf-8") as file:
                 file.write(text)
         disk = os.path.join(directory, "seed.iso")
-        process.run(["genisoimage", "-quiet", "-output", disk, "-volid", VOLUME_LABEL, "-joliet", "-rock", files])
+        process.run(
+            ["genisoimage", "-quiet", "-output", disk, "-volid", VOLUME_LABEL, "-joliet", "-rock", files]
+        )
         _place(disk, path)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 
 # systemd user names (`qv-<name>`) hold at most 31 characters, which leaves 28 for the VM.
 # A name needs no escaping in a unit name, a path, a hostname or a command line.
@@ -20,7 +20,7 @@ def is_name(text: str) -> bool:
     return NAME.fullmatch(text) is not None
 
 
-class Accel(str, Enum):
+class Accel(StrEnum):
     """How the guest's instructions are run; `auto` is kvm where it truly runs a guest, else tcg."""
 
     AUTO = "auto"
@@ -28,7 +28,7 @@ class Accel(str, Enum):
     TCG = "tcg"
 
 
-class NetworkKind(str, Enum):
+class NetworkKind(StrEnum):
     """What a network joins its guests to."""
 
     NAT = "nat"
@@ -96,7 +96,7 @@ class NetworkSpec:
 
 @dataclass(frozen=True)
 class Defaults:
-    """What a VM gets where its creator says nothing. memory_mib: MiB; disk_size: bytes; time-outs: seconds."""
+    """What a VM gets where its creator says nothing. disk_size: bytes; stop_timeout: seconds."""
 
     accel: Accel = Accel.AUTO
     memory_mib: int = 1024

@@ -32,7 +32,7 @@ class Summary:
 
 
 def write_atomic(path: str, text: str, mode: int) -> None:
-    """Write a file so that a crash leaves the old or the new one. Raises QsysdError with the system's words."""
+    """Write a file so that a crash leaves the old or the new one. Raises QsysdError."""
     partial = f"{path}.part"
     try:
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
@@ -127,9 +127,7 @@ class Store:
         """Return a VM's spec. Raises NotFoundError, and InvalidError with all that is wrong in the file."""
         from qsysd import config
 
-        return config.parse_vm(
-            self.require(vm), self.scope.definition(vm), name=vm, defaults=self.defaults()
-        )
+        return config.parse_vm(self.require(vm), self.scope.definition(vm), name=vm, defaults=self.defaults())
 
     def load_all(self) -> Iterator[VMSpec]:
         """Yield the specs of all VMs; what cannot be read is left out."""

@@ -273,9 +273,7 @@ class Systemd:
 
     def list(self, *patterns: str) -> dict[str, UnitState]:
         """Return the loaded units whose names match, by name, in one call."""
-        (rows,) = self._manager(
-            "ListUnitsByPatterns", "(asas)", ([], list(patterns)), "(a(ssssssouso))"
-        )
+        (rows,) = self._manager("ListUnitsByPatterns", "(asas)", ([], list(patterns)), "(a(ssssssouso))")
         return {row[0]: UnitState(row[0], row[2], row[3], row[4], row[6]) for row in rows}
 
     def states(self, units: Iterable[str]) -> dict[str, UnitState]:

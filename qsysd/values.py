@@ -9,7 +9,9 @@ import re
 import secrets
 
 UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
-_SIZE = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?)\s*(?:(?P<unit>[KMGT])(?:i?B)?|(?P<bytes>B))?", re.IGNORECASE)
+_SIZE = re.compile(
+    r"(?P<number>[0-9]+(?:\.[0-9]+)?)\s*(?:(?P<unit>[KMGT])(?:i?B)?|(?P<bytes>B))?", re.IGNORECASE
+)
 _SECONDS = {"": 1, "s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600}
 _DURATION = re.compile(r"(?P<number>[1-9][0-9]*|0)\s*(?P<unit>s|sec|m|min|h|)")
 MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
@@ -26,7 +28,9 @@ def parse_size(text: str, *, default_unit: str) -> int:
         raise ValueError(f"{text!r} is not a size; write for example 512M or 2G")
     number, unit = found["number"], (found["unit"] or "").upper()
     if re.match(r"0[0-9]", number):
-        raise ValueError(f"{text!r} begins with a zero, which YAML reads as octal; write {number.lstrip('0')}{unit}")
+        raise ValueError(
+            f"{text!r} begins with a zero, which YAML reads as octal; write {number.lstrip('0')}{unit}"
+        )
     return int(float(number) * UNITS["" if found["bytes"] else unit or default_unit])
 
 
@@ -50,7 +54,7 @@ def human_size(size: float) -> str:
 def human_duration(seconds: float) -> str:
     """Return seconds in the two largest units that matter: `42 s`, `3 min 5 s`, `2 h 10 min`, `4 d 1 h`."""
     left = int(seconds)
-    parts = []
+    parts: list[str] = []
     for name, length in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
         if left >= length or (name == "s" and not parts):
             parts.append(f"{left // length} {name}")

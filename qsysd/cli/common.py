@@ -108,5 +108,7 @@ def confirm(question: str, *, yes: bool) -> None:
     if yes:
         return
     if not is_terminal():
-        raise InvalidError("nobody can be asked here, so nothing was done", hint="give --yes to go on without a question")
+        raise InvalidError(
+            "nobody can be asked here, so nothing was done", hint="give --yes to go on without a question"
+        )
     click.confirm(question, abort=True, err=True)

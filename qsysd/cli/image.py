@@ -48,7 +48,9 @@ def build(recipe: str, name: str | None, suite: str | None, size: str | None, as
 @click.argument("file", type=click.Path())
 @click.option("--name", required=True, help="The image's name.")
 @click.option("--user", help="The user that cloud-init makes in it, for `qsysd ssh`.")
-@click.option("--cloud-init/--no-cloud-init", default=True, show_default=True, help="Whether it has cloud-init.")
+@click.option(
+    "--cloud-init/--no-cloud-init", default=True, show_default=True, help="Whether it has cloud-init."
+)
 @json_option
 def import_image(file: str, name: str, user: str | None, cloud_init: bool, as_json: bool) -> None:
     """Make an image of a disk file: qcow2, raw, vmdk, vdi or vhdx.

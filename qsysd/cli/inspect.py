@@ -139,7 +139,9 @@ def show(name: str, as_json: bool) -> None:
 
 @click.command()
 @vm_argument
-@click.option("--lines", "-n", type=click.IntRange(0), default=30, show_default=True, help="Lines of each source.")
+@click.option(
+    "--lines", "-n", type=click.IntRange(0), default=30, show_default=True, help="Lines of each source."
+)
 @click.option("--follow", "-f", is_flag=True, help="Go on with what comes; Ctrl-C ends it.")
 @click.option("--unit", "only", flag_value="unit", help="Only the unit and QEMU.")
 @click.option("--console", "only", flag_value="console", help="Only the guest's console.")

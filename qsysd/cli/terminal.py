@@ -25,11 +25,15 @@ def talk(path: str, name: str) -> None:
     try:
         connection.connect(path)
     except OSError as error:
-        raise QsysdError(f"{name}: no console at {path}: {error.strerror}", hint=f"qsysd status {name}") from error
+        raise QsysdError(
+            f"{name}: no console at {path}: {error.strerror}", hint=f"qsysd status {name}"
+        ) from error
     with connection:
         terminal = sys.stdin.isatty()
         if terminal:
-            click.echo(f"console of {name}; Ctrl-] leaves. Enter shows a prompt; one person at a time.", err=True)
+            click.echo(
+                f"console of {name}; Ctrl-] leaves. Enter shows a prompt; one person at a time.", err=True
+            )
         before = termios.tcgetattr(sys.stdin) if terminal else None
         try:
             if terminal:

@@ -34,23 +34,37 @@ Examples:
 """
 )
 @click.argument("name", required=False)
-@click.option("--file", "-f", type=click.File(), help="Take the definition from a YAML file; - is standard input.")
-@click.option("--image", shell_complete=complete_image, help="Base image; `debian` is built if it is not there.")
+@click.option(
+    "--file", "-f", type=click.File(), help="Take the definition from a YAML file; - is standard input."
+)
+@click.option(
+    "--image", shell_complete=complete_image, help="Base image; `debian` is built if it is not there."
+)
 @click.option("--memory", metavar="SIZE", help="Memory: 512M, 2G; a bare number is MiB.")
 @click.option("--cpus", "--vcpus", metavar="N", help="Number of processors.")
 @click.option("--cpu", metavar="MODEL", help="QEMU's CPU model.")
-@click.option("--disk", "disks", multiple=True, metavar="SIZE", help="Disk: 20G; the first is the image's. Repeat it.")
-@click.option("--network", "networks", multiple=True, metavar="NAME", help="Network of a NIC, or none. Repeat it.")
+@click.option(
+    "--disk", "disks", multiple=True, metavar="SIZE", help="Disk: 20G; the first is the image's. Repeat it."
+)
+@click.option(
+    "--network", "networks", multiple=True, metavar="NAME", help="Network of a NIC, or none. Repeat it."
+)
 @click.option("--kernel", type=click.Path(), help="Boot this kernel directly.")
 @click.option("--initrd", type=click.Path(), help="Its initial RAM disk.")
 @click.option("--append", metavar="WORDS", help="Its command line.")
 @click.option("--machine", metavar="TYPE", help="QEMU's machine type; pinned to its version at create.")
 @click.option("--accel", metavar="auto|kvm|tcg", help="How to run the guest.")
 @click.option("--user", help="The guest's user for `qsysd ssh`.")
-@click.option("--ssh-key", "ssh_keys", multiple=True, type=click.Path(exists=True), help="Public key file. Repeat it.")
-@click.option("--depends-on", multiple=True, metavar="VM", shell_complete=complete_vm, help="Start after this VM.")
+@click.option(
+    "--ssh-key", "ssh_keys", multiple=True, type=click.Path(exists=True), help="Public key file. Repeat it."
+)
+@click.option(
+    "--depends-on", multiple=True, metavar="VM", shell_complete=complete_vm, help="Start after this VM."
+)
 @click.option("--stop-timeout", metavar="TIME", help="How long the guest may take to shut down: 90s, 5min.")
-@click.option("--qemu-arg", "qemu_args", multiple=True, metavar="ARG", help="One more argument for QEMU. Repeat it.")
+@click.option(
+    "--qemu-arg", "qemu_args", multiple=True, metavar="ARG", help="One more argument for QEMU. Repeat it."
+)
 @click.option("--start/--no-start", default=True, help="Start it now.", show_default=True)
 @click.option("--enable/--no-enable", default=True, help="Start it at host boot.", show_default=True)
 @click.option("--wait", is_flag=True, help="Wait until the guest answers on ssh.")
@@ -84,7 +98,10 @@ def create(name: str | None, as_json: bool, **options: Any) -> None:
     )
     if not as_json:
         address = next((nic.address for nic in spec.nics if nic.address), None)
-        click.echo(f"{spec.name}: {'running' if options['start'] else 'made'}" + (f" at {address}" if address else ""))
+        click.echo(
+            f"{spec.name}: {'running' if options['start'] else 'made'}"
+            + (f" at {address}" if address else "")
+        )
     if options["wait"]:
         from qsysd.operations import access
 
@@ -129,7 +146,9 @@ def _definition(name: str | None, options: dict[str, Any]) -> tuple[str, str]:
         document["nics"] = [{"network": network} for network in options["networks"] if network != "none"]
     if options["file"]:
         if document or name:
-            raise InvalidError("with --file everything stands in the file", hint="leave the other options out")
+            raise InvalidError(
+                "with --file everything stands in the file", hint="leave the other options out"
+            )
         return options["file"].read(), options["file"].name
     if name is None:
         raise InvalidError("which name shall the VM have?", hint="qsysd create web1 --image debian")
@@ -174,7 +193,9 @@ def delete(names: Sequence[str], everything: bool, yes: bool, dry_run: bool) -> 
 
 @click.command()
 @vm_argument
-@click.option("--file", "-f", type=click.File(), help="Take the new definition from a file; - is standard input.")
+@click.option(
+    "--file", "-f", type=click.File(), help="Take the new definition from a file; - is standard input."
+)
 def edit(name: str, file: Any) -> None:
     """Change the definition of a VM in your editor ($VISUAL, $EDITOR).
 
@@ -221,7 +242,9 @@ def _edit_text(text: str, name: str) -> str:
         file.flush()
         status = process.foreground([*shlex.split(editor), file.name])
         if status:
-            raise QsysdError(f"the editor ended with status {status}; nothing was changed", hint=f"EDITOR is {editor!r}")
+            raise QsysdError(
+                f"the editor ended with status {status}; nothing was changed", hint=f"EDITOR is {editor!r}"
+            )
         # an editor may put a new file in the place of the old one
         with open(file.name, encoding="utf-8") as changed:
             return changed.read()

@@ -60,7 +60,8 @@ def wait(host: Host, name: str, *, timeout: float) -> float:
         require_running(host, name)
         if waited > timeout:
             raise TimeoutExpired(
-                f"{name} runs, but did not answer on ssh at {where} within {timeout:.0f} s: {_seen(host, name, where)}",
+                f"{name} runs, but did not answer on ssh at {where} within {timeout:.0f} s: "
+                f"{_seen(host, name, where)}",
                 hint=f"qsysd logs {name}; qsysd console {name}",
             )
         if waited >= next_word:

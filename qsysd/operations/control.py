@@ -42,7 +42,8 @@ def _states(host: Host, names: Sequence[str]) -> dict[str, UnitState]:
             host.store.require(name)
     loaded = host.systemd.states([paths.unit(name) for name in names])
     return {
-        name: loaded.get(paths.unit(name)) or UnitState(paths.unit(name), "not-loaded", "inactive", "dead", "")
+        name: loaded.get(paths.unit(name))
+        or UnitState(paths.unit(name), "not-loaded", "inactive", "dead", "")
         for name in names
     }
 
@@ -215,7 +216,9 @@ def reload_dhcp(host: Host, network: str) -> None:
     if host.systemd.state(unit).active == "active":
         results = host.systemd.run_jobs("ReloadUnit", [unit], timeout=10)
         if not all(result.done for result in results):
-            raise QsysdError(f"network {network}: the DHCP service cannot be reloaded", hint=f"systemctl status {unit}")
+            raise QsysdError(
+                f"network {network}: the DHCP service cannot be reloaded", hint=f"systemctl status {unit}"
+            )
 
 
 # inside the VM
@@ -233,7 +236,9 @@ def ask(host: Host, name: str, action: Callable[[Monitor], str]) -> Outcome:
         with Monitor(host.scope.monitor(name, "cli"), timeout=MONITOR_TIMEOUT) as monitor:
             return Outcome(name, action(monitor))
     except MonitorError as error:
-        return Outcome(name, "", QsysdError(f"{name}: {error.message}", hint=error.hint or f"qsysd logs {name}"))
+        return Outcome(
+            name, "", QsysdError(f"{name}: {error.message}", hint=error.hint or f"qsysd logs {name}")
+        )
     except NotFoundError:
         raise
     except QsysdError as error:
@@ -244,7 +249,9 @@ def describe(state: UnitState) -> str:
     """Return a unit's state in a word or two."""
     if state.sub.startswith("auto-restart"):
         return "between a crash and its restart"
-    return {"deactivating": "stopping", "activating": "starting", "inactive": "off"}.get(state.active, state.active)
+    return {"deactivating": "stopping", "activating": "starting", "inactive": "off"}.get(
+        state.active, state.active
+    )
 
 
 def _each(host: Host, names: Sequence[str], action: Callable[[Monitor], str]) -> list[Outcome]:

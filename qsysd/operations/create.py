@@ -44,7 +44,9 @@ def create(
                 spec = complete(host, spec, defaults, ssh_keys)
                 _check(host, spec)
                 undo.enter_context(
-                    transaction.intent(host, spec.name, "create", lambda: remove_everything(host, [spec.name]))
+                    transaction.intent(
+                        host, spec.name, "create", lambda: remove_everything(host, [spec.name])
+                    )
                 )
                 host.store.write_definition(spec)
             _make(host, spec)
@@ -57,16 +59,19 @@ def create(
 
 def _check_free(host: Host, name: str) -> None:
     if host.store.exists(name):
-        raise ExistsError(f"there is already a VM {name!r}", hint=f"qsysd status {name}, or take another name")
+        raise ExistsError(
+            f"there is already a VM {name!r}", hint=f"qsysd status {name}, or take another name"
+        )
     for path in (host.scope.vm_dir(name), host.scope.environment(name), host.scope.drop_in(name)):
         if os.path.lexists(path):
             raise ExistsError(
-                f"{path} exists, though there is no VM {name!r}", hint=f"look at it, and move it away: mv {path} …"
+                f"{path} exists, though there is no VM {name!r}",
+                hint=f"look at it, and move it away: mv {path} …",
             )
 
 
 def complete(host: Host, spec: VMSpec, defaults: Defaults, ssh_keys: Sequence[str] = ()) -> VMSpec:
-    """Return the spec with what is made once and kept: UUID, machine type, MACs, addresses, disk size, user."""
+    """Return the spec with what is made once and kept: UUID, machine type, MACs, addresses, disk size."""
     image = None
     if spec.image and not spec.uuid:
         image = host.images.get(spec.image)
@@ -80,7 +85,9 @@ def complete(host: Host, spec: VMSpec, defaults: Defaults, ssh_keys: Sequence[st
     return replace(
         spec,
         uuid=spec.uuid or str(uuid.uuid4()),
-        machine=spec.machine if "-" in spec.machine else qemu.pinned_machine(host.scope, spec.machine or "q35"),
+        machine=spec.machine
+        if "-" in spec.machine
+        else qemu.pinned_machine(host.scope, spec.machine or "q35"),
         disks=disks,
         nics=complete_nics(host, spec),
         seed=seeded,
@@ -103,7 +110,9 @@ def complete_nics(host: Host, spec: VMSpec) -> tuple[Nic, ...]:
         address = nic.address
         if address is None:
             subnet = host.store.load_network(nic.network).subnet
-            address = network.allocate(subnet, [known for name, known in taken if name == nic.network and known])
+            address = network.allocate(
+                subnet, [known for name, known in taken if name == nic.network and known]
+            )
             taken.add((nic.network, address))
         result.append(Nic(nic.network, mac, address))
     return tuple(result)
@@ -127,10 +136,14 @@ def check_references(host: Host, spec: VMSpec) -> None:
     """Raise where a definition names what is not there, or what another VM has already."""
     for other in spec.depends_on:
         if not host.store.exists(other):
-            raise NotFoundError(f"{spec.name} depends on {other!r}, and there is no such VM", hint="qsysd list")
+            raise NotFoundError(
+                f"{spec.name} depends on {other!r}, and there is no such VM", hint="qsysd list"
+            )
     for path in [spec.kernel.path, spec.kernel.initrd] if spec.kernel else []:
         if path and not os.path.isfile(path):
-            raise InvalidError(f"there is no file {path}", hint="kernel and initrd are absolute paths of files")
+            raise InvalidError(
+                f"there is no file {path}", hint="kernel and initrd are absolute paths of files"
+            )
         if path and not os.stat(path).st_mode & 0o004:
             raise InvalidError(f"{path} cannot be read by the VM's own user", hint=f"chmod o+r {path}")
     _check_addresses(host, spec)
@@ -156,7 +169,9 @@ def _check_addresses(host: Host, spec: VMSpec) -> None:
                 f"{nic.address} is not an address for a VM on network {net.name}, which has {net.subnet}"
             )
         if (owner := claimed.get((nic.network, nic.address))) is not None:
-            raise ExistsError(f"{nic.address} belongs to the VM {owner!r}", hint="leave the address out to get a free one")
+            raise ExistsError(
+                f"{nic.address} belongs to the VM {owner!r}", hint="leave the address out to get a free one"
+            )
 
 
 def _check_interfaces(host: Host, spec: VMSpec) -> None:
@@ -164,7 +179,9 @@ def _check_interfaces(host: Host, spec: VMSpec) -> None:
     mine = {paths.tap(spec.name, index) for index in range(len(spec.nics))}
     for name in host.store.names():
         if name != spec.name and mine & {paths.tap(name, index) for index in range(8)}:
-            raise ExistsError(f"the TAPs of {spec.name!r} would have the names of {name!r}'s", hint="take another name")
+            raise ExistsError(
+                f"the TAPs of {spec.name!r} would have the names of {name!r}'s", hint="take another name"
+            )
 
 
 def _make(host: Host, spec: VMSpec) -> None:
@@ -188,7 +205,7 @@ def write_hosts(host: Host, spec: VMSpec) -> None:
     """Tell each network's DHCP service the VM's addresses."""
     for name in dict.fromkeys(nic.network for nic in spec.nics):
         entries = [(nic.mac, nic.address) for nic in spec.nics if nic.network == name and nic.address]
-        if entries and network.write_hosts(host.scope, name, spec.name, entries):
+        if entries and network.write_host(host.scope, name, spec.name, *entries[0]):
             control.reload_dhcp(host, name)
 
 

@@ -95,7 +95,11 @@ def remove_everything(host: Host, names: Sequence[str]) -> None:
 
 def _remove_taps(vm: str) -> None:
     """Remove TAPs that a unit left: its last step was killed, or never ran."""
-    left = [found[1] for alias in taps.existing_taps().values() if (found := taps.parse_alias(alias)) and found[0] == vm]
+    left = [
+        found[1]
+        for alias in taps.existing_taps().values()
+        if (found := taps.parse_alias(alias)) and found[0] == vm
+    ]
     taps.unplug(left)
 
 

@@ -39,7 +39,7 @@ def failure(host: Host, unit: str) -> str:
 
 
 def _open_log(path: str) -> int:
-    """Open a file in a VM's directory, which is QEMU's own while it runs: follow no link, wait for no pipe."""
+    """Open a file in a VM's directory, which QEMU owns: follow no link, wait for no pipe."""
     return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
@@ -63,7 +63,8 @@ def _printable(line: str) -> str:
     """Return a line without the control sequences that a guest could play with a terminal by."""
     import re
 
-    return re.sub(r"\x1b(\[[0-9;?]*[ -/]*[@-~]|[@-Z\\-_]|\][^\x07\x1b]*(\x07|\x1b\\)?)|[\x00-\x08\x0b-\x1f\x7f]", "", line)
+    escapes = r"\x1b(\[[0-9;?]*[ -/]*[@-~]|[@-Z\\-_]|\][^\x07\x1b]*(\x07|\x1b\\)?)"
+    return re.sub(escapes + r"|[\x00-\x08\x0b-\x1f\x7f]", "", line)
 
 
 def unit_arguments(vm: str, *, lines: int, follow: bool) -> list[str]:

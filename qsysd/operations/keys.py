@@ -1,4 +1,4 @@
-"""ssh keys: those of the person at the command, and one of the host's own so that `qsysd ssh` always works."""
+"""ssh keys: those of the person at the command, and one of the host's own for `qsysd ssh`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,20 @@ def host_key(scope: Scope) -> str:
         for path in (partial, f"{partial}.pub"):
             if os.path.exists(path):
                 os.unlink(path)
-        process.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", f"qsysd@{os.uname().nodename}", "-f", partial])
+        process.run(
+            [
+                "ssh-keygen",
+                "-q",
+                "-t",
+                "ed25519",
+                "-N",
+                "",
+                "-C",
+                f"qsysd@{os.uname().nodename}",
+                "-f",
+                partial,
+            ]
+        )
         os.rename(f"{partial}.pub", f"{scope.ssh_key}.pub")
         os.rename(partial, scope.ssh_key)
     with open(f"{scope.ssh_key}.pub", encoding="utf-8") as file:

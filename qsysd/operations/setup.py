@@ -214,7 +214,9 @@ def _network_up(host: Host, name: str, *, changed: bool) -> list[str]:
                 from qsysd.operations import journal
 
                 words = journal.failure(host, unit)
-                raise QsysdError(f"{unit} did not start: {words or result.result}", hint=f"systemctl status {unit}")
+                raise QsysdError(
+                    f"{unit} did not start: {words or result.result}", hint=f"systemctl status {unit}"
+                )
     return [f"started {unit}" for unit in down]
 
 

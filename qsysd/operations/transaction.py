@@ -39,7 +39,9 @@ def _open_lock(scope: Scope, name: str) -> int:
         os.makedirs(scope.locks_dir, mode=0o700, exist_ok=True)
         return os.open(scope.lock(name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except PermissionError as error:
-        raise QsysdError(f"{scope.locks_dir}: {error.strerror}", hint="run it as root: sudo qsysd …") from error
+        raise QsysdError(
+            f"{scope.locks_dir}: {error.strerror}", hint="run it as root: sudo qsysd …"
+        ) from error
 
 
 def _try_lock(descriptor: int, exclusive: bool) -> bool:
