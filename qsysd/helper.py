@@ -139,7 +139,7 @@ def before_start(scope: Scope, vm: str) -> None:
     # systemd made the unit's RuntimeDirectory for the uid that it chose for this start
     user = os.stat(scope.socket_dir(vm))
     own(scope.vm_dir(vm), user.st_uid, user.st_gid)
-    taps.plug(ports, user.st_uid)
+    taps.plug(ports, user.st_uid, vm)
     note_start(scope, vm)
 
 

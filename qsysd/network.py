@@ -10,7 +10,7 @@ import ipaddress
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from qsysd import paths, process, taps
@@ -22,6 +22,8 @@ FIRST_HOST = 10
 RESOLV_CONF = "/etc/resolv.conf"
 # Seconds that dnsmasq has to take in a release before it counts as failed.
 RELEASE_TIMEOUT = 2.0
+# As in templates/dnsmasq.conf.j2.
+LEASE_TIME = "12h"
 
 
 def choose_subnet(taken: Iterable[str] = ()) -> str:
@@ -83,7 +85,9 @@ def gateway(subnet: str) -> str:
 def allocate(subnet: str, taken: Iterable[str], name: str = "") -> str:
     """Return the lowest address of the subnet that is not `taken`, for the VM `name`.
 
-    It is written into the definition, and kept from then on. Raises HostError when none is free.
+    It is written into the definition, and kept from then on. `taken` are the addresses of all
+    definitions, and best also of all leases: dnsmasq gives nobody an address that another MAC holds.
+    Raises HostError when none is free.
     """
     block = ipaddress.IPv4Network(subnet)
     used = {ipaddress.IPv4Address(address) for address in taken} | {block[1]}
@@ -106,37 +110,72 @@ def _check(vm: str, mac: str, address: str) -> None:
         raise InvalidError(f"not an IPv4 address: {address!r}")
 
 
+def prepare(scope: Scope, network: str) -> None:
+    """Make the directories that a network's DHCP service reads, whatever the caller's umask says.
+
+    dnsmasq does not start without them. They are root's; it writes only in one that its unit makes.
+    """
+    for path in (scope.network_state_dir, scope.network_dir(network), scope.dhcp_hosts_dir(network)):
+        os.makedirs(path, exist_ok=True)
+        os.chmod(path, 0o755)
+
+
 def write_host(scope: Scope, network: str, vm: str, mac: str, address: str) -> bool:
-    """Tell a network's DHCP service a VM's address; return whether it must be reloaded for that.
+    """Tell a network's DHCP service the address of a VM with one NIC there; see `write_hosts`."""
+    return write_hosts(scope, network, vm, [(mac, address)])
+
+
+def write_hosts(scope: Scope, network: str, vm: str, entries: Sequence[tuple[str, str]]) -> bool:
+    """Tell a network's DHCP service a VM's MACs with their addresses; return whether it must be reloaded.
 
     dnsmasq takes in a new file by itself; a changed one replaces nothing until it is reloaded.
-    Raises InvalidError on odd values.
+    The VM's name goes with the first address. Raises InvalidError on odd values.
     """
-    _check(vm, mac, address)
+    for mac, address in entries:
+        _check(vm, mac, address)
     path = scope.dhcp_host(network, vm)
-    line = f"{mac},{address},{vm}\n"
-    try:
-        with open(path, encoding="utf-8") as file:
-            before: str | None = file.read()
-    except FileNotFoundError:
-        before = None
-    if before == line:
+    # The other NICs' lines end in a lease time where the first one's has the name.
+    text = "".join(
+        f"{mac},{address},{LEASE_TIME if number else vm}\n" for number, (mac, address) in enumerate(entries)
+    )
+    before = _read(path)
+    if before == text:
         return False
+    prepare(scope, network)
     # dnsmasq passes over names that begin with a dot, and reads the file when it gets its name.
     partial = os.path.join(os.path.dirname(path), f".{vm}.part")
-    os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
     with open(partial, "w", encoding="utf-8") as file:
         # dnsmasq's own user reads it, whatever the caller's umask says.
         os.fchmod(file.fileno(), 0o644)
-        file.write(line)
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
     return before is not None
 
 
+def hosts(scope: Scope, network: str, vm: str) -> list[tuple[str, str]]:
+    """Return a VM's MACs with their addresses, as its network's DHCP service knows them."""
+    fields = [line.split(",") for line in (_read(scope.dhcp_host(network, vm)) or "").splitlines()]
+    return [(words[0], words[1]) for words in fields if len(words) > 1]
+
+
+def _read(path: str) -> str | None:
+    """Return a file's text, or None where there is no such file."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except FileNotFoundError:
+        return None
+
+
 def remove_host(scope: Scope, network: str, vm: str) -> bool:
-    """Take a VM out of a network's DHCP service; return whether it must be reloaded for that."""
+    """Take a VM out of a network's DHCP service; return whether there was something to remove.
+
+    The service must be reloaded then: until it is, it refuses a new entry with the same address
+    ("duplicate dhcp-host IP address"). Who brings a killed removal to its end cannot know whether the
+    reload was done, and reloads in any case.
+    """
     try:
         os.unlink(scope.dhcp_host(network, vm))
     except FileNotFoundError:
@@ -155,11 +194,8 @@ class Lease(NamedTuple):
 
 def leases(scope: Scope, network: str) -> list[Lease]:
     """Return a network's leases, as dnsmasq's lease file has them."""
-    try:
-        with open(scope.leases(network), encoding="utf-8", errors="replace") as file:
-            return [lease for lease in map(_parse_lease, file) if lease]
-    except FileNotFoundError:
-        return []
+    lines = (_read(scope.leases(network)) or "").splitlines()
+    return [lease for lease in map(_parse_lease, lines) if lease]
 
 
 def _parse_lease(line: str) -> Lease | None:
@@ -217,15 +253,14 @@ class Blocker(NamedTuple):
     remedy: str
 
 
-def blockers(network: str = "default") -> list[Blocker]:
-    """Return what else on this host blocks the guests of a network; empty is good. Needs root.
+def blockers(bridge: str = "qb-default") -> list[Blocker]:
+    """Return what else on this host blocks the guests on a bridge, or lets them loose; empty is good.
 
-    qsysd's own rules can only refuse: a packet that any other table drops is dropped.
+    qsysd's own rules can only refuse: a packet that any other table drops is dropped. Needs root.
     """
-    bridge = paths.bridge(network)
     found = []
-    if _first_line("/proc/sys/net/ipv4/ip_forward") == "0" and taps.exists(bridge):
-        found.append(Blocker("IPv4 forwarding is off", f"systemctl restart {paths.network_unit(network)}"))
+    if (_read("/proc/sys/net/ipv4/ip_forward") or "").strip() == "0":
+        found.append(Blocker("IPv4 forwarding is off", "sysctl -w net.ipv4.ip_forward=1"))
     if _wildcard_dns():
         found.append(
             Blocker(
@@ -235,21 +270,20 @@ def blockers(network: str = "default") -> list[Blocker]:
         )
     try:
         found += _firewalls(bridge)
-        bare = sorted(set(taps.existing_taps()) - taps.guarded())
+        found += _bare_taps(bridge)
     except QsysdError as error:
-        return [*found, Blocker(f"cannot read the firewall: {error.message}", "run this as root")]
-    for tap in bare:
-        found.append(Blocker(f"{tap} has no guard", f"systemctl restart {paths.network_unit(network)}"))
+        found.append(Blocker(f"cannot read the firewall: {error.message}", "run this as root"))
     return found
 
 
-def _first_line(path: str) -> str:
-    """Return a file's first line, or an empty text where it cannot be read."""
-    try:
-        with open(path, encoding="ascii", errors="replace") as file:
-            return file.readline().strip()
-    except OSError:
-        return ""
+def _bare_taps(bridge: str) -> Iterator[Blocker]:
+    """Yield the TAPs on a bridge whose guards somebody has flushed."""
+    guarded = taps.guarded()
+    for tap, alias in taps.existing_taps().items():
+        known = taps.parse_alias(alias)
+        if known and known[1].bridge == bridge and tap not in guarded:
+            unit = paths.network_unit(known[1].network)
+            yield Blocker(f"{tap} has no guard: something has flushed nftables", f"systemctl restart {unit}")
 
 
 def _wildcard_dns() -> bool:

@@ -98,6 +98,7 @@ def unit(scope: Scope, *, systemd_version: int, helper: Sequence[str], qemu: str
         scope=scope,
         systemd_version=systemd_version,
         helper=" ".join(helper),
+        host_namespace="/usr/bin/nsenter --target 1 --mount --",
         qemu=qemu,
     )
 
@@ -163,7 +164,7 @@ def network_files(spec: NetworkSpec, scope: Scope) -> dict[str, str]:
     subnet = ipaddress.IPv4Network(spec.subnet)
     variables = {
         "definition": scope.network_definition(spec.name),
-        "name": spec.name,
+        "network": spec.name,
         "kind": spec.kind.value,
         "bridge": paths.bridge(spec.name),
         "subnet": spec.subnet,
