@@ -210,7 +210,8 @@ def release(scope: Scope, network: str, address: str, mac: str, *, running: bool
     """End a lease, so that the address is free for another MAC at once; quiet where there is none.
 
     `running`: whether the network's dnsmasq runs. It keeps its leases in memory, and has to be told;
-    otherwise the lease file is edited. Raises HostError when dnsmasq does not let go.
+    otherwise the lease file is edited. Raises HostError when dnsmasq does not let go, or the file
+    cannot be changed.
     """
     _check("x", mac, address)
     if not _has_lease(scope, network, address):
@@ -238,7 +239,11 @@ def _forget(scope: Scope, network: str, address: str) -> None:
 
     The file is dnsmasq's user's, in a directory of theirs: it is changed in place, and no link is followed.
     """
-    descriptor = os.open(scope.leases(network), os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    path = scope.leases(network)
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise HostError(f"cannot change {path}: {error.strerror}") from error
     with open(descriptor, "r+", encoding="utf-8", errors="surrogateescape") as file:
         lines = file.readlines()
         file.seek(0)

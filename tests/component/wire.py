@@ -17,6 +17,8 @@ from qsysd import taps
 
 CLONE_NEWNS = 0x00020000
 CLONE_NEWNET = 0x40000000
+RETRIES = 20
+RETRY_INTERVAL = 0.15  # seconds that a guest waits for an answer
 BROADCAST = "ff:ff:ff:ff:ff:ff"
 ARP, IPV4, IPV6, VLAN = 0x0806, 0x0800, 0x86DD, 0x8100
 
@@ -59,30 +61,30 @@ def ether(source: str, destination: str, kind: int, payload: bytes) -> bytes:
 
 def arp(source: str, sender_mac: str, sender: str, target: str, *, operation: int = 1) -> bytes:
     """Return an ARP frame: a request unless `operation` is 2."""
-    addresses = (
-        hardware(sender_mac) + socket.inet_aton(sender) + hardware("00:00:00:00:00:00") + socket.inet_aton(target)
-    )
+    addresses = hardware(sender_mac) + socket.inet_aton(sender) + bytes(6) + socket.inet_aton(target)
     return ether(source, BROADCAST, ARP, struct.pack("!HHBBH", 1, IPV4, 6, 4, operation) + addresses)
 
 
 def checksum(data: bytes) -> int:
     """Return the checksum of RFC 1071."""
-    total = sum(struct.unpack(f"!{len(data) // 2}H", data)) if len(data) % 2 == 0 else checksum(data + b"\0") ^ 0xFFFF
+    data += bytes(len(data) % 2)
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return total ^ 0xFFFF
 
 
-def ipv4(source: str, destination: str, protocol: int, payload: bytes) -> bytes:
-    """Return an IPv4 packet."""
-    head = struct.pack("!BBHHHBB", 0x45, 0, 20 + len(payload), 1, 0, 64, protocol)
+def ipv4(source: str, destination: str, protocol: int, payload: bytes, *, fragment: int = 0) -> bytes:
+    """Return an IPv4 packet, or a fragment of one that lies `fragment` * 8 bytes behind its beginning."""
+    head = struct.pack("!BBHHHBB", 0x45, 0, 20 + len(payload), 1, fragment, 64, protocol)
     addresses = socket.inet_aton(source) + socket.inet_aton(destination)
     return head + struct.pack("!H", checksum(head + b"\0\0" + addresses)) + addresses + payload
 
 
 def udp(source: str, source_port: int, destination: str, port: int, payload: bytes = b"hello") -> bytes:
     """Return an IPv4 packet with a datagram; its checksum is left out, as RFC 768 allows."""
-    return ipv4(source, destination, 17, struct.pack("!HHHH", source_port, port, 8 + len(payload), 0) + payload)
+    head = struct.pack("!HHHH", source_port, port, 8 + len(payload), 0)
+    return ipv4(source, destination, 17, head + payload)
 
 
 def echo_request(source: str, destination: str) -> bytes:
@@ -127,10 +129,12 @@ class Guest:
 
     def gateway_mac(self, gateway: str) -> str:
         """Return the MAC that answers for the gateway's address. Raises AssertionError when none does."""
-        self.send(arp(self.mac, self.mac, self.address, gateway))
-        for frame in self.frames(2.0):
-            if frame[12:14] == struct.pack("!H", ARP) and frame[28:32] == socket.inet_aton(gateway):
-                return ":".join(f"{byte:02x}" for byte in frame[22:28])
+        # Again and again: the kernel opens a bridge port a moment after somebody opened the TAP.
+        for _ in range(RETRIES):
+            self.send(arp(self.mac, self.mac, self.address, gateway))
+            for frame in self.frames(RETRY_INTERVAL):
+                if frame[12:14] == struct.pack("!H", ARP) and frame[28:32] == socket.inet_aton(gateway):
+                    return ":".join(f"{byte:02x}" for byte in frame[22:28])
         raise AssertionError(f"nobody has {gateway}")
 
     def _dhcp(self, kind: int, options: bytes) -> None:
@@ -144,20 +148,22 @@ class Guest:
         """Return the address in a DHCP answer of this kind to this guest."""
         for frame in self.frames(timeout):
             message = frame[42:]
-            if frame[34:36] == b"\0C" and message[28:34] == hardware(self.mac) and message[240:243] == bytes((53, 1, kind)):
+            mine = frame[34:36] == b"\0\x43" and message[28:34] == hardware(self.mac)
+            if mine and message[240:243] == bytes((53, 1, kind)):
                 return socket.inet_ntoa(message[16:20])
         return None
 
-    def dhcp(self, timeout: float = 1.0, client_id: bytes = b"") -> str | None:
-        """Get an address as a guest does, and return it; None when nobody gives one in `timeout` seconds."""
+    def dhcp(self, *, retries: int = RETRIES, client_id: bytes = b"") -> str | None:
+        """Get an address as a guest does, and return it; None when nobody gives one."""
         identity = bytes((61, len(client_id))) + client_id if client_id else b""
-        self._dhcp(1, identity)
-        offered = self._dhcp_answer(2, timeout)
-        if offered is None:
-            return None
-        self._dhcp(3, identity + bytes((50, 4)) + socket.inet_aton(offered))
-        self.address = self._dhcp_answer(5, timeout) or "0.0.0.0"
-        return self.address
+        for _ in range(retries):
+            self._dhcp(1, identity)
+            offered = self._dhcp_answer(2, RETRY_INTERVAL)
+            if offered:
+                self._dhcp(3, identity + bytes((50, 4)) + socket.inet_aton(offered))
+                self.address = self._dhcp_answer(5, RETRY_INTERVAL) or "0.0.0.0"
+                return self.address
+        return None
 
     def lookup(self, name: str, server: str) -> str | None:
         """Ask a DNS server for a name's address; None when it does not know it."""

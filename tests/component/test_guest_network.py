@@ -1,0 +1,646 @@
+"""Networks on the real parts: TAPs, bridges, guards, dnsmasq and NAT, in a network namespace of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+import wire
+from wire import BROADCAST, IPV4, IPV6, Guest, arp, echo_request, ether, ipv4, run, udp
+
+from qsysd import bridges, network, paths, render, taps
+from qsysd.errors import HostError, StateError
+from qsysd.paths import Scope
+from qsysd.spec import NetworkKind, NetworkSpec
+
+pytestmark = pytest.mark.needs_root
+
+WEB1 = taps.Port("qv-web1-0", "52:54:00:00:00:01", "qb-default", "default", "10.83.0.10")
+WEB2 = taps.Port("qv-web2-0", "52:54:00:00:00:02", "qb-default", "default", "10.83.0.11")
+FREE = taps.Port("qv-free-0", "52:54:00:00:00:03", "qb-default", "default")
+OWNER = 12345
+GATEWAY = "10.83.0.1"
+BRIDGE_NETFILTER = "/proc/sys/net/bridge/bridge-nf-call-iptables"
+
+
+class Host:
+    """A host with the network `default`: its files in a directory of their own, its bridge up."""
+
+    def __init__(self, root: str) -> None:
+        self.scope = Scope(root)
+        self.guests: list[Guest] = []
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self.dnsmasq: subprocess.Popen[bytes] | None = None
+        os.makedirs(self.scope.networks_dir)
+        network.prepare(self.scope, "default")
+        # what StateDirectory= does in the unit
+        leases = os.path.dirname(self.scope.leases("default"))
+        os.mkdir(leases)
+        shutil.chown(leases, "dnsmasq")
+        spec = NetworkSpec("default", NetworkKind.NAT, "10.83.0.0/24")
+        for path, text in render.network_files(spec, self.scope).items():
+            with open(path, "w", encoding="utf-8") as file:
+                file.write(text)
+        with open(self.scope.network_environment("default"), encoding="utf-8") as file:
+            self.environment = dict(line.rstrip().split("=", 1) for line in file if line.startswith("QSYSD_"))
+        bridges.up(self.environment)
+
+    def plug(self, port: taps.Port) -> Guest:
+        """Plug a VM in and return its guest."""
+        taps.plug([port], OWNER, port.tap.split("-")[1])
+        guest = Guest(port.tap, port.mac, port.address or "0.0.0.0")
+        self.guests.append(guest)
+        return guest
+
+    def serve(self) -> None:
+        """Start the DHCP service with the user and the capabilities that its unit gives it."""
+        capabilities = "+net_admin,+net_raw,+net_bind_service"
+        privileges = ["--reuid=dnsmasq", "--regid=nogroup", "--clear-groups", "--no-new-privs"]
+        privileges += [f"--{kind}-caps={capabilities}" for kind in ("inh", "ambient")]
+        privileges += [f"--bounding-set=-all,{capabilities}"]
+        command = ["dnsmasq", "--keep-in-foreground", f"--conf-file={self.scope.dnsmasq_config('default')}"]
+        self.dnsmasq = subprocess.Popen(
+            ["setpriv", *privileges, *command, "--log-facility=-"], stderr=subprocess.PIPE
+        )
+        self.processes.append(self.dnsmasq)
+        assert self.dnsmasq.stderr
+        # It has read everything when it says how many names it knows.
+        for line in self.dnsmasq.stderr:
+            if b"cleared cache" in line:
+                return
+        raise AssertionError("dnsmasq did not start")
+
+    def reload(self) -> None:
+        """Do what the unit's ExecReload does, and wait until it has happened."""
+        assert self.dnsmasq and self.dnsmasq.stderr
+        self.dnsmasq.send_signal(signal.SIGHUP)
+        for line in self.dnsmasq.stderr:
+            if b"cleared cache" in line:
+                # the hosts files are read right after it
+                time.sleep(0.05)
+                return
+
+    def stop_dnsmasq(self) -> None:
+        """Kill the DHCP service."""
+        assert self.dnsmasq
+        self.dnsmasq.kill()
+        self.dnsmasq.wait()
+
+    def outside(self) -> int:
+        """Join a machine to the host by an uplink; return the process in its namespace."""
+        sleeper = subprocess.Popen(["unshare", "--net", "sleep", "60"])
+        self.processes.append(sleeper)
+        here = os.readlink("/proc/thread-self/ns/net")
+        wait_for(lambda: os.readlink(f"/proc/{sleeper.pid}/ns/net") != here)
+        run("ip", "link", "add", "up0", "type", "veth", "peer", "name", "out0", "netns", str(sleeper.pid))
+        run("ip", "address", "add", "198.51.100.1/24", "dev", "up0")
+        run("ip", "link", "set", "up0", "up")
+        inside = ("nsenter", "-t", str(sleeper.pid), "-n", "ip")
+        run(*inside, "address", "add", "198.51.100.2/24", "dev", "out0")
+        run(*inside, "link", "set", "out0", "up")
+        run(*inside, "route", "add", "10.83.0.0/24", "via", "198.51.100.1")
+        return sleeper.pid
+
+    def close(self) -> None:
+        """End what was started."""
+        for guest in self.guests:
+            guest.close()
+        for process in self.processes:
+            process.kill()
+            process.wait()
+            if process.stderr:
+                process.stderr.close()
+
+
+def wait_for(condition: Callable[[], bool], timeout: float = 5.0) -> None:
+    """Wait until the condition holds; fail after `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come"
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def space() -> Iterator[None]:
+    """An empty network namespace."""
+    try:
+        with wire.namespace():
+            yield
+    except PermissionError:
+        pytest.skip("no network namespaces here")
+
+
+@pytest.fixture
+def host(space: None) -> Iterator[Host]:
+    """A host with the network `default`. The directory is open to dnsmasq's user, as /var/lib is."""
+    root = tempfile.mkdtemp(prefix="qsysd-network-")
+    try:
+        os.chmod(root, 0o755)
+        made = Host(root)
+        try:
+            yield made
+        finally:
+            made.close()
+    finally:
+        shutil.rmtree(root)
+
+
+def interfaces() -> set[str]:
+    """Return the host's interfaces, but for the loopback."""
+    return set(os.listdir(taps.SYS_NET)) - {"lo"}
+
+
+def rules() -> str:
+    """Return all of the host's firewall rules."""
+    return run("nft", "list", "ruleset")
+
+
+# TAPs
+
+
+def test_plug_and_unplug_leave_nothing(host: Host) -> None:
+    before = rules()
+    taps.plug([WEB1, FREE], OWNER, "web1")
+    assert {WEB1.tap, FREE.tap} <= set(bridges.ports("qb-default"))
+    assert taps.existing_taps() == {
+        WEB1.tap: f"qsysd:web1:{WEB1}",
+        FREE.tap: f"qsysd:web1:{FREE}",
+    }
+    assert {WEB1.tap, FREE.tap} == taps.guarded()
+    taps.unplug([WEB1, FREE])
+    assert interfaces() == {"qb-default"}
+    assert rules() == before
+    taps.unplug([WEB1, FREE])
+
+
+def test_a_tap_is_its_owners_only(host: Host) -> None:
+    taps.plug([WEB1], OWNER, "web1")
+    program = (
+        "import fcntl, struct\n"
+        f"tun = open({taps.TUN_DEVICE!r}, 'r+b', buffering=0)\n"
+        f"flags = {taps.IFF_TAP | taps.IFF_NO_PI | taps.IFF_VNET_HDR}\n"
+        f"fcntl.ioctl(tun, {taps.TUNSETIFF}, struct.pack('16sH22x', b'{WEB1.tap}', flags))\n"
+    )
+
+    def opens(uid: int) -> bool:
+        argv = ["setpriv", f"--reuid={uid}", "--clear-groups", "--bounding-set=-all"]
+        argv += ["/usr/bin/python3", "-c", program]
+        return subprocess.run(argv, check=False, stderr=subprocess.DEVNULL).returncode == 0
+
+    if os.stat(taps.TUN_DEVICE).st_mode & 0o006 != 0o006:
+        os.chmod(taps.TUN_DEVICE, 0o666)
+    assert opens(OWNER)
+    assert not opens(OWNER + 1)
+
+
+def test_a_tap_gives_the_host_no_ipv6_address(host: Host) -> None:
+    host.plug(WEB1)
+    wait_for(lambda: "LOWER_UP" in run("ip", "link", "show", "dev", WEB1.tap))
+    assert "inet6" not in run("ip", "address", "show", "dev", WEB1.tap)
+    assert "inet6" not in run("ip", "address", "show", "dev", "qb-default")
+
+
+def test_a_tap_left_by_a_crash_is_replaced(host: Host) -> None:
+    taps.plug([WEB1], OWNER, "web1")
+    index = run("cat", f"{taps.SYS_NET}/{WEB1.tap}/ifindex")
+    taps.plug([WEB1], OWNER + 1, "web1")
+    assert run("cat", f"{taps.SYS_NET}/{WEB1.tap}/ifindex") != index
+    assert f"user {OWNER + 1} " in run("ip", "-d", "link", "show", "dev", WEB1.tap)
+
+
+def test_a_guard_left_by_a_crash_is_replaced(host: Host) -> None:
+    taps.plug([WEB1], OWNER, "web1")
+    run("ip", "link", "delete", WEB1.tap)
+    other = taps.Port(WEB1.tap, WEB2.mac, "qb-default", "default", WEB2.address)
+    taps.plug([other], OWNER, "web1")
+    assert WEB1.mac not in rules() and WEB2.mac in rules()
+
+
+def test_a_guard_that_went_with_its_tap_does_no_harm(host: Host) -> None:
+    # Kernels before 6.16 drop the chain when the device goes.
+    taps.plug([WEB1], OWNER, "web1")
+    run("ip", "link", "delete", WEB1.tap)
+    run("nft", "delete", "chain", "netdev", taps.guard_table(WEB1.tap), "ingress")
+    taps.plug([WEB1], OWNER, "web1")
+    assert WEB1.mac in rules()
+    run("ip", "link", "delete", WEB1.tap)
+    run("nft", "delete", "chain", "netdev", taps.guard_table(WEB1.tap), "ingress")
+    taps.unplug([WEB1])
+    assert taps.guarded() == set()
+
+
+def test_a_tap_cut_short_by_a_kill_is_ours(host: Host) -> None:
+    taps._create(WEB1.tap, OWNER)
+    assert taps.existing_taps() == {WEB1.tap: ""}
+    taps.unplug([WEB1])
+    assert taps.existing_taps() == {}
+
+
+def test_somebody_elses_interface_is_left_alone(host: Host) -> None:
+    run("ip", "tuntap", "add", "dev", WEB1.tap, "mode", "tap")
+    run("ip", "link", "set", "dev", WEB1.tap, "alias", "a person's own")
+    with pytest.raises(StateError, match="qv-web1-0"):
+        taps.plug([WEB1], OWNER, "web1")
+    taps.unplug([WEB1])
+    assert WEB1.tap in interfaces()
+    run("ip", "link", "delete", WEB1.tap)
+    run("ip", "link", "add", WEB1.tap, "type", "veth", "peer", "name", "other")
+    with pytest.raises(StateError, match="qv-web1-0"):
+        taps.plug([WEB1], OWNER, "web1")
+
+
+def test_a_missing_bridge_is_named(host: Host) -> None:
+    bridges.down(host.environment)
+    with pytest.raises(HostError) as caught:
+        taps.plug([WEB1], OWNER, "web1")
+    assert caught.value.message == "network default: its bridge qb-default is not there"
+    assert caught.value.hint == "systemctl restart qsysd-network@default"
+    assert interfaces() == set()
+
+
+@pytest.mark.parametrize(
+    ("tool", "words", "script"),
+    [
+        ("nft", "Could not process rule: No buffer", "cat >/dev/null; echo 'Error: {words}' >&2; exit 1"),
+        (
+            "ip",
+            "link set dev qv-web1-0 master qb-default up: RTNETLINK answers: Device or resource busy",
+            'read -r line; case "$line" in *alias*) echo "RTNETLINK answers: Device or resource busy" >&2;'
+            ' echo "Command failed -:3" >&2; exit 1;; esac; (echo "$line"; cat) | {real} "$@"',
+        ),
+    ],
+)
+def test_a_failed_plug_leaves_nothing(
+    host: Host, monkeypatch: pytest.MonkeyPatch, tool: str, words: str, script: str
+) -> None:
+    before = rules()
+    directory = os.path.join(host.scope.root, "stand-ins")
+    os.mkdir(directory)
+    stand_in = os.path.join(directory, tool)
+    body = script.replace("{words}", words).replace("{real}", shutil.which(tool) or "")
+    # Only the first call fails twice over; what undoes it finds the real tool.
+    with open(stand_in, "w", encoding="utf-8") as file:
+        file.write(f"#!/bin/sh\n{body}\n")
+    os.chmod(stand_in, 0o755)
+    monkeypatch.setenv("PATH", f"{directory}:{os.environ['PATH']}")
+    with pytest.raises(HostError) as caught:
+        taps.plug([WEB1, FREE], OWNER, "web1")
+    assert words in caught.value.message
+    assert caught.value.message.startswith("network default: ")
+    monkeypatch.undo()
+    assert interfaces() == {"qb-default"}
+    assert rules() == before
+
+
+# the guard: what a guest sends, and whether another guest on the network hears it
+
+MAC, OTHER = WEB1.mac, WEB2.mac
+MINE, THEIRS = "10.83.0.10", "10.83.0.11"
+ROUTER_ADVERTISEMENT = b"\x60\0\0\0\0\x10\x3a\xff" + bytes(32) + b"\x86\0\0\0\x40\0\7\x08" + bytes(8)
+BPDU = bytes.fromhex("0026424203000000000080001234567890ab0000000080001234567890ab8001000014000200")
+
+
+def tagged(frame: bytes, kind: int = wire.VLAN) -> bytes:
+    """Return the frame with a VLAN tag."""
+    return frame[:12] + kind.to_bytes(2, "big") + b"\0\5" + frame[12:]
+
+
+def datagram(source: str, *ports: int, mac: str = MAC, destination: str = "255.255.255.255") -> bytes:
+    """Return a broadcast frame with a datagram from `source`."""
+    return ether(mac, BROADCAST, IPV4, udp(source, ports[0], destination, ports[1]))
+
+
+PASSES = {
+    "own address": datagram(MINE, 4000, 4000),
+    "DHCP request": datagram("0.0.0.0", 68, 67),
+    "DHCP renewal": datagram(MINE, 68, 67, destination=GATEWAY),
+    "own ARP": arp(MAC, MAC, MINE, GATEWAY),
+    "ARP probe": arp(MAC, MAC, "0.0.0.0", MINE),
+    "later fragment": ether(MAC, BROADCAST, IPV4, ipv4(MINE, THEIRS, 17, b"the rest", fragment=4)),
+}
+HELD_BACK = {
+    "another's MAC": datagram(MINE, 4000, 4000, mac=OTHER),
+    "another's address": datagram(THEIRS, 4000, 4000),
+    "the gateway's address": datagram(GATEWAY, 4000, 4000),
+    "no address": datagram("0.0.0.0", 4000, 4000),
+    "DHCP request to one machine": datagram("0.0.0.0", 68, 67, destination=THEIRS),
+    "DHCP answer": datagram(MINE, 67, 68),
+    "DHCP answer as the gateway": datagram(GATEWAY, 67, 68),
+    "ARP with another's address": arp(MAC, MAC, GATEWAY, THEIRS),
+    "ARP answer with another's address": arp(MAC, MAC, GATEWAY, THEIRS, operation=2),
+    "ARP with another's MAC inside": arp(MAC, OTHER, MINE, THEIRS),
+    "ARP from another's MAC": arp(OTHER, OTHER, MINE, THEIRS),
+    "router advertisement": ether(MAC, "33:33:00:00:00:01", IPV6, ROUTER_ADVERTISEMENT),
+    "VLAN": tagged(datagram(MINE, 4000, 4000)),
+    "VLAN, provider's": tagged(datagram(MINE, 4000, 4000), 0x88A8),
+    "VLAN, twice": tagged(tagged(datagram(MINE, 4000, 4000))),
+    "VLAN around ARP": tagged(arp(MAC, MAC, MINE, GATEWAY)),
+    "spanning tree": ether(MAC, "01:80:c2:00:00:00", len(BPDU), BPDU),
+    "unknown protocol": ether(MAC, BROADCAST, 0x88B5, b"hello"),
+}
+# Without an address that is its own, a guest is held to its MAC only.
+FREE_HELD_BACK = {"another's MAC", "ARP from another's MAC", "spanning tree"} | {
+    name for name in HELD_BACK if name.startswith("VLAN")
+}
+
+
+def passing(host: Host, port: taps.Port, frames: dict[str, bytes]) -> set[str]:
+    """Send the frames as the guest at `port` and return the names of those that another guest hears."""
+    sender, listener = host.plug(port), host.plug(WEB2)
+    assert sender.gateway_mac(GATEWAY) == listener.gateway_mac(GATEWAY)
+    # Where the kernel has br_netfilter, it would keep a lone fragment to itself.
+    with contextlib.suppress(FileNotFoundError), open(BRIDGE_NETFILTER, "w", encoding="ascii") as file:
+        file.write("0")
+    end = datagram(MINE, 9, 9)
+    for frame in [*frames.values(), end]:
+        sender.send(frame)
+    heard = set()
+    for frame in listener.frames(2.0):
+        if frame.ljust(60, b"\0") == end:
+            return {name for name, sent in frames.items() if sent in heard}
+        heard.add(frame.ljust(60, b"\0"))
+    raise AssertionError("not even an honest frame came through")
+
+
+def test_a_guard_holds_a_guest_to_its_address(host: Host) -> None:
+    assert passing(host, WEB1, PASSES | HELD_BACK) == set(PASSES)
+
+
+def test_a_guard_without_address_holds_to_the_mac(host: Host) -> None:
+    port = taps.Port(WEB1.tap, WEB1.mac, "qb-default", "default")
+    assert passing(host, port, PASSES | HELD_BACK) == (set(PASSES) | set(HELD_BACK)) - FREE_HELD_BACK
+
+
+# bridges
+
+
+def test_up_can_be_repeated_and_mends(host: Host) -> None:
+    index = run("cat", f"{taps.SYS_NET}/qb-default/ifindex")
+    guest = host.plug(WEB1)
+    run("nft", "flush", "ruleset")
+    run("ip", "address", "replace", "10.9.9.1/24", "dev", "qb-default")
+    with open(bridges.IP_FORWARD, "w", encoding="ascii") as file:
+        file.write("0")
+    assert bridges.up(host.environment) == [f"guarded {WEB1.tap} again"]
+    assert bridges.up(host.environment) == []
+    assert run("cat", f"{taps.SYS_NET}/qb-default/ifindex") == index
+    assert run("cat", bridges.IP_FORWARD) == "1\n"
+    assert bridges._addresses("qb-default") == {f"{GATEWAY}/24"}
+    assert "masquerade" in rules() and WEB1.mac in rules()
+    assert guest.gateway_mac(GATEWAY) == bridges.mac("default")
+
+
+def test_a_bridge_deleted_by_hand_comes_back_with_its_vms(host: Host) -> None:
+    guest = host.plug(WEB1)
+    assert guest.gateway_mac(GATEWAY) == bridges.mac("default")
+    run("ip", "link", "delete", "qb-default")
+    assert f"put {WEB1.tap} back" in bridges.up(host.environment)
+    # The gateway has the MAC that the guest remembers.
+    assert guest.gateway_mac(GATEWAY) == bridges.mac("default")
+
+
+def test_ports_do_not_change_the_bridges_mac(host: Host) -> None:
+    def address() -> str:
+        return run("cat", f"{taps.SYS_NET}/qb-default/address").strip()
+
+    host.plug(WEB1)
+    assert address() == bridges.mac("default")
+    host.plug(WEB2)
+    taps.unplug([WEB1])
+    assert address() == bridges.mac("default")
+
+
+def test_down_spares_running_vms(host: Host) -> None:
+    guest = host.plug(WEB1)
+    before = rules()
+    assert bridges.down(host.environment) == [f"left the bridge qb-default in place for {WEB1.tap}"]
+    assert rules() == before
+    assert guest.gateway_mac(GATEWAY)
+    taps.unplug([WEB1])
+    assert bridges.down(host.environment) == ["removed the bridge qb-default"]
+    assert interfaces() == set() and rules() == ""
+    bridges.down(host.environment)
+
+
+def test_a_broken_rules_file_leaves_no_bridge(host: Host) -> None:
+    bridges.down(host.environment)
+    with open(host.scope.network_rules("default"), "a", encoding="utf-8") as file:
+        file.write("nonsense\n")
+    with pytest.raises(HostError, match=r"nft: .*syntax error"):
+        bridges.up(host.environment)
+    assert interfaces() == set() and rules() == ""
+
+
+def test_another_interface_of_the_bridges_name_is_left_alone(host: Host) -> None:
+    bridges.down(host.environment)
+    run("ip", "link", "add", "qb-default", "type", "bridge")
+    run("ip", "link", "set", "dev", "qb-default", "alias", "a person's own")
+    with pytest.raises(HostError, match="not qsysd's"):
+        bridges.up(host.environment)
+    bridges.down(host.environment)
+    assert interfaces() == {"qb-default"}
+    run("ip", "link", "delete", "qb-default")
+    run("ip", "link", "add", "qb-default", "type", "veth", "peer", "name", "other")
+    with pytest.raises(HostError, match="no bridge"):
+        bridges.up(host.environment)
+
+
+def test_a_guest_reaches_the_outside_and_not_the_other_way_round(host: Host) -> None:
+    outside = host.outside()
+    guest = host.plug(WEB1)
+    gateway = guest.gateway_mac(GATEWAY)
+    guest.send(ether(MAC, gateway, IPV4, echo_request(MINE, "198.51.100.2")))
+    assert guest.hears(b"ping")
+    # Nobody out there may begin, not even with a route.
+    program = "import socket; socket.socket(type=socket.SOCK_DGRAM).sendto(b'knock', ('10.83.0.10', 99))"
+    run("nsenter", "-t", str(outside), "-n", "/usr/bin/python3", "-c", program)
+    assert not guest.hears(b"knock", timeout=0.3)
+    # The host itself may.
+    run("/usr/bin/python3", "-c", program)
+    assert guest.hears(b"knock")
+
+
+def test_an_isolated_network_has_no_way_out(host: Host) -> None:
+    variables = {"definition": "", "network": "default", "bridge": "qb-default", "subnet": "10.83.0.0/24"}
+    with open(host.scope.network_rules("default"), "w", encoding="utf-8") as file:
+        file.write(render.template("network.nft.j2", kind="isolated", **variables))
+    bridges.up(host.environment | {"QSYSD_KIND": "isolated"})
+    host.outside()
+    guest, other = host.plug(WEB1), host.plug(WEB2)
+    gateway = guest.gateway_mac(GATEWAY)
+    guest.send(ether(MAC, gateway, IPV4, echo_request(MINE, "198.51.100.2")))
+    assert not guest.hears(b"\x06\x00\x00ping", timeout=0.3)
+    guest.send(ether(MAC, OTHER, IPV4, udp(MINE, 5, THEIRS, 5, b"neighbour")))
+    assert other.hears(b"neighbour")
+
+
+# DHCP and DNS
+
+
+def test_a_guest_gets_its_address_and_name(host: Host) -> None:
+    host.serve()
+    assert network.write_host(host.scope, "default", "web1", WEB1.mac, MINE) is False
+    guest = host.plug(WEB1)
+    assert guest.dhcp() == MINE
+    assert [lease[1:] for lease in network.leases(host.scope, "default")] == [(WEB1.mac, MINE, "web1")]
+    assert guest.lookup("web1", GATEWAY) == MINE
+    assert guest.lookup("web1.default.internal", GATEWAY) == MINE
+    assert guest.lookup("web2.default.internal", GATEWAY) is None
+    # Another system on the same disk has another client identifier, and gets the same address.
+    assert guest.dhcp(client_id=b"\xff\1\2\3\4") == MINE
+
+
+def test_each_nic_of_a_vm_gets_its_address(host: Host) -> None:
+    host.serve()
+    network.write_hosts(host.scope, "default", "web1", [(WEB1.mac, MINE), (WEB2.mac, THEIRS)])
+    assert network.hosts(host.scope, "default", "web1") == [(WEB1.mac, MINE), (WEB2.mac, THEIRS)]
+    first, second = host.plug(WEB1), host.plug(WEB2)
+    assert (first.dhcp(), second.dhcp()) == (MINE, THEIRS)
+    assert first.lookup("web1", GATEWAY) == MINE
+
+
+def test_a_stranger_gets_no_address(host: Host) -> None:
+    host.serve()
+    assert host.plug(WEB2).dhcp(retries=2) is None
+
+
+def test_leases_outlive_a_crash_and_a_reload(host: Host) -> None:
+    network.write_host(host.scope, "default", "web1", WEB1.mac, MINE)
+    host.serve()
+    guest = host.plug(WEB1)
+    assert guest.dhcp() == MINE
+    host.reload()
+    assert guest.lookup("web1", GATEWAY) == MINE
+    host.stop_dnsmasq()
+    host.serve()
+    assert guest.lookup("web1", GATEWAY) == MINE
+    assert guest.dhcp() == MINE
+
+
+def test_the_service_follows_a_bridge_that_is_made_again(host: Host) -> None:
+    network.write_host(host.scope, "default", "web1", WEB1.mac, MINE)
+    bridges.down(host.environment)
+    host.serve()
+    bridges.up(host.environment)
+    guest = host.plug(WEB1)
+    assert guest.dhcp() == MINE
+    run("ip", "link", "delete", "qb-default")
+    bridges.up(host.environment)
+    assert guest.dhcp() == MINE
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_a_vm_made_again_gets_its_address_at_once(host: Host, running: bool) -> None:
+    network.write_host(host.scope, "default", "web1", WEB1.mac, MINE)
+    host.serve()
+    guest = host.plug(WEB1)
+    assert guest.dhcp() == MINE
+    # delete
+    taps.unplug([WEB1])
+    if not running:
+        host.stop_dnsmasq()
+    assert network.remove_host(host.scope, "default", "web1") is True
+    assert network.remove_host(host.scope, "default", "web1") is False
+    if running:
+        host.reload()
+    network.release(host.scope, "default", MINE, WEB1.mac, running=running)
+    assert network.leases(host.scope, "default") == []
+    network.release(host.scope, "default", MINE, WEB1.mac, running=running)
+    # create: the same name and address, another MAC
+    network.write_host(host.scope, "default", "web1", WEB2.mac, MINE)
+    if not running:
+        host.serve()
+    again = host.plug(taps.Port(WEB1.tap, WEB2.mac, "qb-default", "default", MINE))
+    assert again.dhcp() == MINE
+    assert again.lookup("web1", GATEWAY) == MINE
+
+
+def test_a_changed_entry_counts_after_a_reload(host: Host) -> None:
+    network.write_host(host.scope, "default", "web1", WEB1.mac, MINE)
+    host.serve()
+    assert network.write_host(host.scope, "default", "web1", WEB1.mac, MINE) is False
+    assert network.write_host(host.scope, "default", "web1", WEB1.mac, THEIRS) is True
+    host.reload()
+    guest = host.plug(taps.Port(WEB1.tap, WEB1.mac, "qb-default", "default", THEIRS))
+    assert guest.dhcp() == THEIRS
+
+
+# what doctor sees
+
+
+def test_a_free_subnet_is_chosen(space: None) -> None:
+    run("ip", "link", "add", "d0", "type", "bridge")
+    run("ip", "address", "add", "10.83.0.7/24", "dev", "d0")
+    run("ip", "link", "set", "d0", "up")
+    run("ip", "route", "add", "10.83.1.0/25", "dev", "d0")
+    assert network.choose_subnet(["10.83.2.0/24"]) == "10.83.3.0/24"
+    run("ip", "route", "add", "10.0.0.0/8", "dev", "d0")
+    assert network.choose_subnet() == "172.30.0.0/24"
+
+
+@pytest.mark.parametrize(
+    ("others", "words", "remedy"),
+    [
+        (
+            "ip filter { chain DOCKER-USER { }; chain F { %s hook forward priority 0; policy drop; }; }",
+            "Docker blocks the guests' way out",
+            "iptables -I DOCKER-USER -i qb-default -j ACCEPT",
+        ),
+        (
+            "ip filter { chain ufw-before-input { }; chain I { %s hook input priority 0; policy drop; }; }",
+            "ufw blocks DHCP and DNS",
+            "ufw allow in on qb-default to any port 53",
+        ),
+        (
+            "inet firewalld { chain filter_FORWARD { %s hook forward priority 10; reject; }; }",
+            "firewalld blocks the guests' way out",
+            "--add-interface=qb-default",
+        ),
+        (
+            "inet own { chain f { %s hook forward priority 0; policy drop; }; }",
+            "the firewall table inet own blocks",
+            "let qb-default through",
+        ),
+    ],
+)
+def test_a_firewall_in_the_way_is_named(host: Host, others: str, words: str, remedy: str) -> None:
+    assert network.blockers() == []
+    run("nft", "table " + others % "type filter")
+    (blocker,) = network.blockers()
+    assert words in blocker.message and remedy in blocker.remedy
+
+
+def test_a_firewall_that_knows_the_bridge_is_not_named(host: Host) -> None:
+    chain = 'type filter hook forward priority 0; policy drop; iifname "qb-default" accept;'
+    run("nft", f"table ip f {{ chain f {{ {chain} }}; }}")
+    assert network.blockers() == []
+
+
+def test_switched_off_forwarding_and_lost_guards_are_named(host: Host) -> None:
+    host.plug(WEB1)
+    with open(bridges.IP_FORWARD, "w", encoding="ascii") as file:
+        file.write("0")
+    run("nft", "flush", "ruleset")
+    assert [blocker.message for blocker in network.blockers()] == [
+        "IPv4 forwarding is off",
+        f"{WEB1.tap} has no guard: something has flushed nftables",
+    ]
+    bridges.up(host.environment)
+    assert network.blockers() == []
+
+
+def test_a_dns_server_on_all_addresses_is_named(host: Host) -> None:
+    import socket
+
+    with socket.socket(type=socket.SOCK_DGRAM) as server:
+        server.bind(("0.0.0.0", 53))
+        (blocker,) = network.blockers()
+    assert "port 53" in blocker.message
+    assert paths.bridge("default") == "qb-default"
