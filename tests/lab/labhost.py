@@ -16,7 +16,6 @@ import ipaddress
 import json
 import os
 import re
-import shlex
 import shutil
 import signal
 import subprocess
@@ -27,26 +26,20 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NoReturn
 
 import labcgroup
+import labenter
 import labroot
+import labsupervise
 from labnet import Network, gateway
 from labproc import LabError, Process, Progress, clean_environment, locked, run, say, wait_until, write_whole
-
-# What systemd-nspawn with --keep-unit ends with when the container asks to be booted again.
-REBOOT = 133
 
 # Seconds for a host to come up, or to go down by itself, on a busy machine without KVM.
 BOOT_TIMEOUT = 180
 
-ENVIRONMENT = {
-    "HOME": "/root",
-    "LANG": "C.UTF-8",
-    "LOGNAME": "root",
-    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-    "SHELL": "/bin/bash",
-    "USER": "root",
-}
+# An interface name holds 15 bytes, and nspawn puts "vb-" before the host's.
+NAME = re.compile("[a-z][a-z0-9-]{0,11}")
 
 
 @dataclass(frozen=True)
@@ -65,6 +58,8 @@ class Host:
     """The host called `name` of the lab whose work folder is `lab`."""
 
     def __init__(self, lab: Path, name: str) -> None:
+        if not NAME.fullmatch(name):
+            raise LabError(f"{name!r} cannot be a host's name: it must match {NAME.pattern}")
         self.lab = lab
         self.name = name
         self.directory = lab / "hosts" / name
@@ -154,22 +149,10 @@ class Host:
             write_whole(self.directory / "host.json", json.dumps(dataclasses.asdict(note)))
         return note
 
-    def overlay_argv(self, root: Path) -> list[str]:
-        """Return the command that lays the host's layer over a cached root."""
-        options = ",".join(
-            (
-                f"lowerdir={root}",
-                f"upperdir={self.directory}/upper",
-                f"workdir={self.directory}/work",
-                # A directory of the root can then be renamed, as on a plain file system.
-                "redirect_dir=on",
-            )
-        )
-        return ["mount", "-t", "overlay", "-o", options, f"lab-{self.name}", f"{self.directory}/root"]
-
     def overlay_works(self, root: Path) -> bool:
         """Try the mount, in a namespace of its own so that nothing of it is left."""
-        argv = ["unshare", "--mount", "--propagation=private", *self.overlay_argv(root)]
+        mount = labsupervise.overlay_argv(self.name, self.directory, root)
+        argv = ["unshare", "--mount", "--propagation=private", *mount]
         return run(argv, check=False).returncode == 0
 
     def write_files(self, note: Note, net: ipaddress.IPv4Network) -> None:
@@ -193,7 +176,6 @@ class Host:
         write("/etc/resolv.conf", resolv_conf())
         write("/etc/apt/sources.list", labroot.Mirror.of_machine().sources(note.suite))
         write("/etc/apt/apt.conf.d/90lab", "".join(f"{line}\n" for line in labroot.apt_settings()))
-
 
     def start_supervisor(self) -> None:
         """Start the supervisor, detached from this command and its terminal, and wait for the leader."""
@@ -304,131 +286,51 @@ class Host:
 
     # commands in the host
 
-    def entry(self, argv: Sequence[str]) -> list[str]:
-        """Return the command on the machine that runs `argv` in the host, as root with a clean environment."""
-        leader = self.running().pid
-        group = labcgroup.of_process(leader) / "cgroup.procs"
-        namespaces = [f"--{kind}=/proc/{leader}/ns/{file}" for kind, file in NAMESPACES]
-        environment = {**ENVIRONMENT, "TERM": os.environ.get("TERM", "dumb")}
-        return [
-            "nsenter",
-            f"--pid=/proc/{leader}/ns/pid",
-            "--",
-            # The process joins the group of the host's PID 1 only as one that the host can see: a foreign
-            # one would be listed there as process 0, which systemd cannot make sense of.
-            "/bin/sh",
-            "-c",
-            'echo 0 >"$1" && shift && exec "$@"',
-            "sh",
-            str(group),
-            "nsenter",
-            *namespaces,
-            "--",
-            # nsenter waits outside: when it is killed, what it waits for must not go on alone.
-            "setpriv",
-            "--pdeathsig",
-            "KILL",
-            "env",
-            "-i",
-            "-C",
-            "/root",
-            *(f"{name}={value}" for name, value in environment.items()),
-            *argv,
-        ]
-
     def run(
         self, argv: Sequence[str], *, stdin: str | None = None, check: bool = True, timeout: float = 60
     ) -> subprocess.CompletedProcess[str]:
         """Run a command in the host with a deadline of `timeout` seconds and return what it said."""
-        return run(self.entry(argv), stdin=stdin, check=check, timeout=timeout)
+        return run(labenter.entry(self.running().pid, argv), stdin=stdin, check=check, timeout=timeout)
 
-    def become(self, argv: Sequence[str]) -> None:
-        """Turn this process into a command in the host: input, output and exit status are the command's own."""
+    def popen(self, argv: Sequence[str], **options: Any) -> subprocess.Popen[str]:
+        """Start a command in the host and return it; options are those of subprocess.Popen."""
+        command = labenter.entry(self.running().pid, argv)
+        return subprocess.Popen(command, env=clean_environment(), text=True, **options)
+
+    def become(self, argv: Sequence[str]) -> NoReturn:
+        """Turn this process into a command in the host: input, output and exit status are its own."""
         if all(os.isatty(descriptor) for descriptor in (0, 1)):
-            # A terminal of the machine's has no name in the host: give the command one of the host's.
-            argv = ["script", "--quiet", "--return", "--command", shlex.join(argv), "/dev/null"]
-        command = self.entry(argv)
+            argv = labenter.with_terminal(argv)
+        command = labenter.entry(self.running().pid, argv)
         sys.stdout.flush()
         os.execvpe(command[0], command, clean_environment())
 
     def put(self, source: Path, target: str) -> None:
-        """Copy a file or folder of the machine to the path `target` in the host, its modes kept, owned by root."""
-        archive = ["tar", "-C", str(source.parent), "--owner=0", "--group=0", "-cf", "-", source.name]
-        name = source.name.replace("|", "\\|")
-        rename = f"--transform=flags=r;s|^{re.escape(name)}|{Path(target).name}|"
-        unpack = ["tar", "-C", str(Path(target).parent), rename, "-xf", "-"]
-        pipe(archive, self.entry(unpack))
+        """Copy a file or folder of the machine to the path `target` in the host."""
+        labenter.put(self.running().pid, source, target)
 
     def get(self, source: str, target: Path) -> None:
-        """Copy a file or folder of the host to the path `target` on the machine, its modes kept."""
-        origin = Path(source)
-        archive = ["tar", "-C", str(origin.parent), "-cf", "-", origin.name]
-        rename = f"--transform=flags=r;s|^{re.escape(origin.name)}|{target.name}|"
-        pipe(self.entry(archive), ["tar", "-C", str(target.parent), "--no-same-owner", rename, "-xf", "-"])
-
-    # the supervisor
+        """Copy a file or folder of the host to the path `target` on the machine."""
+        labenter.get(self.running().pid, source, target)
 
     def supervise(self) -> int:
-        """Run the host until it is switched off; this is the supervisor's own process."""
+        """Run the host until it is switched off: the calling process is its supervisor."""
         note = self.note()
-        own = Process.of(os.getpid())
-        assert note and own
-        if not self.cgroup.scope:
-            self.cgroup.enter()
-        # nspawn keeps locks and sockets under /run: none of them shall be found on the machine later.
-        run(["mount", "-t", "tmpfs", "-o", "mode=0755", "lab-run", "/run"])
-        # A machine may have the cgroup1 hierarchies beside it: the host gets to see cgroup2 only.
-        run(["mount", "-t", "cgroup2", "lab-cgroup", "/sys/fs/cgroup"])
-        if note.overlay:
-            run(self.overlay_argv(cache_folder(self.lab) / note.root))
-        write_whole(self.directory / "supervisor.json", json.dumps(dataclasses.asdict(own)))
-        argv = self.nspawn_argv()
-        while True:
-            # The last boot's interface goes away some time after its namespace, and its name is wanted again.
-            run(["ip", "link", "delete", f"vb-{self.name}"], check=False)
-            status = subprocess.run(argv, stdin=subprocess.DEVNULL, env=clean_environment(), check=False).returncode
-            print(f"lab: {self.name} ended with {status}", flush=True)
-            if status != REBOOT:
-                return 0
-
-    def nspawn_argv(self) -> list[str]:
-        """Return the command that boots the host once."""
-        return [
-            *("setpriv", "--pdeathsig", "KILL"),
-            "systemd-nspawn",
-            "--quiet",
-            f"--directory={self.directory}/root",
-            f"--machine={self.name}",
-            "--register=no",
-            "--keep-unit",
-            "--network-bridge=lab0",
-            "--capability=all",
-            "--resolv-conf=off",
-            "--timezone=off",
-            "--link-journal=no",
-            "--console=pipe",
-            "--boot",
-        ]
-
-
-# Options of nsenter, and the files in /proc/PID/ns; the PID namespace is entered before them.
-NAMESPACES = (("mount", "mnt"), ("uts", "uts"), ("ipc", "ipc"), ("net", "net"), ("cgroup", "cgroup"))
+        if note is None:
+            raise LabError(f"there is no host {self.name}")
+        root = cache_folder(self.lab) / note.root if note.overlay else None
+        return labsupervise.supervise(
+            name=self.name,
+            directory=self.directory,
+            root=root,
+            cgroup=self.cgroup,
+            cache=cache_folder(self.lab),
+        )
 
 
 def cache_folder(lab: Path) -> Path:
     """Return where the roots and the guests are kept for the next time."""
     return Path(os.environ.get("QSYSD_LAB_CACHE") or lab / "cache")
-
-
-def pipe(source: Sequence[str], sink: Sequence[str]) -> None:
-    """Run one command into another; raise LabError with their words if either fails."""
-    with subprocess.Popen(
-        source, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=clean_environment()
-    ) as first:
-        done = subprocess.run(sink, stdin=first.stdout, capture_output=True, env=clean_environment(), check=False)
-        words = first.stderr.read() if first.stderr else b""
-    if first.returncode != 0 or done.returncode != 0:
-        raise LabError((words + done.stderr).decode(errors="replace").strip() or f"{source[0]} failed")
 
 
 def all_notes(lab: Path) -> list[Note]:

@@ -60,7 +60,7 @@ class Network:
         self.table = f"qsysd_lab_{digest}"
 
     def exists(self) -> bool:
-        """Say whether the namespace is there: its file is then of the kernel's own file system for namespaces."""
+        """Say whether the namespace is there: its file is then on the kernel's file system for them."""
         return self.file.exists() and self.file.stat().st_dev == os.stat("/proc/self/ns/net").st_dev
 
     def inside(self) -> list[str]:
@@ -68,7 +68,7 @@ class Network:
         return ["nsenter", f"--net={self.file}"]
 
     def up(self) -> ipaddress.IPv4Network:
-        """Make what is missing of the network, piece by piece since hosts may be using the rest; return its subnet."""
+        """Make what is missing of the network and return its subnet; hosts may be using the rest of it."""
         with locked(MACHINE_LOCK, "another lab's network"):
             if not self.exists():
                 # Not `ip netns add`: it would leave a mount of its own on /run/netns.
@@ -119,7 +119,7 @@ class Network:
         link = Link(self.free_number(), self.owner, closed)
         net = subnet(link.number)
         run([*self.inside(), "ip", "link", "delete", UPLINK], check=False)
-        # It gets its alias before it comes to the machine: at no moment is there one that tells nobody's name.
+        # It gets its alias before it comes to the machine, where one without would be nobody's.
         batch = (
             f"link add {UPLINK} type veth peer name {link.name}\n"
             f'link set {link.name} alias "{link.alias}"\n'

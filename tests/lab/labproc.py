@@ -195,7 +195,7 @@ class Process:
         return [child for child in (Process.of(int(pid)) for pid in ids) if child]
 
     def signal(self, number: int) -> None:
-        """Send a signal, to this process only: a descriptor pins it, so its id cannot change hands meanwhile."""
+        """Send a signal to this process only: a descriptor pins it, so its id cannot change hands."""
         try:
             descriptor = os.pidfd_open(self.pid)
         except ProcessLookupError:

@@ -24,7 +24,7 @@ SUITES = ("bookworm", "trixie")
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
 # Raise it when customise() changes: the key of a cached root must tell everything that went into it.
-RECIPE_VERSION = 2
+RECIPE_VERSION = 3
 
 # A server as a person would have it, then what qsysd's package depends on and recommends, so that
 # the package installs without a network, then what a person or a test at the prompt wants.
@@ -121,10 +121,14 @@ ExecStart=ip -batch /etc/lab/network.batch
 WantedBy=multi-user.target network-online.target
 """
 
-# udev's part on a real host: without it /dev/net/tun has the mode that it has on the machine.
-DEVICE_MODES = """\
-z /dev/net/tun 0666 root root
-"""
+# The kernel's and udev's part on a real host: here nodes are missing, or have the modes of the machine's.
+DEVICES = "".join(
+    (
+        "z /dev/net/tun 0666 root root\n",
+        "c /dev/loop-control 0660 root disk - 10:237\n",
+        *(f"b /dev/loop{number} 0660 root disk - 7:{number}\n" for number in range(32)),
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -172,7 +176,7 @@ def apt_settings() -> list[str]:
 
 def key(suite: str) -> str:
     """Return the name of a suite's root in the cache: it changes with anything that goes into the root."""
-    recipe = "\n".join([str(RECIPE_VERSION), suite, *PACKAGES, "", *MASKED, NETWORK_UNIT, DEVICE_MODES])
+    recipe = "\n".join([str(RECIPE_VERSION), suite, *PACKAGES, "", *MASKED, NETWORK_UNIT, DEVICES])
     return f"{suite}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
 
 
@@ -274,7 +278,7 @@ def customise(root: Path) -> None:
     (units / "lab-network.service").write_text(NETWORK_UNIT)
     for target in ("multi-user.target", "network-online.target"):
         link(units / f"{target}.wants/lab-network.service", "/etc/systemd/system/lab-network.service")
-    (root / "etc/tmpfiles.d/lab.conf").write_text(DEVICE_MODES)
+    (root / "etc/tmpfiles.d/lab.conf").write_text(DEVICES)
     link(units / "default.target", "/lib/systemd/system/multi-user.target")
     (root / "etc/machine-id").write_text("uninitialized\n")
     (root / "var/lib/dbus/machine-id").unlink(missing_ok=True)
@@ -288,7 +292,7 @@ def link(path: Path, target: str) -> None:
 
 
 def remove_tree(tree: Path) -> None:
-    """Remove a tree, but never what is mounted in it: a build that was killed may have left /dev or /proc there."""
+    """Remove a tree, but nothing that is mounted in it: a killed build may have left /dev or /proc there."""
     mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
     inside = [point for point in mounts if f"{point}/".startswith(f"{tree.resolve()}/")]
     for point in sorted(inside, reverse=True):

@@ -60,7 +60,7 @@ def modified(path: Path) -> float:
 
 
 def tiny_options(*words: str) -> tuple[str, ...]:
-    """Return the options of `qsysd create` for the tiny guest, with words such as tiny=ignore-button for it."""
+    """Return the options of `qsysd create` for the tiny guest; words are such as tiny=ignore-button."""
     return (*TINY_OPTIONS, "--append", " ".join((TINY_APPEND, *words)))
 
 
@@ -125,8 +125,8 @@ class LabHost(Host):
         return self.run(["journalctl", "--no-pager", "--quiet", *arguments]).stdout
 
     def boot_id(self) -> str:
-        """Return what changes with every boot of the host. (The kernel's boot_id is the machine's, not the host's.)"""
-        return str(self.running())
+        """Return the id of the host's boot; nspawn gives each boot one of its own."""
+        return self.read("/proc/sys/kernel/random/boot_id").strip()
 
     # files
 
@@ -179,14 +179,11 @@ class LabHost(Host):
         if self.leader() is None:
             return f"{self.name} is off\n{self.console_tail()}"
         since = f"--since=@{self.noted:.3f}"
+        units = ("list-units", "--no-pager", "--all", "--plain", "qemu-*", "qsysd*")
+        network = "ip -brief address; ip -brief link show type tun; nft list ruleset | head -80"
         try:
-            return "\n".join(
-                (
-                    self.journal("--output=short-precise", since, "--lines=150"),
-                    self.systemctl("list-units", "--no-pager", "--all", "--plain", "qemu-*", "qsysd*", check=False),
-                    self.sh("ip -brief address; ip -brief link show type tun; nft list ruleset | head -80", check=False),
-                )
-            )
+            journal = self.journal("--output=short-precise", since, "--lines=150")
+            return "\n".join((journal, self.systemctl(*units, check=False), self.sh(network, check=False)))
         except LabError as error:
             return f"no report of {self.name}: {error}"
 

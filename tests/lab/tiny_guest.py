@@ -93,7 +93,8 @@ def build(cache: Path, folder: Path) -> None:
         run(["dpkg-deb", "--extract", str(package), str(unpacked)])
         package.unlink()
     kernels = sorted(unpacked.glob("boot/vmlinuz-*"))
-    busybox = next((path for path in (unpacked / "bin/busybox", unpacked / "usr/bin/busybox") if path.exists()), None)
+    places = (unpacked / "bin/busybox", unpacked / "usr/bin/busybox")
+    busybox = next((path for path in places if path.exists()), None)
     if not kernels or busybox is None:
         raise LabError(f"no kernel or no busybox in the packages {', '.join(packages)}")
     shutil.copyfile(kernels[0], part / "vmlinuz")
@@ -137,7 +138,7 @@ def download(packages: list[str], folder: Path) -> list[Path]:
 
 
 def initramfs(unpacked: Path, busybox: Path) -> bytes:
-    """Return the initramfs. It is not compressed: to unpack it would cost the guest more time than to read it."""
+    """Return the initramfs, not compressed: to unpack it would cost the guest more than to read it."""
     files: list[tuple[str, int, bytes]] = [
         ("init", 0o755, INIT.read_bytes()),
         ("bin/busybox", 0o755, busybox.read_bytes()),
@@ -149,7 +150,8 @@ def initramfs(unpacked: Path, busybox: Path) -> bytes:
         module = next(unpacked.glob(f"**/{name}.ko*"), None)
         if module is not None:
             data = module.read_bytes()
-            files.append((f"modules/{name}.ko", 0o644, lzma.decompress(data) if module.suffix == ".xz" else data))
+            plain = lzma.decompress(data) if module.suffix == ".xz" else data
+            files.append((f"modules/{name}.ko", 0o644, plain))
             order.append(f"{name}.ko\n")
     files.append(("modules/order", 0o644, "".join(order).encode()))
     folders = ("bin", "dev", "etc", "modules", "proc", "sys", "tmp")
