@@ -4,7 +4,7 @@
     ExecStartPost=  ready VM          as the VM's user: success only when QEMU answers QMP
     ExecStop=       stop VM           as the VM's user: power button, again and again, at last `quit`
     ExecStopPost=+  after-stop VM     as root: TAPs away, the VM's directory back to root
-                    network-up NET, network-down NET, recover
+                    network-up NET, network-down NET, trim-logs all
 
 It imports only the lowest floors, reads no YAML, and is installed as a copy of its own outside the
 package, so that a VM can be stopped after the package is gone. All it needs is in the unit's
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from qsysd.qmp import Monitor
 
 READY_TIMEOUT = 60.0  # seconds until QEMU must answer; a host under load takes its time
+CONSOLE_LOG_MAX = 4 * 1024 * 1024  # bytes
+CONSOLE_LOG_KEPT = 1024 * 1024
 PRESS_INTERVAL = 2.0  # seconds between two presses of the power button
 QUIT_TIMEOUT = 10.0  # seconds that QEMU has to flush its disks and go
 POLL_INTERVAL = 0.002  # seconds between two looks for a socket that QEMU is about to make
@@ -250,6 +252,32 @@ def stop(scope: Scope, vm: str) -> None:
     say("QEMU does not quit; systemd ends it")
 
 
+# the consoles' logs
+
+
+def trim_logs(scope: Scope) -> None:
+    """Cut each console log that has grown too long to its last part; a guest must not fill the host's disk.
+
+    QEMU appends, so the file is cut in place. QEMU may write to the directory: nothing is followed.
+    """
+    import stat
+
+    for vm in os.listdir(scope.vms_dir):
+        try:
+            flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            file = os.open(scope.console_log(vm), flags)
+        except OSError:
+            continue  # none, or not a file of ours
+        try:
+            status = os.fstat(file)
+            if stat.S_ISREG(status.st_mode) and status.st_nlink == 1 and status.st_size > CONSOLE_LOG_MAX:
+                tail = os.pread(file, CONSOLE_LOG_KEPT, status.st_size - CONSOLE_LOG_KEPT)
+                os.ftruncate(file, 0)
+                os.pwrite(file, tail, 0)
+        finally:
+            os.close(file)
+
+
 # networks and the host
 
 
@@ -271,7 +299,10 @@ def main(arguments: list[str]) -> int:
     import re
 
     if len(arguments) != 2 or not re.fullmatch("[a-z][a-z0-9-]{0,27}", arguments[1]):
-        say("usage: helper before-start|ready|stop|after-stop VM, network-up|network-down NETWORK")
+        say(
+            "usage: helper before-start|ready|stop|after-stop VM, "
+            "network-up|network-down NETWORK, trim-logs all"
+        )
         return InvalidError.code
     verb, name = arguments
     scope = Scope()
@@ -280,6 +311,8 @@ def main(arguments: list[str]) -> int:
             VERBS[verb](scope, name)
         elif verb in ("network-up", "network-down"):
             network(scope, verb)
+        elif verb == "trim-logs":
+            trim_logs(scope)
         else:
             raise InvalidError(f"the helper has no verb {verb!r}")
     except QsysdError as error:

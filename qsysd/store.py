@@ -180,6 +180,17 @@ class Store:
                 write_atomic(path, text, mode)
         return changed
 
+    def is_stale(self, vm: str) -> bool:
+        """Return whether a definition is younger than what was rendered from it, or that is missing."""
+        try:
+            defined = os.stat(self.scope.definition(vm)).st_mtime_ns
+        except FileNotFoundError:
+            return False
+        try:
+            return defined > os.stat(self.scope.environment(vm)).st_mtime_ns
+        except FileNotFoundError:
+            return True
+
     def remove(self, vm: str) -> None:
         """Remove what was rendered, then the definition. A person's own drop-ins stay."""
         remove(self.scope.drop_in(vm))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 
 import click
@@ -105,6 +106,9 @@ def command(debug: bool) -> None:
 
 def main() -> None:
     """Run the command line and exit with its status (docs/exit-statuses: 0 to 7)."""
+    # A polite end undoes what is half done, as Ctrl-C does.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
     try:
         command.main(prog_name="qsysd", standalone_mode=False)
     except QsysdError as error:
@@ -124,6 +128,10 @@ def main() -> None:
         # whoever read our output has enough (qsysd list | head); do not complain at exit either
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(141)
+
+
+def _interrupt(number: int, _frame: object) -> None:
+    raise KeyboardInterrupt(signal.Signals(number).name)
 
 
 def print_error(error: QsysdError) -> None:

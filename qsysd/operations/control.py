@@ -70,8 +70,9 @@ def _ticker(host: Host, names: Sequence[str], what: str) -> Callable[[float], No
 
 def start(host: Host, names: Sequence[str]) -> list[Outcome]:
     """Start VMs; a VM has started when its QEMU answers QMP."""
-    host.require_root()
+    host.require_ready()
     _recover(host)
+    _render_stale(host, names)
     with transaction.locked(host, names, exclusive=False):
         states = _states(host, names)
         running = [name for name in names if states[name].active == "active"]
@@ -113,8 +114,9 @@ def _start_error(host: Host, name: str, result: JobResult) -> QsysdError:
 
 def restart(host: Host, names: Sequence[str]) -> list[Outcome]:
     """Stop VMs gracefully and start them again, with their definitions as they are now."""
-    host.require_root()
+    host.require_ready()
     _recover(host)
+    _render_stale(host, names)
     with transaction.locked(host, names, exclusive=False):
         _states(host, names)
         _prepare(host, names)
@@ -219,6 +221,15 @@ def reload_dhcp(host: Host, network: str) -> None:
             raise QsysdError(
                 f"network {network}: the DHCP service cannot be reloaded", hint=f"systemctl status {unit}"
             )
+
+
+def _render_stale(host: Host, names: Sequence[str]) -> None:
+    """Render definitions that were changed by hand: a person expects the file's words to be in force."""
+    stale = [name for name in names if host.store.is_stale(name)]
+    if stale:
+        from qsysd.operations import define
+
+        define.render_again(host, stale)
 
 
 # inside the VM

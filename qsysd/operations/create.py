@@ -31,7 +31,7 @@ def create(
     guest's user gets beside those of the definition. Raises InvalidError, ExistsError, NotFoundError
     before anything was made, and any other error after what was made has been removed again.
     """
-    host.require_root()
+    host.require_ready()
     recover(host)
     defaults = host.store.defaults()
     spec = config.parse_vm(text, source, defaults=defaults)

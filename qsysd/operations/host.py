@@ -7,7 +7,8 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from qsysd.errors import QsysdError
+from qsysd import paths
+from qsysd.errors import HostError, QsysdError
 from qsysd.paths import Scope
 
 if TYPE_CHECKING:
@@ -55,3 +56,10 @@ class Host:
         """Raise QsysdError for anybody but root, before anything was tried."""
         if os.geteuid() != 0:
             raise QsysdError("this needs root", hint="run it with sudo, or as root")
+
+    def require_ready(self) -> None:
+        """Raise QsysdError for anybody but root, and HostError on a host that was never set up."""
+        self.require_root()
+        unit = os.path.join(self.scope.unit_dir, paths.UNIT_TEMPLATE)
+        if not os.path.exists(unit):
+            raise HostError(f"this host is not set up: there is no {unit}", hint="qsysd setup")

@@ -132,8 +132,13 @@ def intent(host: Host, vm: str, verb: str, undo: Callable[[], None]) -> Iterator
     try:
         yield
     except BaseException:
-        undo()
-        end(host, vm)
+        try:
+            undo()
+        except QsysdError as error:
+            # The note stays, so that the next command finishes it; the first error is the one to see.
+            host.tell(f"{vm}: what was made could not be removed yet: {error.message}")
+        else:
+            end(host, vm)
         raise
     end(host, vm)
 
