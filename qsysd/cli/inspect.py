@@ -109,7 +109,8 @@ def _print_status(vm: VMStatus) -> None:
     lines.append(("image", vm.image or "-"))
     lines.append(("memory", f"{vm.memory_mib} MiB" if vm.memory_mib else "-"))
     lines.append(("cpus", str(vm.cpus or "-")))
-    lines.append(("machine", f"{vm.machine}, accel {vm.accel}"))
+    if vm.machine:
+        lines.append(("machine", f"{vm.machine}, accel {vm.accel}"))
     lines += [("disk", f"{disk['path']}: {human_size(disk['used'])} on this host") for disk in vm.disks]
     lines += [("nic", f"{nic['mac']} on {nic['network']}, {nic['tap']}") for nic in vm.nics]
     lines += [("pending", text) for text in vm.pending]

@@ -205,7 +205,7 @@ def write_hosts(host: Host, spec: VMSpec) -> None:
     """Tell each network's DHCP service the VM's addresses."""
     for name in dict.fromkeys(nic.network for nic in spec.nics):
         entries = [(nic.mac, nic.address) for nic in spec.nics if nic.network == name and nic.address]
-        if entries and network.write_host(host.scope, name, spec.name, *entries[0]):
+        if entries and network.write_hosts(host.scope, name, spec.name, entries):
             control.reload_dhcp(host, name)
 
 
