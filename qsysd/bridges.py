@@ -139,6 +139,8 @@ def down(environment: Mapping[str, str]) -> list[str]:
         taps.ip_batch([f"link delete dev {network.bridge}"])
     name = table(network.name)
     taps.nft(f"add table ip {name}\ndelete table ip {name}\n")
+    if not any(taps.alias(name).startswith(taps.ALIAS_PREFIX) for name in os.listdir(taps.SYS_NET)):
+        taps.remove_guards()
     return [f"removed the bridge {network.bridge}"]
 
 
@@ -184,13 +186,11 @@ def _mend_ports(network: Network) -> list[str]:
         known = taps.parse_alias(text)
         if known and known[1].network == network.name:
             mine.append(known[1])
-    guarded = taps.guarded()
-    bare = [port for port in mine if port.tap not in guarded]
+    bare = {port.tap for port in mine} - taps.guarded()
     attached = ports(network.bridge)
     away = [port for port in mine if port.tap not in attached]
     # The guards first, as in plug().
-    if bare:
-        taps.nft("".join(taps.guard(port) for port in bare))
+    taps.guard(mine, rules=True)
     if away:
         taps.ip_batch([f"link set dev {port.tap} master {network.bridge} up" for port in away])
-    return [f"guarded {port.tap} again" for port in bare] + [f"put {port.tap} back" for port in away]
+    return [f"guarded {tap} again" for tap in sorted(bare)] + [f"put {port.tap} back" for port in away]

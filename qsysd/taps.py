@@ -1,8 +1,11 @@
 """TAPs: a VM's network devices on the host, their bridge ports and their guards.
 
-A guard is an nftables table of its own for each TAP (family netdev, hook ingress: nft(8)). It holds
-the guest to its MAC and, where the network gave it an address, to that: no frame in another's
-name, no DHCP service, no IPv6 router, no VLAN tag reaches the bridge.
+A guard holds a guest to its MAC and, where the network gave it an address, to that: no frame in
+another's name, no DHCP service, no IPv6 router, no VLAN tag gets past its bridge port. All guards are
+one nftables table (family bridge: nft(8)): rules that never change, and sets of what each TAP may
+say. A TAP that is in no set may say nothing. So to guard one more is to add an element, which
+takes the same 4 ms on a host of one VM and of a thousand, and twenty at once get along; a table or
+chain for each TAP does not bear that, since nft reads all of them for each change.
 
 A TAP's alias says what it is for, `qsysd:VM:` and its port as in the unit's environment file, so
 that everything here can be made good again by somebody who finds only the TAP.
@@ -46,6 +49,10 @@ MAC = re.compile(r"[0-9a-f][02468ace](:[0-9a-f]{2}){5}")
 # A bridge may be the administrator's own: any name that is neither an option nor a path.
 BRIDGE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}")
 NETWORK = re.compile(NAME)
+TAP_PREFIXES = ("qv-", "qv_")
+GUARD_TABLE = "bridge qsysd"
+LINK_LOCAL = "ether daddr & ff:ff:ff:ff:ff:f0 == 01:80:c2:00:00:00"
+
 ALIAS = re.compile(rf"{ALIAS_PREFIX}({NAME})?:(.+)")
 
 
@@ -139,11 +146,11 @@ def plug(ports: Sequence[Port], owner_uid: int, vm: str = "") -> None:
         if not is_ours(tap):
             raise StateError(f"an interface {tap} is there that qsysd did not make")
     if leftovers:
-        ip_batch([f"link delete dev {tap}" for tap in leftovers])
+        unplug([port for port in ports if port.tap in leftovers])
     try:
         for port in ports:
             _create(port.tap, owner_uid)
-        _guard_new(ports)
+        guard(ports)
         # Two steps: were it one, the kernel would bring the device up before it takes the
         # address mode, and give the host an IPv6 address on the guest's wire.
         ip_batch(
@@ -158,39 +165,33 @@ def plug(ports: Sequence[Port], owner_uid: int, vm: str = "") -> None:
         raise
 
 
-def unplug(ports: Sequence[Port]) -> None:
+def unplug(ports: Sequence[Port], vm: str = "") -> None:
     """Remove the TAPs and their guards; what is not there any more is passed over quietly.
 
-    An interface that is not qsysd's is left alone. Raises HostError where a tool fails.
+    With `vm` it removes all other TAPs of that VM too: its definition may have lost a NIC while it
+    ran. An interface that is not qsysd's is left alone. Raises HostError where a tool fails.
     """
-    if not ports:
-        return
-    # The TAP goes first: while it lives, it is guarded.
-    present = [port.tap for port in ports if is_ours(port.tap)]
-    if present:
-        # It may go between the look and the command: -force goes on, and the look is repeated.
+    taps = {port.tap: "" for port in ports if is_ours(port.tap)}
+    known = list(ports)
+    for tap, text in existing_taps().items() if vm else ((tap, alias(tap)) for tap in taps):
+        found = parse_alias(text)
+        if found and (tap in taps or found[0] == vm):
+            # What it may say is what it was plugged in with, whatever its definition says now.
+            taps[tap] = text
+            known.append(found[1])
+    # The guard goes first: without one, a TAP may say nothing.
+    _expel(dict.fromkeys(known))
+    if taps:
+        # One may go between the look and the command: -force goes on, and the look is repeated.
         process.run(
             ["ip", "-force", "-batch", "-"],
-            stdin="".join(f"link delete dev {tap}\n" for tap in present),
+            stdin="".join(f"link delete dev {tap}\n" for tap in taps),
             timeout=TOOL_TIMEOUT,
             check=False,
         )
-        for tap in present:
-            if is_ours(tap):
-                ip_batch([f"link delete dev {tap}"])
-    nft("".join(_no_guard(port.tap) for port in ports))
-
-
-def _guard_new(ports: Sequence[Port]) -> None:
-    """Guard TAPs that were made just now.
-
-    To replace a guard means to delete one, for which the kernel waits 15 ms longer: so that is left
-    for the rare host on which a crash left one.
-    """
-    try:
-        nft("".join(f"create table netdev {guard_table(port.tap)}\n{_guard_table(port)}" for port in ports))
-    except HostError:
-        nft("".join(guard(port) for port in ports))
+    left = [tap for tap in taps if is_ours(tap)]
+    if left:
+        ip_batch([f"link delete dev {tap}" for tap in left])
 
 
 def _undo(ports: Sequence[Port]) -> None:
@@ -259,62 +260,99 @@ def _create(tap: str, owner_uid: int) -> None:
         os.close(tun)
 
 
-def guard_table(tap: str) -> str:
-    """Return the name of a TAP's nftables table (family netdev)."""
-    return f"qsysd_{tap}"
-
-
-def _no_guard(tap: str) -> str:
-    """Return nft commands that remove a TAP's guard, whether it is there or not.
-
-    nft has `destroy` for this only from 1.0.7 on a kernel from 6.3 on. The table is deleted whole:
-    a kernel before 6.16 has dropped the chain along with the device, a later one has kept it.
-    """
-    table = guard_table(tap)
-    return f"add table netdev {table}\ndelete table netdev {table}\n"
-
-
-def guard(port: Port) -> str:
-    """Return nft commands that put a port's guard in place, in the stead of an older one."""
-    return _no_guard(port.tap) + _guard_table(port)
-
-
-def _guard_table(port: Port) -> str:
-    """Return a port's guard as nft reads it."""
+def guard_rules() -> str:
+    """Return nft commands that put the rules of all guards in place; who is guarded stays as it is."""
+    commands = [
+        f"add table {GUARD_TABLE}",
+        # What a TAP may say: with which MAC, as whom; 0.0.0.0 is who has no address yet.
+        f"add set {GUARD_TABLE} held {{ type ifname . ether_addr . ipv4_addr; }}",
+        # Without an address of its network's: anything, with its MAC.
+        f"add set {GUARD_TABLE} free {{ type ifname . ether_addr; }}",
+        f"add chain {GUARD_TABLE} guest",
+        f"add chain {GUARD_TABLE} prerouting {{ type filter hook prerouting priority -300; }}",
+        f"add chain {GUARD_TABLE} input {{ type filter hook input priority -300; }}",
+        *(f"flush chain {GUARD_TABLE} {chain}" for chain in ("guest", "prerouting", "input")),
+    ]
+    for prefix in TAP_PREFIXES:
+        commands += [
+            f'add rule {GUARD_TABLE} prerouting iifname "{prefix}*" jump guest',
+            # Frames for the bridge itself (LLDP and its kin) come only by here, and it would
+            # learn from them where a MAC is.
+            f'add rule {GUARD_TABLE} input iifname "{prefix}*" {LINK_LOCAL} drop',
+        ]
     rules = [
         # Tagged frames first: behind a tag, the kernel would look for the addresses elsewhere.
         "ether type { 8021q, 8021ad } drop",
-        f"ether saddr != {port.mac} drop",
+        # Spanning tree: a bridge that does not take part in it passes it on.
+        f"{LINK_LOCAL} drop",
+        "iifname . ether saddr @free accept",
+        # 0.0.0.0 is how a guest asks whether its address is free (RFC 5227).
+        "arp htype 1 arp ptype ip iifname . ether saddr . arp saddr ip @held"
+        " iifname . arp saddr ether . arp saddr ip @held accept",
+        "ether type ip udp sport 67 drop",
+        "ether type ip iifname . ether saddr . ip saddr @held ip saddr != 0.0.0.0 accept",
+        "ether type ip iifname . ether saddr . ip saddr @held"
+        " ip daddr 255.255.255.255 udp sport 68 udp dport 67 accept",
+        "drop",
     ]
+    return "\n".join(commands + [f"add rule {GUARD_TABLE} guest {rule}" for rule in rules]) + "\n"
+
+
+def _elements(port: Port) -> str:
+    """Return the set of a port's guard and what is in it for that port, as nft reads them."""
     if port.address is None:
-        # Frames for the bridge itself (STP and its kin): a bridge without STP would pass them on.
-        rules.append("ether daddr & ff:ff:ff:ff:ff:f0 == 01:80:c2:00:00:00 drop")
-    else:
-        rules += [
-            # 0.0.0.0 is how a guest asks whether its address is free (RFC 5227).
-            f"arp htype 1 arp ptype ip arp saddr ether {port.mac}"
-            f" arp saddr ip {{ 0.0.0.0, {port.address} }} accept",
-            "ether type ip udp sport 67 drop",
-            f"ether type ip ip saddr {port.address} accept",
-            "ether type ip ip saddr 0.0.0.0 ip daddr 255.255.255.255 udp sport 68 udp dport 67 accept",
-        ]
-    policy = "accept" if port.address is None else "drop"
-    return (
-        f"table netdev {guard_table(port.tap)} {{\n"
-        + "\tchain ingress {\n"
-        + f'\t\ttype filter hook ingress device "{port.tap}" priority -500; policy {policy};\n'
-        + "".join(f"\t\t{rule}\n" for rule in rules)
-        + "\t}\n}\n"
+        return f'free {{ "{port.tap}" . {port.mac} }}'
+    who = f'"{port.tap}" . {port.mac}'
+    return f"held {{ {who} . {port.address}, {who} . 0.0.0.0 }}"
+
+
+def guard(ports: Iterable[Port], *, rules: bool = False) -> None:
+    """Let these ports say what is theirs, and nothing else; with `rules`, the rules are made anew too.
+
+    Raises HostError with nft's own words.
+    """
+    elements = "".join(f"add element {GUARD_TABLE} {_elements(port)}\n" for port in ports)
+    if not rules:
+        try:
+            nft(elements)
+            return
+        except HostError:
+            # The rules may be gone: some firewalls flush all tables. If not, this fails as well.
+            pass
+    nft(guard_rules() + elements)
+
+
+def _expel(ports: Iterable[Port]) -> None:
+    """Take from these ports what they may say; quiet where there is nothing to take.
+
+    nft has `destroy` for that only from 1.0.7 on a kernel from 6.3 on, so it is added and deleted.
+    """
+    text = "".join(
+        f"{verb} element {GUARD_TABLE} {_elements(port)}\n" for port in ports for verb in ("add", "delete")
     )
+    try:
+        if text:
+            nft(text)
+    except HostError:
+        if guard_is_there():
+            raise
+
+
+def guard_is_there() -> bool:
+    """Tell whether the host has the guards' table. Raises HostError where nft fails."""
+    return f"table {GUARD_TABLE}" in nft("list tables bridge\n").splitlines()
 
 
 def guarded() -> set[str]:
-    """Return the TAPs that have a guard. Raises HostError where nft fails."""
-    done = process.run(["nft", "list", "tables", "netdev"], timeout=TOOL_TIMEOUT, check=False)
-    if done.returncode != 0:
-        raise HostError(f"nft: {process.last_words(done.stderr)}")
-    tables = {line.split()[-1] for line in done.stdout.splitlines() if line.strip()}
-    return {name.removeprefix("qsysd_") for name in tables if name.startswith("qsysd_")}
+    """Return the TAPs that a guard lets say something. Raises HostError where nft fails."""
+    if not guard_is_there():
+        return set()
+    return set(re.findall(r'"([^"*]+)" \.', nft(f"list table {GUARD_TABLE}\n")))
+
+
+def remove_guards() -> None:
+    """Remove the guards' table, when the last of qsysd's bridges is gone. Raises HostError."""
+    nft(f"add table {GUARD_TABLE}\ndelete table {GUARD_TABLE}\n")
 
 
 def ip_batch(commands: Sequence[str]) -> None:
@@ -334,10 +372,11 @@ def ip_batch(commands: Sequence[str]) -> None:
     raise HostError(f"ip {commands[number]}: {words}")
 
 
-def nft(commands: str) -> None:
-    """Run nft(8) commands as one transaction. Raises HostError with nft's own words."""
+def nft(commands: str) -> str:
+    """Run nft(8) commands as one transaction and return what they list. Raises HostError with nft's own words."""
     done = process.run(["nft", "-f", "-"], stdin=commands, timeout=TOOL_TIMEOUT, check=False)
     if done.returncode != 0:
         errors = [line.strip() for line in done.stderr.splitlines() if "Error:" in line]
         words = "; ".join(errors) or process.last_words(done.stderr) or f"exit status {done.returncode}"
         raise HostError(f"nft: {words}")
+    return done.stdout

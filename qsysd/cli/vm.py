@@ -81,12 +81,12 @@ def create(name: str | None, as_json: bool, **options: Any) -> None:
     from qsysd.operations import image, keys
 
     host = make_host()
-    host.require_root()
     if options["wait"] and not options["start"]:
         raise InvalidError("--wait needs a VM that is started", hint="leave out --no-start or --wait")
     text, source = _definition(name, options)
-    if options["image"]:
-        image.ensure(host, options["image"])
+    asked = operation.examine(host, text, source)
+    if asked.image:
+        image.ensure(host, asked.image)
     given = [key for path in options["ssh_keys"] for key in keys.read_keys(path)]
     spec = operation.create(
         host,

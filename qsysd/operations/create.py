@@ -57,6 +57,20 @@ def create(
     return spec
 
 
+def examine(host: Host, text: str, source: str) -> VMSpec:
+    """Return the spec of a definition that could be made, its image aside, and make nothing.
+
+    For what takes long before a create: a build of its image is not begun in vain.
+    Raises InvalidError, ExistsError, NotFoundError.
+    """
+    host.require_ready()
+    spec = config.parse_vm(text, source, defaults=host.store.defaults())
+    recover(host)
+    _check_free(host, spec.name)
+    check_references(host, spec)
+    return spec
+
+
 def _check_free(host: Host, name: str) -> None:
     if host.store.exists(name):
         raise ExistsError(
@@ -194,6 +208,7 @@ def _make(host: Host, spec: VMSpec) -> None:
             if disk.size is None:
                 raise InvalidError(f"disk {index} of {spec.name} needs a size")
             host.images.create_disk(scope.overlay(spec.name, index), disk.size)
+        os.chmod(scope.overlay(spec.name, index), 0o600)
     if spec.seed:
         seed.write(spec, scope.seed(spec.name))
     host.store.write_rendered(spec.name, render.vm(spec, scope))
