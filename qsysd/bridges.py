@@ -17,6 +17,9 @@ from qsysd.errors import HostError, InvalidError
 
 KINDS = ("nat", "isolated")
 IP_FORWARD = "/proc/sys/net/ipv4/ip_forward"
+# No waiting before a guest is heard; few enough guests that all may hear a multicast. LLDP frames pass
+# by the guards, and shall not tell the bridge where a MAC is: a guest could draw another's frames to itself.
+BRIDGE_OPTIONS = "stp_state 0 forward_delay 0 mcast_snooping 0 no_linklocal_learn 1"
 MACHINE_ID = "/etc/machine-id"
 
 
@@ -98,8 +101,7 @@ def up(environment: Mapping[str, str]) -> list[str]:
     done = []
     made = not taps.exists(bridge)
     if made:
-        # No waiting before a guest is heard; and few enough guests that all may hear a multicast.
-        taps.ip_batch([f"link add {bridge} type bridge stp_state 0 forward_delay 0 mcast_snooping 0"])
+        taps.ip_batch([f"link add {bridge} type bridge"])
         done.append(f"made the bridge {bridge}")
     elif not os.path.isdir(f"{taps.SYS_NET}/{bridge}/bridge"):
         raise HostError(f"network {network.name}: {bridge} is there, but it is no bridge")
@@ -110,6 +112,7 @@ def up(environment: Mapping[str, str]) -> list[str]:
             [
                 # No IPv6 address by itself: the network is IPv4, the guests shall not reach the host past it.
                 f"link set dev {bridge} alias {alias(network.name)} addrgenmode none",
+                f"link set dev {bridge} type bridge {BRIDGE_OPTIONS}",
                 f"link set dev {bridge} address {mac(network.name)}",
                 f"address replace {network.gateway} brd + dev {bridge}",
                 *(f"address delete {other} dev {bridge}" for other in _addresses(bridge) - {network.gateway}),

@@ -51,7 +51,6 @@ BRIDGE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}")
 NETWORK = re.compile(NAME)
 TAP_PREFIXES = ("qv-", "qv_")
 GUARD_TABLE = "bridge qsysd"
-LINK_LOCAL = "ether daddr & ff:ff:ff:ff:ff:f0 == 01:80:c2:00:00:00"
 
 ALIAS = re.compile(rf"{ALIAS_PREFIX}({NAME})?:(.+)")
 
@@ -179,16 +178,19 @@ def unplug(ports: Sequence[Port], vm: str = "") -> None:
             # What it may say is what it was plugged in with, whatever its definition says now.
             taps[tap] = text
             known.append(found[1])
-    # The guard goes first: without one, a TAP may say nothing.
-    _expel(dict.fromkeys(known))
-    if taps:
+    try:
+        # The guard goes first: without one, a TAP may say nothing.
+        _expel(dict.fromkeys(known))
+    finally:
+        _delete(taps)
+
+
+def _delete(taps: Iterable[str]) -> None:
+    """Delete TAPs, of which some may go by themselves meanwhile. Raises HostError."""
+    text = "".join(f"link delete dev {tap}\n" for tap in taps)
+    if text:
         # One may go between the look and the command: -force goes on, and the look is repeated.
-        process.run(
-            ["ip", "-force", "-batch", "-"],
-            stdin="".join(f"link delete dev {tap}\n" for tap in taps),
-            timeout=TOOL_TIMEOUT,
-            check=False,
-        )
+        process.run(["ip", "-force", "-batch", "-"], stdin=text, timeout=TOOL_TIMEOUT, check=False)
     left = [tap for tap in taps if is_ours(tap)]
     if left:
         ip_batch([f"link delete dev {tap}" for tap in left])
@@ -270,21 +272,17 @@ def guard_rules() -> str:
         f"add set {GUARD_TABLE} free {{ type ifname . ether_addr; }}",
         f"add chain {GUARD_TABLE} guest",
         f"add chain {GUARD_TABLE} prerouting {{ type filter hook prerouting priority -300; }}",
-        f"add chain {GUARD_TABLE} input {{ type filter hook input priority -300; }}",
-        *(f"flush chain {GUARD_TABLE} {chain}" for chain in ("guest", "prerouting", "input")),
+        f"flush chain {GUARD_TABLE} guest",
+        f"flush chain {GUARD_TABLE} prerouting",
     ]
-    for prefix in TAP_PREFIXES:
-        commands += [
-            f'add rule {GUARD_TABLE} prerouting iifname "{prefix}*" jump guest',
-            # Frames for the bridge itself (LLDP and its kin) come only by here, and it would
-            # learn from them where a MAC is.
-            f'add rule {GUARD_TABLE} input iifname "{prefix}*" {LINK_LOCAL} drop',
-        ]
+    commands += [
+        f'add rule {GUARD_TABLE} prerouting iifname "{prefix}*" jump guest' for prefix in TAP_PREFIXES
+    ]
     rules = [
         # Tagged frames first: behind a tag, the kernel would look for the addresses elsewhere.
         "ether type { 8021q, 8021ad } drop",
         # Spanning tree: a bridge that does not take part in it passes it on.
-        f"{LINK_LOCAL} drop",
+        "ether daddr 01:80:c2:00:00:00 drop",
         "iifname . ether saddr @free accept",
         # 0.0.0.0 is how a guest asks whether its address is free (RFC 5227).
         "arp htype 1 arp ptype ip iifname . ether saddr . arp saddr ip @held"
@@ -373,7 +371,10 @@ def ip_batch(commands: Sequence[str]) -> None:
 
 
 def nft(commands: str) -> str:
-    """Run nft(8) commands as one transaction and return what they list. Raises HostError with nft's own words."""
+    """Run nft(8) commands as one transaction and return what they list.
+
+    Raises HostError with nft's own words.
+    """
     done = process.run(["nft", "-f", "-"], stdin=commands, timeout=TOOL_TIMEOUT, check=False)
     if done.returncode != 0:
         errors = [line.strip() for line in done.stderr.splitlines() if "Error:" in line]

@@ -73,28 +73,42 @@ def test_the_longest_alias_fits() -> None:
     assert len(f"qsysd:{'v' * 28}:{port}") < 256
 
 
-def test_a_guard_for_an_address() -> None:
-    assert taps.guard(HELD).splitlines() == [
-        "add table netdev qsysd_qv-web1-0",
-        "delete table netdev qsysd_qv-web1-0",
-        "table netdev qsysd_qv-web1-0 {",
-        "\tchain ingress {",
-        '\t\ttype filter hook ingress device "qv-web1-0" priority -500; policy drop;',
-        "\t\tether type { 8021q, 8021ad } drop",
-        "\t\tether saddr != 52:54:00:12:34:56 drop",
-        "\t\tarp htype 1 arp ptype ip arp saddr ether 52:54:00:12:34:56"
-        " arp saddr ip { 0.0.0.0, 10.83.0.10 } accept",
-        "\t\tether type ip udp sport 67 drop",
-        "\t\tether type ip ip saddr 10.83.0.10 accept",
-        "\t\tether type ip ip saddr 0.0.0.0 ip daddr 255.255.255.255 udp sport 68 udp dport 67 accept",
-        "\t}",
-        "}",
+@pytest.fixture
+def commands(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What nft was told to do."""
+    told: list[str] = []
+
+    def nft(text: str) -> str:
+        told.append(text)
+        return ""
+
+    monkeypatch.setattr(taps, "nft", nft)
+    return told
+
+
+def test_a_guard_is_an_element(commands: list[str]) -> None:
+    taps.guard([HELD, FREE])
+    (text,) = commands
+    assert text.splitlines() == [
+        'add element bridge qsysd held { "qv-web1-0" . 52:54:00:12:34:56 . 10.83.0.10,'
+        ' "qv-web1-0" . 52:54:00:12:34:56 . 0.0.0.0 }',
+        'add element bridge qsysd free { "qv_0123456789-1" . 52:54:00:12:34:57 }',
     ]
 
 
-def test_a_guard_without_address_lets_all_but_forged_frames_pass() -> None:
-    text = taps.guard(FREE)
-    assert "policy accept" in text and "ether saddr != 52:54:00:12:34:57 drop" in text and "arp" not in text
+def test_where_the_rules_are_gone_they_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = []
+
+    def nft(text: str) -> str:
+        told.append(text)
+        if "add table" not in text:
+            raise HostError("nft: No such file or directory")
+        return ""
+
+    monkeypatch.setattr(taps, "nft", nft)
+    taps.guard([HELD])
+    assert told == [told[0], taps.guard_rules() + told[0]]
+    assert told[1].splitlines()[-2] == "add rule bridge qsysd guest drop"
 
 
 def test_the_tools_own_words_are_in_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
