@@ -6,6 +6,7 @@ runs by itself. Here is what commands need besides. Manual: dnsmasq(8).
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import json
 import os
@@ -143,7 +144,7 @@ def write_hosts(scope: Scope, network: str, vm: str, entries: Sequence[tuple[str
         return False
     prepare(scope, network)
     # dnsmasq passes over names that begin with a dot, and reads the file when it gets its name.
-    partial = os.path.join(os.path.dirname(path), f".{vm}.part")
+    partial = _partial(path)
     with open(partial, "w", encoding="utf-8") as file:
         # dnsmasq's own user reads it, whatever the caller's umask says.
         os.fchmod(file.fileno(), 0o644)
@@ -152,6 +153,11 @@ def write_hosts(scope: Scope, network: str, vm: str, entries: Sequence[tuple[str
         os.fsync(file.fileno())
     os.replace(partial, path)
     return before is not None
+
+
+def _partial(path: str) -> str:
+    """Return the name of a host entry that is being written."""
+    return os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.part")
 
 
 def hosts(scope: Scope, network: str, vm: str) -> list[tuple[str, str]]:
@@ -176,8 +182,12 @@ def remove_host(scope: Scope, network: str, vm: str) -> bool:
     ("duplicate dhcp-host IP address"). Who brings a killed removal to its end cannot know whether the
     reload was done, and reloads in any case.
     """
+    path = scope.dhcp_host(network, vm)
+    # what a killed write left
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(_partial(path))
     try:
-        os.unlink(scope.dhcp_host(network, vm))
+        os.unlink(path)
     except FileNotFoundError:
         return False
     return True

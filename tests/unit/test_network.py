@@ -105,7 +105,9 @@ def test_host_entries(scope: Scope) -> None:
     assert network.write_host(scope, "default", "web1", MAC, "10.83.0.10") is False
     assert network.write_host(scope, "default", "web1", MAC, "10.83.0.11") is True
     assert network.hosts(scope, "default", "web1") == [(MAC, "10.83.0.11")]
+    (Path(path).parent / ".web1.part").write_text("cut sh")
     assert network.remove_host(scope, "default", "web1") is True
+    assert os.listdir(os.path.dirname(path)) == []
     assert network.remove_host(scope, "default", "web1") is False
     assert network.hosts(scope, "default", "web1") == []
 
