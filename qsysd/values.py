@@ -10,7 +10,7 @@ import secrets
 
 UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
 _SIZE = re.compile(
-    r"(?P<number>[0-9]+(?:\.[0-9]+)?)\s*(?:(?P<unit>[KMGT])(?:i?B)?|(?P<bytes>B))?", re.IGNORECASE
+    r"(?P<number>[0-9]{1,30}(?:\.[0-9]{1,9})?)\s*(?:(?P<unit>[KMGT])(?:i?B)?|(?P<bytes>B))?", re.IGNORECASE
 )
 _SECONDS = {"": 1, "s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600}
 _DURATION = re.compile(r"(?P<number>[1-9][0-9]*|0)\s*(?P<unit>s|sec|m|min|h|)")
@@ -29,9 +29,13 @@ def parse_size(text: str, *, default_unit: str) -> int:
     number, unit = found["number"], (found["unit"] or "").upper()
     if re.match(r"0[0-9]", number):
         raise ValueError(
-            f"{text!r} begins with a zero, which YAML reads as octal; write {number.lstrip('0')}{unit}"
+            f"{text!r} begins with a zero, which YAML reads as octal; write {number.lstrip('0') or '0'}{unit}"
         )
-    return int(float(number) * UNITS["" if found["bytes"] else unit or default_unit])
+    factor: int = UNITS["" if found["bytes"] else unit or default_unit]
+    whole, _, fraction = number.partition(".")
+    # In integers: a float is off by bytes from 8 PiB on.
+    scale: int = 10 ** len(fraction)
+    return int(whole) * factor + int(fraction or 0) * factor // scale
 
 
 def format_size(size: int) -> str:
