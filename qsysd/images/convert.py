@@ -8,14 +8,17 @@ import os
 import queue
 import signal
 import stat
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from qsysd import process
 from qsysd.errors import InvalidError, NotFoundError, QsysdError
 from qsysd.images import formats
+
+if TYPE_CHECKING:
+    from subprocess import Popen
 
 Progress = Callable[[str], None]
 
@@ -117,7 +120,7 @@ def convert(arguments: Sequence[str], progress: Progress) -> None:
 @contextlib.contextmanager
 def following(
     argv: Sequence[str],
-) -> Iterator[tuple[subprocess.Popen[str], Iterator[str | None]]]:
+) -> Iterator[tuple[Popen[str], Iterator[str | None]]]:
     """Run a program that takes long; yield it and an iterator over what it prints.
 
     The iterator gives a line as soon as it comes, and None each time that a second passes without
@@ -144,7 +147,7 @@ def following(
 END = "\x00end"
 
 
-def _read(child: subprocess.Popen[str], lines: queue.SimpleQueue[str | None]) -> None:
+def _read(child: Popen[str], lines: queue.SimpleQueue[str | None]) -> None:
     """Hand on what a program prints, and say when it has closed its output."""
     assert child.stdout is not None
     for line in child.stdout:

@@ -1,0 +1,237 @@
+"""The floors of the house: who imports whom, read from the sources, lazy imports included."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from qsysd.operations import setup
+
+PACKAGE = Path(setup.__file__).parents[1]
+
+# A module imports from lower floors only; within a package its modules may import each other.
+FLOORS = (
+    ("errors",),
+    ("paths", "process", "qmp", "spec", "values"),
+    ("acceleration", "bridges", "taps"),
+    ("config", "qemuargs"),
+    ("images", "network", "render", "seed", "store", "systemd"),
+    ("helper", "operations"),
+    ("cli",),
+    ("__main__",),
+)
+FLOOR_OF = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
+
+# A network's bridge carries its VMs' TAPs: both speak to `ip` and `nft` by the same functions.
+SAME_FLOOR = {("bridges", "taps")}
+
+# Who may use what has its cost, in time or in trust; a folder stands for all modules in it.
+USERS = {
+    "click": {"cli"},
+    "jinja2": {"render"},
+    "pydbus": {"systemd"},
+    "gi": {"systemd"},
+    "yaml": {"config", "images", "seed"},
+    "subprocess": {"process"},
+    "termios": {"cli"},
+    "pty": set(),
+    "pickle": set(),
+    "ctypes": set(),
+}
+
+# Too slow for a helper that runs at each start and stop of a VM.
+SLOW = {
+    "dataclasses",
+    "enum",
+    "hashlib",
+    "json",
+    "pathlib",
+    "re",
+    "socket",
+    "subprocess",
+    "tempfile",
+    "typing",
+}
+
+PROCESS_STARTERS = {"system", "popen", "fork", "forkpty", "posix_spawn", "posix_spawnp", "startfile"}
+
+LINES_MAX = 500
+
+
+@dataclass(frozen=True)
+class Import:
+    """An import in a source. lazy: inside a function; types_only: under TYPE_CHECKING."""
+
+    target: str
+    lazy: bool
+    types_only: bool
+    line: int
+
+
+def sources() -> dict[str, Path]:
+    """Return every module of the package by its name below `qsysd`: `config`, `cli.vm`, `images`."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = list(path.relative_to(PACKAGE).with_suffix("").parts)
+        if parts[-1] == "__init__" and len(parts) > 1:
+            parts.pop()
+        found[".".join(parts)] = path
+    return found
+
+
+SOURCES = sources()
+TREES = {name: ast.parse(path.read_text(encoding="utf-8"), str(path)) for name, path in SOURCES.items()}
+
+
+def _is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def imports(node: ast.AST, *, lazy: bool = False, types_only: bool = False) -> Iterator[Import]:
+    """Yield the imports below a node."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import):
+            for alias in child.names:
+                yield Import(alias.name, lazy, types_only, child.lineno)
+        elif isinstance(child, ast.ImportFrom):
+            assert child.level == 0, f"line {child.lineno}: imports are absolute"
+            module = child.module or ""
+            for alias in child.names:
+                below = f"{module}.{alias.name}"
+                known = below.removeprefix("qsysd.") in SOURCES
+                yield Import(below if known else module, lazy, types_only, child.lineno)
+        else:
+            inside = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            yield from imports(child, lazy=lazy or inside, types_only=types_only or _is_type_checking(child))
+
+
+def room(module: str) -> str:
+    """Return the entry of the table that a module belongs to: its package's, or its own."""
+    return module.split(".")[0]
+
+
+def own_imports(module: str) -> Iterator[tuple[Import, str]]:
+    """Yield a module's imports of qsysd itself, each with the target's name below `qsysd`."""
+    for found in imports(TREES[module]):
+        if found.target == "qsysd":
+            yield found, "__init__"
+        elif found.target.startswith("qsysd."):
+            yield found, found.target.removeprefix("qsysd.")
+
+
+def test_the_table_is_complete() -> None:
+    assert {room(module) for module in SOURCES} == set(FLOOR_OF) | {"__init__"}
+
+
+@pytest.mark.parametrize("module", [name for name in SOURCES if name != "__init__"])
+def test_imports_go_down(module: str) -> None:
+    mine = room(module)
+    for found, target in own_imports(module):
+        theirs = room(target)
+        if theirs in (mine, "__init__") or (mine, theirs) in SAME_FLOOR:
+            continue
+        # A type is only a name; but not even that points upwards.
+        limit = FLOOR_OF[mine] + found.types_only
+        assert FLOOR_OF[theirs] < limit, f"{module}:{found.line} imports {target}"
+
+
+def test_the_lowest_modules_import_nothing_of_qsysd() -> None:
+    for module in ("errors", "spec", "values"):
+        assert not list(own_imports(module))
+
+
+@pytest.mark.parametrize("module", SOURCES)
+def test_libraries_stay_in_their_rooms(module: str) -> None:
+    for found in imports(TREES[module]):
+        library = found.target.split(".")[0]
+        if library in USERS and not found.types_only:
+            assert room(module) in USERS[library], f"{module}:{found.line} imports {library}"
+
+
+def test_every_rule_about_a_library_is_needed() -> None:
+    used = {
+        (found.target.split(".")[0], room(name))
+        for name in SOURCES
+        for found in imports(TREES[name])
+        if not found.types_only
+    }
+    for library, rooms in USERS.items():
+        assert {user for name, user in used if name == library} == rooms
+
+
+@pytest.mark.parametrize("module", SOURCES)
+def test_only_process_starts_processes(module: str) -> None:
+    for node in ast.walk(TREES[module]):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "os":
+            starts = node.attr in PROCESS_STARTERS or node.attr.startswith(("exec", "spawn"))
+            assert not starts, f"{module}:{node.lineno} calls os.{node.attr}"
+        if isinstance(node, ast.keyword):
+            assert node.arg != "shell", f"{module}:{node.lineno} passes shell="
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id not in ("eval", "exec", "compile"), f"{module}:{node.lineno}"
+
+
+def _closure(module: str, *, lazy: bool) -> set[str]:
+    """Return a module and all modules of qsysd that it imports, those that it imports lazily too if asked."""
+    todo, seen = [module], set()
+    while todo:
+        name = todo.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        todo += [
+            target for found, target in own_imports(name) if not found.types_only and (lazy or not found.lazy)
+        ]
+    return seen
+
+
+def test_the_helper_is_installed_with_all_that_it_imports() -> None:
+    assert _closure("helper", lazy=True) | {"__init__"} == set(setup.HELPER_MODULES)
+
+
+def test_the_helper_stays_on_the_lowest_floors() -> None:
+    for module in _closure("helper", lazy=True) - {"helper", "__init__"}:
+        assert FLOOR_OF[room(module)] <= 2, module
+
+
+def test_the_helper_imports_only_what_is_quick_before_it_knows_its_verb() -> None:
+    for module in _closure("helper", lazy=False):
+        for found in imports(TREES[module]):
+            assert found.lazy or found.types_only or found.target.split(".")[0] not in SLOW, module
+
+
+def test_the_helper_needs_the_standard_library_only() -> None:
+    import sys
+
+    for module in _closure("helper", lazy=True):
+        for found in imports(TREES[module]):
+            library = found.target.split(".")[0]
+            assert library == "qsysd" or library in sys.stdlib_module_names, f"{module}: {library}"
+
+
+@pytest.mark.parametrize("module", SOURCES)
+def test_modules_stay_short(module: str) -> None:
+    assert len(SOURCES[module].read_text(encoding="utf-8").splitlines()) <= LINES_MAX
+
+
+def _public(node: ast.AST, prefix: str = "") -> Iterator[tuple[str, ast.AST]]:
+    """Yield public classes, functions and methods; what is inside a function is its own affair."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.ClassDef | ast.FunctionDef) and not child.name.startswith("_"):
+            yield f"{prefix}{child.name}", child
+            if isinstance(child, ast.ClassDef):
+                yield from _public(child, f"{child.name}.")
+
+
+@pytest.mark.parametrize("module", SOURCES)
+def test_what_is_public_says_what_it_does(module: str) -> None:
+    tree = TREES[module]
+    # `__main__` and the like hold one line of code; they too say what they are for.
+    assert ast.get_docstring(tree), f"{module} has no docstring"
+    for name, node in _public(tree):
+        assert isinstance(node, ast.ClassDef | ast.FunctionDef)
+        assert ast.get_docstring(node), f"{module}.{name} has no docstring"
