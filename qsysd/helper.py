@@ -149,7 +149,7 @@ def after_stop(scope: Scope, vm: str) -> None:
     """Take away, as root, what was made ready; quiet when nothing is there."""
     from qsysd import taps
 
-    taps.unplug(taps.parse_ports(os.environ.get("QSYSD_NICS", "")))
+    taps.unplug(taps.parse_ports(os.environ.get("QSYSD_NICS", "")), vm)
     if os.path.isdir(scope.vm_dir(vm)):
         own(scope.vm_dir(vm), 0, 0)
     if os.path.exists(scope.note(vm)):
@@ -285,10 +285,8 @@ def network(scope: Scope, verb: str) -> None:
     """Make or remove a network's bridge and rules."""
     from qsysd import bridges
 
-    if verb == "network-up":
-        bridges.up(os.environ)
-    else:
-        bridges.down(os.environ)
+    for line in (bridges.up if verb == "network-up" else bridges.down)(os.environ):
+        say(line)
 
 
 VERBS = {"before-start": before_start, "ready": ready, "stop": stop, "after-stop": after_stop}

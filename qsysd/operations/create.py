@@ -124,9 +124,10 @@ def complete_nics(host: Host, spec: VMSpec) -> tuple[Nic, ...]:
         address = nic.address
         if address is None:
             subnet = host.store.load_network(nic.network).subnet
-            address = network.allocate(
-                subnet, [known for name, known in taken if name == nic.network and known]
-            )
+            claimed = [known for name, known in taken if name == nic.network and known]
+            # dnsmasq gives nobody an address that another MAC still holds
+            leased = [lease.address for lease in network.leases(host.scope, nic.network)]
+            address = network.allocate(subnet, [*claimed, *leased])
             taken.add((nic.network, address))
         result.append(Nic(nic.network, mac, address))
     return tuple(result)

@@ -11,7 +11,7 @@ from qsysd import network, paths, taps
 from qsysd.operations import transaction
 from qsysd.operations.control import power_off, reload_dhcp
 from qsysd.operations.host import Host
-from qsysd.store import read_text, remove
+from qsysd.store import remove
 
 
 def contents(host: Host, vm: str) -> list[str]:
@@ -107,13 +107,12 @@ def _forget_addresses(host: Host, vm: str) -> set[str]:
     """Take a VM's host entries and leases out of its networks; return those networks."""
     found: set[str] = set()
     for name in host.store.network_names():
-        entry = read_text(host.scope.dhcp_host(name, vm))
-        if entry is None:
+        entries = network.hosts(host.scope, name, vm)
+        if not entries:
             continue
         found.add(name)
         running = host.systemd.state(paths.dhcp_unit(name)).active == "active"
-        for line in entry.splitlines():
-            mac, address, _ = line.split(",")
+        for mac, address in entries:
             network.release(host.scope, name, address, mac, running=running)
         network.remove_host(host.scope, name, vm)
     return found
@@ -123,6 +122,11 @@ def recover(host: Host) -> None:
     """Bring to an end what killed commands left; every changing command begins with it."""
     if not os.path.isdir(host.scope.intents_dir):
         return
-    for found in transaction.recover(host, lambda vm: remove_everything(host, [vm])):
+    recovered = transaction.recover(host, lambda vm: remove_everything(host, [vm]))
+    for found in recovered:
         host.tell(f"{found.vm}: a {found.verb} was killed; what it left has been removed")
+    if recovered:
+        # The killed command may have taken its entries away and not told dnsmasq.
+        for name in host.store.network_names():
+            reload_dhcp(host, name)
     host.images.clean_partials()

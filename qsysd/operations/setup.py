@@ -192,7 +192,7 @@ def _default_network(host: Host) -> list[str]:
 
 def render_network(host: Host, spec: NetworkSpec) -> bool:
     """Write what a network's definition renders to; return whether anything differed."""
-    os.makedirs(host.scope.dhcp_hosts_dir(spec.name), mode=0o755, exist_ok=True)
+    network.prepare(host.scope, spec.name)
     changed = False
     for path, text in render.network_files(spec, host.scope).items():
         if read_text(path) != text:
