@@ -121,11 +121,6 @@ def prepare(scope: Scope, network: str) -> None:
         os.chmod(path, 0o755)
 
 
-def write_host(scope: Scope, network: str, vm: str, mac: str, address: str) -> bool:
-    """Tell a network's DHCP service the address of a VM with one NIC there; see `write_hosts`."""
-    return write_hosts(scope, network, vm, [(mac, address)])
-
-
 def write_hosts(scope: Scope, network: str, vm: str, entries: Sequence[tuple[str, str]]) -> bool:
     """Tell a network's DHCP service a VM's MACs with their addresses; return whether it must be reloaded.
 

@@ -106,6 +106,8 @@ def command(debug: bool) -> None:
 
 def main() -> None:
     """Run the command line and exit with its status (docs/exit-statuses: 0 to 7)."""
+    # What others must read (units, images, the helper) must not depend on the caller's umask.
+    os.umask(0o022)
     # A polite end undoes what is half done, as Ctrl-C does.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)

@@ -511,7 +511,7 @@ def test_an_isolated_network_has_no_way_out(host: Host) -> None:
 
 def test_a_guest_gets_its_address_and_name(host: Host) -> None:
     host.serve()
-    assert network.write_host(host.scope, "default", "web1", WEB1.mac, MINE) is False
+    assert network.write_hosts(host.scope, "default", "web1", [(WEB1.mac, MINE)]) is False
     guest = host.plug(WEB1)
     assert guest.dhcp() == MINE
     assert [lease[1:] for lease in network.leases(host.scope, "default")] == [(WEB1.mac, MINE, "web1")]
@@ -537,7 +537,7 @@ def test_a_stranger_gets_no_address(host: Host) -> None:
 
 
 def test_leases_outlive_a_crash_and_a_reload(host: Host) -> None:
-    network.write_host(host.scope, "default", "web1", WEB1.mac, MINE)
+    network.write_hosts(host.scope, "default", "web1", [(WEB1.mac, MINE)])
     host.serve()
     guest = host.plug(WEB1)
     assert guest.dhcp() == MINE
@@ -550,7 +550,7 @@ def test_leases_outlive_a_crash_and_a_reload(host: Host) -> None:
 
 
 def test_the_service_follows_a_bridge_that_is_made_again(host: Host) -> None:
-    network.write_host(host.scope, "default", "web1", WEB1.mac, MINE)
+    network.write_hosts(host.scope, "default", "web1", [(WEB1.mac, MINE)])
     bridges.down(host.environment)
     host.serve()
     bridges.up(host.environment)
@@ -563,7 +563,7 @@ def test_the_service_follows_a_bridge_that_is_made_again(host: Host) -> None:
 
 @pytest.mark.parametrize("running", [True, False])
 def test_a_vm_made_again_gets_its_address_at_once(host: Host, running: bool) -> None:
-    network.write_host(host.scope, "default", "web1", WEB1.mac, MINE)
+    network.write_hosts(host.scope, "default", "web1", [(WEB1.mac, MINE)])
     host.serve()
     guest = host.plug(WEB1)
     assert guest.dhcp() == MINE
@@ -579,7 +579,7 @@ def test_a_vm_made_again_gets_its_address_at_once(host: Host, running: bool) -> 
     assert network.leases(host.scope, "default") == []
     network.release(host.scope, "default", MINE, WEB1.mac, running=running)
     # create: the same name and address, another MAC
-    network.write_host(host.scope, "default", "web1", WEB2.mac, MINE)
+    network.write_hosts(host.scope, "default", "web1", [(WEB2.mac, MINE)])
     if not running:
         host.serve()
     again = host.plug(taps.Port(WEB1.tap, WEB2.mac, "qb-default", "default", MINE))
@@ -588,10 +588,10 @@ def test_a_vm_made_again_gets_its_address_at_once(host: Host, running: bool) -> 
 
 
 def test_a_changed_entry_counts_after_a_reload(host: Host) -> None:
-    network.write_host(host.scope, "default", "web1", WEB1.mac, MINE)
+    network.write_hosts(host.scope, "default", "web1", [(WEB1.mac, MINE)])
     host.serve()
-    assert network.write_host(host.scope, "default", "web1", WEB1.mac, MINE) is False
-    assert network.write_host(host.scope, "default", "web1", WEB1.mac, THEIRS) is True
+    assert network.write_hosts(host.scope, "default", "web1", [(WEB1.mac, MINE)]) is False
+    assert network.write_hosts(host.scope, "default", "web1", [(WEB1.mac, THEIRS)]) is True
     host.reload()
     guest = host.plug(taps.Port(WEB1.tap, WEB1.mac, "qb-default", "default", THEIRS))
     assert guest.dhcp() == THEIRS

@@ -92,7 +92,7 @@ def test_no_free_address() -> None:
 def test_host_entries(scope: Scope) -> None:
     old = os.umask(0o077)
     try:
-        assert network.write_host(scope, "default", "web1", MAC, "10.83.0.10") is False
+        assert network.write_hosts(scope, "default", "web1", [(MAC, "10.83.0.10")]) is False
     finally:
         os.umask(old)
     path = scope.dhcp_host("default", "web1")
@@ -102,8 +102,8 @@ def test_host_entries(scope: Scope) -> None:
     assert os.stat(path).st_mode & 0o777 == 0o644
     assert os.stat(os.path.dirname(path)).st_mode & 0o777 == 0o755
     assert os.listdir(os.path.dirname(path)) == ["web1"]
-    assert network.write_host(scope, "default", "web1", MAC, "10.83.0.10") is False
-    assert network.write_host(scope, "default", "web1", MAC, "10.83.0.11") is True
+    assert network.write_hosts(scope, "default", "web1", [(MAC, "10.83.0.10")]) is False
+    assert network.write_hosts(scope, "default", "web1", [(MAC, "10.83.0.11")]) is True
     assert network.hosts(scope, "default", "web1") == [(MAC, "10.83.0.11")]
     (Path(path).parent / ".web1.part").write_text("cut sh")
     assert network.remove_host(scope, "default", "web1") is True
@@ -125,7 +125,7 @@ def test_host_entries(scope: Scope) -> None:
 )
 def test_odd_host_entries_are_refused(scope: Scope, vm: str, mac: str, address: str) -> None:
     with pytest.raises(InvalidError):
-        network.write_host(scope, "default", vm, mac, address)
+        network.write_hosts(scope, "default", vm, [(mac, address)])
     assert not os.path.exists(scope.dhcp_hosts_dir("default"))
 
 
