@@ -138,6 +138,8 @@ def before_start(scope: Scope, vm: str) -> None:
     if "QSYSD_ACCEL" not in os.environ:
         acceleration.ensure(scope)
     check_readable()
+    if os.path.exists(scope.shutdown_mark):
+        os.unlink(scope.shutdown_mark)  # a soft reboot keeps /run
     # systemd made the unit's RuntimeDirectory for the uid that it chose for this start
     user = os.stat(scope.socket_dir(vm))
     own(scope.vm_dir(vm), user.st_uid, user.st_gid)
@@ -147,9 +149,10 @@ def before_start(scope: Scope, vm: str) -> None:
 
 def after_stop(scope: Scope, vm: str) -> None:
     """Take away, as root, what was made ready; quiet when nothing is there."""
-    from qsysd import taps
+    if not os.path.exists(scope.shutdown_mark):
+        from qsysd import taps
 
-    taps.unplug(taps.parse_ports(os.environ.get("QSYSD_NICS", "")), vm)
+        taps.unplug(taps.parse_ports(os.environ.get("QSYSD_NICS", "")), vm)
     if os.path.isdir(scope.vm_dir(vm)):
         own(scope.vm_dir(vm), 0, 0)
     if os.path.exists(scope.note(vm)):

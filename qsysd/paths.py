@@ -94,6 +94,8 @@ class Scope:
         self.sockets_dir = os.path.join(self.runtime_dir, "vms")
         self.notes_dir = os.path.join(self.runtime_dir, "started")
         self.locks_dir = os.path.join(self.runtime_dir, "locks")
+        # There once the host has begun to shut down: qsysd-shutdown.service makes it.
+        self.shutdown_mark = os.path.join(self.runtime_dir, "shutdown")
         self.acceleration_file = os.path.join(self.runtime_dir, "acceleration.env")
 
     # a VM's files
