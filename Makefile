@@ -127,11 +127,11 @@ test: setup-machine lint types deb ## all tests, those in the lab included (root
 
 .PHONY: demo
 demo: setup-machine deb ## a host, an image, a VM, a reboot of the host: see it work (root)
-	@$(PYTHON) -B tests/demo/demo $(DEB)
+	@$(PYTHON) -B tests/demo/demo.py $(DEB)
 
 .PHONY: bench
 bench: setup-machine deb ## how long things take: a table, and build/bench.json (root)
-	@$(PYTHON) -B tests/bench/bench $(DEB)
+	@$(PYTHON) -B tests/bench/bench.py $(DEB)
 
 .PHONY: clean
 clean: ## remove what was built; the lab's caches stay
