@@ -40,6 +40,11 @@ _USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
 _SSH_KEY = re.compile(r"(ssh|ecdsa|sk)-[A-Za-z0-9@.-]+ [A-Za-z0-9+/]+=*( [^\x00-\x1f\x7f]*)?")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
+# No definition is like this, and libyaml overflows the stack on tens of thousands of levels.
+_LENGTH_MAX = 64 * 1024
+_LEVELS_MAX = 10_000
+_LEVEL = re.compile(r"[\[{]|[-?]\s")
+
 
 class Problems:
     """What is wrong with a file, collected so that it can be shown whole."""
@@ -66,6 +71,7 @@ class Problems:
 def _unknown(key: str, known: Iterable[str]) -> str:
     import difflib
 
+    key = key if len(key) <= 40 else f"{key[:40]}…"
     close = difflib.get_close_matches(key, list(known), 1)
     return f"unknown key {key!r}" + (f"; did you mean {close[0]!r}?" if close else "")
 
@@ -78,13 +84,16 @@ class Section:
         self.path = path
         self.problems = problems
         self.items: dict[str, Any] = {}
+        self.is_mapping = node.id == "mapping"
         known = list(known)
-        if node.id != "mapping":
+        if not self.is_mapping:
             problems.add(node, path, "must be a mapping of keys to values")
             return
         for key_node, value_node in node.value:
-            key = str(key_node.value)
-            if key not in known:
+            key = str(key_node.value) if key_node.id == "scalar" else ""
+            if key_node.id != "scalar":
+                problems.add(key_node, path, "a key must be a single word")
+            elif key not in known:
                 problems.add(key_node, path, _unknown(key, known))
             elif key in self.items:
                 problems.add(key_node, path, f"the key {key!r} stands here twice")
@@ -110,7 +119,7 @@ class Section:
 
     def required(self, key: str, convert: Callable[[Any], T], default: T) -> T:
         """Like `value`, and a problem when the key is not there."""
-        if not self.present(key):
+        if self.is_mapping and not self.present(key):
             self.problems.add(self.node, self.path, f"the key {key!r} is missing")
         return self.value(key, convert, default)
 
@@ -146,6 +155,8 @@ def _text(node: Any) -> str:
     """Return a string; refuse what YAML 1.1 takes for something else (no, 0123, 1e3, 12:30)."""
     text = _scalar(node)
     kind = node.tag.rpartition(":")[2]
+    if kind == "null":
+        raise ValueError("an item without a value; write a text in quotes: ''")
     if kind in ("bool", "int", "float", "timestamp"):
         raise ValueError(f"{text} is a {kind} in YAML, not a text; write it in quotes: '{text}'")
     if _CONTROL.search(text):
@@ -260,17 +271,28 @@ def _choice(enum: type[T]) -> Callable[[Any], T]:
     return convert
 
 
-def _parse(text: str, source: str) -> Any:
-    """Return the root node of a YAML text. Raises InvalidError with the parser's own words."""
+def _compose(text: str, source: str) -> Any:
+    """Return the root node of a YAML text, None for an empty one. Raises InvalidError."""
     import yaml
 
+    hint = f"correct {source}" if source else None
+    if len(text) > _LENGTH_MAX or len(_LEVEL.findall(text)) > _LEVELS_MAX:
+        raise InvalidError(f"{source}: too long for a definition, or too deeply nested", hint=hint)
     try:
         node = yaml.compose(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except UnicodeError as error:
+        raise InvalidError(f"{source}: not UTF-8 text", hint=hint) from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
-        words = getattr(error, "problem", None) or str(error)
-        raise InvalidError(f"{source}{line}: not valid YAML: {words}", hint=f"correct {source}") from error
+        words = getattr(error, "problem", None) or getattr(error, "reason", None) or "it cannot be read"
+        raise InvalidError(f"{source}{line}: not valid YAML: {words}", hint=hint) from error
+    return None if node is None or (_is_null(node) and not node.value) else node
+
+
+def _parse(text: str, source: str) -> Any:
+    """Return the root node of a YAML text. Raises InvalidError with the parser's own words."""
+    node = _compose(text, source)
     if node is None:
         raise InvalidError(f"{source}: the file is empty", hint="examples/ has definitions to start from")
     return node
@@ -375,11 +397,12 @@ def parse_network(text: str, source: str, *, name: str | None = None) -> Network
 
 def parse_defaults(text: str, source: str) -> Defaults:
     """Return the host's defaults; a file of comments only is fine. Raises InvalidError."""
-    if not re.sub(r"(?m)^\s*(#.*)?$", "", text).strip():
+    node = _compose(text, source)
+    if node is None:
         return Defaults()
     problems = Problems(source)
     keys = ("accel", "memory", "cpus", "disk_size", "network", "stop_timeout")
-    root = Section(_parse(text, source), "", problems, keys)
+    root = Section(node, "", problems, keys)
     plain = Defaults()
     defaults = Defaults(
         accel=root.value("accel", _choice(Accel), plain.accel),
@@ -394,11 +417,30 @@ def parse_defaults(text: str, source: str) -> Defaults:
 
 
 def load_plain(text: str, source: str) -> Any:
-    """Return a definition as plain values, for showing as JSON. Raises InvalidError."""
-    import yaml
+    """Return a definition as plain values, for showing as JSON. Raises InvalidError.
 
-    _parse(text, source)
-    return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    What stands in the file decides, as in a spec: only whole numbers and true and false are no texts.
+    """
+    return _plain(_parse(text, source), source, ())
+
+
+def _plain(node: Any, source: str, above: tuple[Any, ...]) -> Any:
+    if node in above:
+        line = node.start_mark.line + 1
+        raise InvalidError(f"{source}:{line}: a list or a mapping that holds itself")
+    above = (*above, node)
+    if node.id == "sequence":
+        return [_plain(item, source, above) for item in node.value]
+    if node.id == "mapping":
+        return {str(key.value): _plain(value, source, above) for key, value in node.value}
+    text = str(node.value)
+    if _is_null(node):
+        return None
+    if node.style:  # in quotes
+        return text
+    if re.fullmatch("0|[1-9][0-9]{0,18}", text):
+        return int(text)
+    return {"true": True, "false": False}.get(text, text)
 
 
 def dump_vm(spec: VMSpec) -> str:
@@ -439,15 +481,18 @@ def dump_network(spec: NetworkSpec) -> str:
 
 
 def dump(document: Mapping[str, Any]) -> str:
-    """Return a document as YAML, in the order of its keys."""
+    """Return a document as YAML, in the order of its keys. Raises InvalidError for what is not UTF-8."""
     import yaml
 
-    text: str = yaml.dump(
-        dict(document),
-        Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper),
-        sort_keys=False,
-        default_flow_style=False,
-        allow_unicode=True,
-        width=1000,
-    )
+    try:
+        text: str = yaml.dump(
+            dict(document),
+            Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper),
+            sort_keys=False,
+            default_flow_style=False,
+            allow_unicode=True,
+            width=1000,
+        )
+    except UnicodeError as error:
+        raise InvalidError("a value is not UTF-8 text", hint="write it in a file, with --file") from error
     return text

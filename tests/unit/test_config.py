@@ -1,0 +1,617 @@
+"""Definitions: every key, what YAML 1.1 would make of it, all errors at once,
+and whatever else a file may hold."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+from typing import Any
+
+import pytest
+from samples import KEY, MAC, NASTY, UUID, any_vms, vm
+
+from qsysd import config
+from qsysd.errors import InvalidError
+from qsysd.spec import Accel, Defaults, Disk, Kernel, NetworkKind, NetworkSpec, Nic, VMSpec
+
+GIB = 1024**3
+
+
+def parse(text: str, **options: Any) -> VMSpec:
+    return config.parse_vm(text, "web1.yaml", **options)
+
+
+def problems(text: str, **options: Any) -> list[str]:
+    """Return the lines of the error that a definition gives."""
+    with pytest.raises(InvalidError) as caught:
+        parse(text, **options)
+    assert caught.value.code == 2
+    return caught.value.message.splitlines()
+
+
+def problem(lines: str, **options: Any) -> str:
+    """Return the one error of a definition with these lines, from line 3 on, that is valid otherwise."""
+    (message,) = problems(f"name: web1\nimage: debian\n{lines}", **options)
+    return message
+
+
+def valid(lines: str) -> VMSpec:
+    """Return the spec of a definition with these lines in it."""
+    return parse(f"name: web1\nimage: debian\n{lines}")
+
+
+def test_every_key() -> None:
+    text = f"""\
+name: web1
+uuid: {UUID}
+machine: pc-q35-7.2
+memory: 2G
+cpus: 4
+cpu: host,-vmx
+accel: kvm
+image: debian
+disks: [{{size: 20G}}, {{}}]
+nics:
+- {{network: lan, mac: 52:54:00:ab:cd:ef, address: 10.0.0.5}}
+- {{}}
+kernel: /boot/vmlinuz
+initrd: /boot/initrd
+append: console=ttyS0 quiet
+seed: false
+user: admin
+ssh_keys: [{KEY}]
+depends_on: [db1]
+stop_timeout: 2min
+qemu_args: [-device, "usb-ehci,id=usb0"]
+"""
+    assert parse(text) == VMSpec(
+        name="web1",
+        uuid=UUID,
+        machine="pc-q35-7.2",
+        memory_mib=2048,
+        cpus=4,
+        cpu="host,-vmx",
+        accel=Accel.KVM,
+        image="debian",
+        disks=(Disk(20 * GIB), Disk(None)),
+        nics=(Nic("lan", "52:54:00:ab:cd:ef", "10.0.0.5"), Nic("default", "", None)),
+        kernel=Kernel("/boot/vmlinuz", "/boot/initrd", "console=ttyS0 quiet"),
+        seed=False,
+        user="admin",
+        ssh_keys=(KEY,),
+        depends_on=("db1",),
+        stop_timeout=120,
+        qemu_args=("-device", "usb-ehci,id=usb0"),
+    )
+
+
+def test_every_key_is_in_the_spec() -> None:
+    fields = {field.name for field in dataclasses.fields(VMSpec)}
+    inside_kernel = {"initrd", "append"}
+    assert fields == {key.replace("memory", "memory_mib") for key in config.VM_KEYS} - inside_kernel
+
+
+def test_what_is_left_out_has_a_default() -> None:
+    spec = parse("name: web1\nimage: debian")
+    assert spec == VMSpec(
+        name="web1",
+        uuid="",
+        machine="",
+        memory_mib=1024,
+        cpus=1,
+        cpu=None,
+        accel=Accel.AUTO,
+        image="debian",
+        disks=(),
+        nics=(Nic("default", "", None),),
+        kernel=None,
+        seed=True,
+        user=None,
+        ssh_keys=(),
+        depends_on=(),
+        stop_timeout=90,
+        qemu_args=(),
+    )
+
+
+def test_defaults_of_the_host_take_the_place_of_those_built_in() -> None:
+    host = config.parse_defaults(
+        "accel: tcg\nmemory: 2G\ncpus: 3\ndisk_size: 5G\nnetwork: lan\nstop_timeout: 10s", "qsysd.yaml"
+    )
+    assert host == Defaults(Accel.TCG, 2048, 3, 5 * GIB, "lan", 10)
+    spec = parse("name: web1\nimage: debian\nnics: [{}]", defaults=host)
+    assert (spec.accel, spec.memory_mib, spec.cpus, spec.stop_timeout) == (Accel.TCG, 2048, 3, 10)
+    assert spec.nics == (Nic("lan", "", None),)
+
+
+@pytest.mark.parametrize("text", ["", "\n", "# only\n  # comments\n", "---\n"])
+def test_defaults_may_be_empty(text: str) -> None:
+    assert config.parse_defaults(text, "qsysd.yaml") == Defaults()
+
+
+def test_defaults_are_checked() -> None:
+    with pytest.raises(InvalidError, match=r"qsysd.yaml:1: memory: .*\nqsysd.yaml:2: unknown key 'cpu'"):
+        config.parse_defaults("memory: 1\ncpu: host\n", "qsysd.yaml")
+
+
+def test_no_nics_is_not_the_same_as_nothing_about_nics() -> None:
+    assert valid("nics: []").nics == ()
+    assert valid("nics:").nics == (Nic("default", "", None),)
+
+
+def test_a_seed_comes_with_an_image_unless_it_is_refused() -> None:
+    assert not parse("name: web1\nkernel: /boot/vmlinuz").seed
+    assert parse("name: web1\nkernel: /boot/vmlinuz\nseed: true").seed
+    assert not valid("seed: false").seed
+
+
+def test_keys_without_a_value_count_as_left_out() -> None:
+    nothing = "".join(f"{key}:\n" for key in config.VM_KEYS if key not in ("name", "image"))
+    assert valid(nothing) == valid("")
+    assert problems("name:\nimage: debian") == ["web1.yaml:1: the key 'name' is missing"]
+
+
+def test_all_errors_at_once_in_the_order_of_the_file_each_with_line_and_path() -> None:
+    text = """\
+name: Web_1
+memroy: 512M
+cpus: two
+disks:
+- {size: 10G}
+- {sise: 10G}
+nics:
+- network: default
+  mac: 52:54:00:zz:34:56
+- address: 10.0.0.256
+depends_on: [db1, DB2]
+seed: yes
+"""
+    assert problems(text) == [
+        "web1.yaml:1: name: 'Web_1' is not a name; allowed is [a-z][a-z0-9-]{0,27}",
+        "web1.yaml:2: unknown key 'memroy'; did you mean 'memory'?",
+        "web1.yaml:3: cpus: 'two' is not a whole number",
+        "web1.yaml:6: disks[1]: unknown key 'sise'; did you mean 'size'?",
+        "web1.yaml:9: nics[0].mac: '52:54:00:zz:34:56' is not a MAC address; "
+        "write for example '52:54:00:12:34:56'",
+        "web1.yaml:10: nics[1].address: '10.0.0.256' is not an IPv4 address",
+        "web1.yaml:11: depends_on[1]: 'DB2' is not a name; allowed is [a-z][a-z0-9-]{0,27}",
+        "web1.yaml:12: seed: 'yes' is neither true nor false",
+    ]
+
+
+def test_errors_of_a_command_line_name_no_file() -> None:
+    with pytest.raises(InvalidError) as caught:
+        config.parse_vm("name: web1\nimage: debian\nmemory: 1\n", "")
+    assert caught.value.message == "memory: 1 is too little memory; the least is 16M"
+    assert caught.value.hint == "qsysd create --help"
+
+
+@pytest.mark.parametrize("name", ["a", "web1", "a-", "a--b", "z9", "a" * 28, "yes1", "null"])
+def test_names(name: str) -> None:
+    assert parse(f"name: '{name}'\nimage: debian").name == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "A",
+        "1a",
+        "-a",
+        "a_b",
+        "a.b",
+        "a b",
+        "a" * 29,
+        "é",
+        "a/b",
+        "..",
+        "a@b",
+        "a%i",
+        "a\\x2d",
+        "a$b",
+        "a:b",
+        "a\u0301",
+    ],
+)
+def test_what_is_no_name(name: str) -> None:
+    (message,) = problems(f"name: {json.dumps(name)}\nimage: debian")
+    assert "is not a name; allowed is [a-z][a-z0-9-]{0,27}" in message
+
+
+def test_a_name_with_a_line_break_behind_it_is_no_name() -> None:
+    assert "control characters" in problems('name: "web1\\n"\nimage: debian')[0]
+
+
+def test_the_name_is_the_files() -> None:
+    message = "web1.yaml:2: name: 'web2' is not the file's name, 'web1'"
+    assert problems("image: debian\nname: web2", name="web1") == [message]
+
+
+# what YAML 1.1 takes for something else
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("user: no", "user: no is a bool in YAML, not a text; write it in quotes: 'no'"),
+        ("user: on", "user: on is a bool in YAML, not a text; write it in quotes: 'on'"),
+        ("cpu: 486", "cpu: 486 is a int in YAML, not a text; write it in quotes: '486'"),
+        ("machine: 7.2", "machine: 7.2 is a float in YAML, not a text; write it in quotes: '7.2'"),
+        ("user: 2024-01-01",
+        "user: 2024-01-01 is a timestamp in YAML, not a text; write it in quotes: '2024-01-01'"),
+        ("kernel: /vmlinuz\nappend: 0123",
+        "append: 0123 is a int in YAML, not a text; write it in quotes: '0123'"),
+        ("qemu_args: [-m, 1e3]", None),
+        ("qemu_args: [-m, 1:30]",
+        "qemu_args[1]: 1:30 is a int in YAML, not a text; write it in quotes: '1:30'"),
+        ("qemu_args: [-m, ~]", "qemu_args[1]: an item without a value; write a text in quotes: ''"),
+        ("qemu_args:\n-", "qemu_args[0]: an item without a value; write a text in quotes: ''"),
+        ("depends_on: [no]", "depends_on[0]: no is a bool in YAML, not a text; write it in quotes: 'no'"),
+        ("cpus: 02", "cpus: 02 begins with a zero, which YAML reads as octal; write 2"),
+        ("cpus: 0x2", "cpus: '0x2' is not a whole number"),
+        ("cpus: 1_0", "cpus: '1_0' is not a whole number"),
+        ("cpus: 2.0", "cpus: '2.0' is not a whole number"),
+        ("cpus: 1:30", "cpus: '1:30' is not a whole number"),
+        ("cpus: yes", "cpus: 'yes' is not a whole number"),
+        ("cpus: -1", "cpus: '-1' is not a whole number"),
+        ("cpus: 0", "cpus: 0 is out of range; allowed is 1 to 1024"),
+        ("cpus: 1025", "cpus: 1025 is out of range; allowed is 1 to 1024"),
+        ("memory: 0512", "memory: '0512' begins with a zero, which YAML reads as octal; write 512"),
+        ("memory: 1e3", "memory: '1e3' is not a size; write for example 512M or 2G"),
+        ("memory: 1_024", "memory: '1_024' is not a size; write for example 512M or 2G"),
+        ("memory: 0", "memory: 0 is too little memory; the least is 16M"),
+        ("memory: 15M", "memory: 15M is too little memory; the least is 16M"),
+        ("memory: -1G", "memory: '-1G' is not a size; write for example 512M or 2G"),
+        ("memory: .inf", "memory: '.inf' is not a size; write for example 512M or 2G"),
+        ("disks: [{size: 0}]", "disks[0].size: 0 is too small for a disk; the least is 1M"),
+        ("stop_timeout: 1:30", "stop_timeout: '1:30' is not a time; write for example 90s or 2min"),
+        ("stop_timeout: 0", "stop_timeout: must be between 1s and 24h"),
+        ("stop_timeout: 25h", "stop_timeout: must be between 1s and 24h"),
+        ("seed: on", "seed: 'on' is neither true nor false"),
+        ("seed: True", "seed: 'True' is neither true nor false"),
+        ("seed: 1", "seed: '1' is neither true nor false"),
+        ("accel: off", "accel: 'off' is not one of auto, kvm, tcg"),
+        ("accel: KVM", "accel: 'KVM' is not one of auto, kvm, tcg"),
+    ],
+)  # fmt: skip
+def test_scalars_are_what_stands_there_or_are_refused(line: str, message: str | None) -> None:
+    if message is None:  # 1e3 is a text in YAML 1.1, which wants a dot and a sign in a float
+        assert valid(line).qemu_args == ("-m", "1e3")
+    else:
+        assert problem(line).split(": ", 1)[1] == message
+
+
+@pytest.mark.parametrize(
+    "mac", ["52:54:00:12:34:56", "'52:54:00:12:34:56'", "52:54:00:AB:cd:EF", "10:10:10:10:10:10"]
+)
+def test_a_mac_is_a_mac_though_yaml_counts_in_sixties(mac: str) -> None:
+    assert valid(f"nics: [{{mac: {mac}}}]").nics[0].mac == mac.strip("'").lower()
+
+
+@pytest.mark.parametrize(
+    "mac", ["52-54-00-12-34-56", "52:54:00:12:34", "525400123456", "52:54:00:12:34:567", "x", "190:20:30"]
+)
+def test_what_is_no_mac(mac: str) -> None:
+    assert "is not a MAC address" in problem(f"nics: [{{mac: {mac}}}]")
+
+
+def test_a_multicast_mac_is_refused() -> None:
+    assert "53:54:00:12:34:56 is a multicast address" in problem("nics: [{mac: '53:54:00:12:34:56'}]")
+
+
+def test_two_nics_with_one_mac_are_refused() -> None:
+    lines = f"nics:\n- {{mac: '{MAC}'}}\n- {{mac: '{MAC.upper()}'}}"
+    assert problem(lines).endswith("nics: two network cards have the same MAC address")
+
+
+@pytest.mark.parametrize("address", ["10.0.0.1", "'10.0.0.1'", "255.255.255.254"])
+def test_addresses(address: str) -> None:
+    assert valid(f"nics: [{{address: {address}}}]").nics[0].address == address.strip("'")
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["10.0.0", "010.0.0.1", "'::1'", "10.0.0.1/24", "'10.0.0.1,1.2.3.4'", "10.0.0.0x1", "'\uff11.1.1.1'"],
+)
+def test_what_is_no_address(address: str) -> None:
+    assert "is not an IPv4 address" in problem(f"nics: [{{address: {address}}}]")
+
+
+@pytest.mark.parametrize(
+    "path", ["/boot/vmlinuz", "/boot/vmlinuz-6.1.0-13+deb12~x", "/a=b@c_d/e.f", "/..a/b..", "//x"]
+)
+def test_paths(path: str) -> None:
+    assert valid(f"kernel: {path}\ninitrd: {path}").kernel == Kernel(path, path, "")
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["vmlinuz", "./x", "../x", "/a/../b", "/..", "/a/..", "/a b", "/a:b", "/a,b", "/a%b",
+    "/a$b", '/a"b', "/a'b", "/a\\b", "/a*",
+     "/é", "~/x", "-/x", "+/x", "!/x", "http://x/y"],
+)  # fmt: skip
+def test_paths_that_could_mean_something_else_are_refused(path: str) -> None:
+    assert "is not a plain absolute path" in problem(f"kernel: {json.dumps(path)}")
+
+
+def test_initrd_and_append_need_a_kernel() -> None:
+    assert problem("initrd: /x").endswith("initrd: needs 'kernel' as well")
+    assert problem("append: x").endswith("append: needs 'kernel' as well")
+
+
+@pytest.mark.parametrize("value", ["tab\\there", "a\\nb", "a\\rb", "nul\\0", "\\x1b[2J", "\\x7f", "\\b"])
+def test_control_characters_are_refused(value: str) -> None:
+    for line in (f'kernel: /x\nappend: "{value}"', f'qemu_args: ["{value}"]'):
+        assert "control characters and line breaks are not allowed" in problem(line)
+
+
+def test_a_block_text_ends_in_a_line_break_and_is_refused() -> None:
+    assert "line breaks are not allowed" in problem("kernel: /x\nappend: |\n  console=ttyS0\n")
+    assert valid("kernel: /x\nappend: >-\n  a\n  b").kernel == Kernel("/x", None, "a b")
+
+
+@pytest.mark.parametrize("value", ["Haswell,+x", "host", "x" * 256])
+def test_cpu_models(value: str) -> None:
+    assert valid(f"cpu: '{value}'").cpu == value
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["cpu: '-x'", "cpu: 'a b'", "cpu: ''", "machine: 'q35,accel=kvm'", "machine: Q35", "machine: -x",
+    "image: ../x", "image: A",
+     "image: .x", "image: x/y", "user: Root", "user: 'a b'", "user: -o", "user: '0x'", "uuid: x",
+     "uuid: '5F2B7B1E-6D3F-4A52-9C57-0D6F3A1B2C3D'",
+     "depends_on: ['*']", "ssh_keys: [x]", "ssh_keys: ['ssh-rsa']", "ssh_keys: ['ssh-rsa AAAA\\tx']"],
+)  # fmt: skip
+def test_values_of_another_form_are_refused(line: str) -> None:
+    key = line.split(":")[0]
+    (message,) = problems(f"name: web1\nkernel: /x\n{line}")
+    assert message.startswith(f"web1.yaml:3: {key}")
+    assert " is not " in message
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("memory: [1]", "memory: must be a single value, not a list or a mapping"),
+        ("memory: {a: 1}", "memory: must be a single value, not a list or a mapping"),
+        ("disks: 10G", "disks: must be a list"),
+        ("disks: {size: 10G}", "disks: must be a list"),
+        ("disks: [10G]", "disks[0]: must be a mapping of keys to values"),
+        ("disks: [[size]]", "disks[0]: must be a mapping of keys to values"),
+        ("disks: [~]", "disks[0]: must be a mapping of keys to values"),
+        ("nics: [default]", "nics[0]: must be a mapping of keys to values"),
+        ("qemu_args: -m 1", "qemu_args: must be a list"),
+        ("depends_on: db1", "depends_on: must be a list"),
+        ("depends_on: [[db1]]", "depends_on[0]: must be a single value, not a list or a mapping"),
+    ],
+)
+def test_values_of_another_shape_are_refused(line: str, words: str) -> None:
+    assert problem(line) == f"web1.yaml:3: {words}"
+
+
+@pytest.mark.parametrize("text", ["web1", "- name: web1", "42", "~x", '"name: web1"'])
+def test_a_file_that_is_no_mapping(text: str) -> None:
+    assert problems(text) == ["web1.yaml:1: must be a mapping of keys to values"]
+
+
+def test_unknown_keys() -> None:
+    assert problem("nonsense: 1") == "web1.yaml:3: unknown key 'nonsense'"
+    assert problem("Memory: 1G") == "web1.yaml:3: unknown key 'Memory'; did you mean 'memory'?"
+    assert problem("1: 2") == "web1.yaml:3: unknown key '1'"
+    assert problem("yes: 2") == "web1.yaml:3: unknown key 'yes'"
+    assert problem("<<: {memory: 1G}") == "web1.yaml:3: unknown key '<<'"
+    assert problem("? [a, b]\n: c") == "web1.yaml:3: a key must be a single word"
+    assert problem("? {a: b}\n: c") == "web1.yaml:3: a key must be a single word"
+
+
+def test_an_unknown_key_without_end_is_not_shown_without_end() -> None:
+    assert len(problem(f"{'k' * 900}: 1")) < 200
+
+
+def test_a_key_that_stands_there_twice() -> None:
+    assert problem("memory: 1G\nmemory: 2G") == "web1.yaml:4: the key 'memory' stands here twice"
+    assert (
+        problem("disks: [{size: 1G, size: 2G}]") == "web1.yaml:3: disks[0]: the key 'size' stands here twice"
+    )
+
+
+def test_something_to_boot_from() -> None:
+    assert problems("name: web1")[0].endswith("nothing to boot from: give 'image', 'kernel' or 'disks'")
+    for line in ("image: debian", "kernel: /x", "disks: [{size: 1G}]"):
+        assert parse(f"name: web1\n{line}").name == "web1"
+
+
+def test_a_vm_cannot_depend_on_itself() -> None:
+    assert problem("depends_on: [db1, web1]").endswith("depends_on: a VM cannot depend on itself")
+
+
+# broken and hostile files
+
+
+@pytest.mark.parametrize("text", ["", "\n\n", "# nothing\n", "---\n", "--- \n...\n"])
+def test_an_empty_file(text: str) -> None:
+    assert problems(text) == ["web1.yaml: the file is empty"]
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [("name: web1\n  memory: 1G", 2), ("name: 'web1", 1), ("name: web1\n\tcpus: 1", 2), ("a: [1, 2", 1),
+    ("a: *b", 1),
+     ("a: 1\n---\nb: 2", 2), ("a: @x", 1), ("a: `x`", 1), ("%YAML 9.9\n---\na: 1", 1)],
+)  # fmt: skip
+def test_broken_yaml(text: str, line: int) -> None:
+    (message, *_) = problems(text)
+    # libyaml notices some things only in the next line
+    starts = tuple(f"web1.yaml:{number}: not valid YAML: " for number in (line, line + 1))
+    assert message.startswith(starts)
+
+
+def test_anchors_stand_for_what_they_name() -> None:
+    spec = parse("name: &n web1\nimage: debian\ndisks: [&d {size: 10G}, *d]\nmemory: &m 1G\n")
+    assert spec.disks == (Disk(10 * GIB), Disk(10 * GIB))
+    assert problems("name: &n web1\nimage: debian\nmemory: &m [1]\ncpus: *m")[1].startswith("web1.yaml:3: ")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "&a [*a]",
+        "&a {name: *a}",
+        "name: web1\nimage: debian\ndisks: &a [*a]",
+        "name: web1\nimage: debian\nqemu_args: &a [*a, *a]",
+        "name: web1\n? &a [*a]\n: 1",
+        "name: !!python/object/apply:os.system [id]",
+        "!!python/object/new:os.system [id]",
+        "name: !!binary gIGC",
+        "name: !!set {web1}",
+        "name: !!null web1",
+        "name: web1\nimage: debian\nqemu_args: [!!int x]",
+        "\x00",
+        "name: web1\x01",
+        "\ufeff\ufeffname: web1",
+        "name: \ud800",
+        "\udcff: 1",
+        'name: "\\ud800"',
+        "name: \ufffe",
+        "[" * 2000,
+        "{a: " * 1000,
+        "- " * 5000,
+        "[" * 900 + "]" * 900,
+        "a: &a [x,x,x,x]\nb: &b [*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b]\nd: &d [*c,*c,*c,*c]\nqemu_args: [*d,*d]",
+        "name: " + "x" * 100_000,
+        "cpus: " + "9" * 5000,
+        "memory: " + "9" * 5000,
+        "memory: " + "9" * 400 + "G",
+        "stop_timeout: " + "9" * 5000,
+        "name: web1\nimage: debian\nnics:\n" + "- {}\n- x\n" * 300,
+    ],
+)
+def test_hostile_files_are_refused_in_words(text: str) -> None:
+    lines = problems(text)
+    assert all(line.startswith("web1.yaml") for line in lines)
+
+
+def test_any_text_is_a_definition_or_refused() -> None:
+    chance = random.Random(7)
+    pieces = [
+        *NASTY, *config.VM_KEYS, "\n", "\n  ", "\n- ", ": ", ": ", ", ", "[", "]", "{", "}",
+        "name: web1\n", "image: debian\n",
+        "size: 1G", "mac: ", "|\n", ">-\n", "? ", "!!int ", "!!str ", "&x ", "*x", "\t", "\r", "\x00",
+        "\x85", "\ud834",
+    ]  # fmt: skip
+    for _ in range(200):
+        text = "".join(chance.choice(pieces) for _ in range(chance.randint(1, 14)))
+        try:
+            assert isinstance(parse(text), VMSpec)
+        except InvalidError:
+            continue
+
+
+def test_a_valid_definition_with_a_piece_out_of_place_is_a_definition_or_refused() -> None:
+    chance = random.Random(8)
+    for spec in any_vms(25, seed=8):
+        text = config.dump_vm(spec)
+        cut = chance.randrange(len(text))
+        text = text[:cut] + chance.choice(NASTY) + text[cut + chance.randrange(3) :]
+        try:
+            again = parse(text)
+        except InvalidError:
+            continue
+        assert parse(config.dump_vm(dataclasses.replace(again, uuid=UUID))).name == again.name
+
+
+# and back
+
+
+def test_a_spec_survives_being_written_and_read() -> None:
+    for spec in any_vms(60):
+        assert parse(config.dump_vm(spec), name=spec.name) == spec, config.dump_vm(spec)
+
+
+def test_a_spec_does_not_depend_on_the_defaults_once_it_is_written() -> None:
+    others = Defaults(Accel.KVM, 77, 7, 7 * GIB, "lan", 7)
+    for spec in any_vms(10, seed=2):
+        assert parse(config.dump_vm(spec), defaults=others) == spec
+
+
+def test_a_definition_is_written_for_people() -> None:
+    assert config.dump_vm(vm(ssh_keys=(), user=None)) == (
+        f"name: web1\nuuid: {UUID}\nmachine: pc-q35-7.2\nmemory: 512M\ncpus: 2\naccel: tcg\nimage: debian\n"
+        f"disks:\n- size: 10G\nnics:\n- network: default\n  mac: '52:54:00:12:34:56'\n  address: 10.83.0.10\n"
+        "seed: true\nstop_timeout: 90s\n"
+    )
+
+
+def test_what_only_a_quoted_text_says_is_quoted() -> None:
+    text = config.dump_vm(vm(cpu="486", user="no", machine="7.2"))
+    assert "cpu: '486'\n" in text
+    assert "user: 'no'\n" in text
+    assert "machine: '7.2'\n" in text
+
+
+def test_texts_that_are_not_unicode_are_refused_before_they_are_written() -> None:
+    # as a shell hands over bytes that are not UTF-8
+    with pytest.raises(InvalidError, match="UTF-8"):
+        config.dump({"name": "web1", "append": "quiet \udcff"})
+
+
+# networks
+
+
+def test_networks() -> None:
+    spec = config.parse_network("name: lan\nkind: nat\nsubnet: 10.9.0.0/24", "lan.yaml", name="lan")
+    assert spec == NetworkSpec("lan", NetworkKind.NAT, "10.9.0.0/24")
+    assert config.parse_network(config.dump_network(spec), "lan.yaml") == spec
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("name: lan", "the key 'subnet' is missing"),
+        ("name: lan\nsubnet: 10.9.0.1/24", "is not an IPv4 subnet"),
+        ("name: lan\nsubnet: 10.9.0.0/29", "has no usable size"),
+        ("name: lan\nsubnet: 10.0.0.0/8", "has no usable size"),
+        ("name: lan\nsubnet: fd00::/64", "is not an IPv4 subnet"),
+        ("name: lan\nsubnet: 10.9.0.0/24\nkind: vpn", "'vpn' is not one of nat"),
+        ("name: lan\nsubnet: 10.9.0.0/24\nmtu: 9000", "unknown key 'mtu'"),
+        ("name: wan\nsubnet: 10.9.0.0/24", "'wan' is not the file's name, 'lan'"),
+    ],
+)
+def test_networks_that_are_not_valid(text: str, words: str) -> None:
+    with pytest.raises(InvalidError, match=r"lan\.yaml:\d+: ") as caught:
+        config.parse_network(text, "lan.yaml", name="lan")
+    assert words in caught.value.message
+
+
+# for showing as JSON
+
+
+def test_plain_values_are_what_the_definition_means() -> None:
+    text = (
+        "name: web1\nimage: debian\ncpus: 2\nmemory: 512M\nstop_timeout: 90\nseed: true\nuser:\n"
+        "nics:\n- {mac: 52:54:00:12:34:56, address: 10.0.0.5}\nqemu_args: ['1', '0123', 'null']\n"
+    )
+    assert config.load_plain(text, "web1.yaml") == {
+        "name": "web1",
+        "image": "debian",
+        "cpus": 2,
+        "memory": "512M",
+        "stop_timeout": 90,
+        "seed": True,
+        "user": None,
+        "nics": [{"mac": "52:54:00:12:34:56", "address": "10.0.0.5"}],
+        "qemu_args": ["1", "0123", "null"],
+    }
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a: 2024-13-45", "a: 2024-01-01", "? [a]\n: b", "a: !foo x", "a: !!set {x}", "a: &a [*a]", "a: .nan"],
+)
+def test_plain_values_can_be_shown_or_are_refused(text: str) -> None:
+    try:
+        json.dumps(config.load_plain(text, "web1.yaml"), allow_nan=False)
+    except InvalidError as error:
+        assert error.message.startswith("web1.yaml")
