@@ -14,6 +14,10 @@ UNIT_PATTERN = "qemu-vm@*.service"
 INTERFACE_NAME_MAX = 15
 SOCKET_PATH_MAX = 107
 
+# Locks that are no VM's.
+ADDRESSES = ":addresses"
+SETUP = ":setup"
+
 
 def unit(vm: str) -> str:
     """Return the unit of a VM."""
@@ -210,5 +214,12 @@ class Scope:
     # locks: flock on files that are never unlinked, so that a lock dies with its holder
 
     def lock(self, name: str) -> str:
-        """Return the lock file for a name. A fixed number of files serves all names."""
-        return os.path.join(self.locks_dir, _digest(name)[:2])
+        """Return the lock file for a VM's name, `image:NAME`, ADDRESSES or SETUP.
+
+        A fixed number of files serves all names of a kind. The kinds share none: a command that takes
+        one lock inside another would wait for itself.
+        """
+        if name in (ADDRESSES, SETUP):
+            return os.path.join(self.locks_dir, name[1:])
+        kind = "image" if name.startswith("image:") else "vm"
+        return os.path.join(self.locks_dir, f"{kind}-{_digest(name)[:2]}")

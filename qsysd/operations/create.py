@@ -40,7 +40,7 @@ def create(
         _check_free(host, spec.name)
         with ExitStack() as undo:
             # No two VMs choose an address at once; it is taken when it stands in a definition.
-            with transaction.locked(host, ["addresses"]):
+            with transaction.locked(host, [paths.ADDRESSES]):
                 spec = complete(host, spec, defaults, ssh_keys)
                 _check(host, spec)
                 undo.enter_context(

@@ -22,7 +22,7 @@ def edit(host: Host, name: str, text: str, *, before: str) -> bool:
     """
     host.require_root()
     recover(host)
-    with transaction.locked(host, [name, "addresses"]):
+    with transaction.locked(host, [name]), transaction.locked(host, [paths.ADDRESSES]):
         if host.store.require(name) != before:
             raise QsysdError(f"{name} was changed by somebody else meanwhile", hint=f"qsysd edit {name}")
         old = config.parse_vm(before, host.scope.definition(name), name=name, defaults=host.store.defaults())

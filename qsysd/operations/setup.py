@@ -54,7 +54,7 @@ def setup(host: Host) -> list[str]:
     """
     host.require_root()
     done: list[str] = []
-    with transaction.locked(host, ["setup"]):
+    with transaction.locked(host, [paths.SETUP]):
         _directories(host)
         recover(host)
         done += _group()

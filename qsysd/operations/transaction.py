@@ -58,7 +58,8 @@ def locked(host: Host, names: Iterable[str], *, exclusive: bool = True) -> Itera
 
     Changing what is on disk takes them exclusively; starting, stopping and the like share them, so
     that `kill` gets through while a `stop` waits. All are taken in one order, so no two commands
-    wait for each other. Raises TimeoutExpired.
+    wait for each other; who takes locks inside others goes from SETUP to VMs, images and ADDRESSES.
+    Raises TimeoutExpired.
     """
     by_file = {host.scope.lock(name): name for name in names}
     with ExitStack() as held:

@@ -1,0 +1,123 @@
+"""Names of units, interfaces, sockets and locks: within their limits, and one's own."""
+
+from __future__ import annotations
+
+import itertools
+import os
+
+import pytest
+
+from qsysd import paths, taps
+from qsysd.paths import Scope
+
+LONGEST = "x" * 28
+
+
+def names(count: int = 300) -> list[str]:
+    """Return VM names of all lengths that are as alike as possible."""
+    found = []
+    for number in range(count):
+        length = 1 + number % 28
+        tail = f"{number}"[:length]
+        found.append(("a" * length)[: length - len(tail)] + tail if length > len(tail) else "a" * length)
+    return sorted({name for name in found if name[0].isalpha()})
+
+
+@pytest.mark.parametrize("index", [0, 9, 10, 31])
+def test_interface_names_fit_and_are_ones_own(index: int) -> None:
+    taken = [paths.tap(name, index) for name in names()]
+    assert len(set(taken)) == len(names())
+    for tap in taken:
+        assert len(tap.encode()) <= paths.INTERFACE_NAME_MAX
+        assert taps.TAP.fullmatch(tap)
+
+
+def test_the_taps_of_a_vm_differ() -> None:
+    for name in ("web1", LONGEST):
+        assert len({paths.tap(name, index) for index in range(40)}) == 40
+
+
+def test_a_readable_name_is_no_other_vms_digest() -> None:
+    short = {paths.tap(name, index) for name in names() if len(name) < 11 for index in range(12)}
+    long = {paths.tap(name, index) for name in names() if len(name) > 11 for index in range(12)}
+    assert not short & long
+    # a name that ends like an index is another name
+    assert paths.tap("web-1", 0) != paths.tap("web", 1)
+    assert paths.tap("web1", 0) == "qv-web1-0"
+
+
+def test_bridge_names() -> None:
+    assert paths.bridge("default") == "qb-default"
+    bridges = {paths.bridge(name) for name in names()}
+    assert len(bridges) == len(names())
+    assert all(
+        len(bridge) <= paths.INTERFACE_NAME_MAX and taps.BRIDGE.fullmatch(bridge) for bridge in bridges
+    )
+    assert not bridges & {paths.tap(name, 0) for name in names()}
+
+
+def test_units() -> None:
+    assert paths.unit("web1") == "qemu-vm@web1.service"
+    assert paths.vm_of_unit("qemu-vm@web1.service") == "web1"
+    assert paths.network_unit("lan") == "qsysd-network@lan.service"
+    assert paths.dhcp_unit("lan") == "qsysd-dhcp@lan.service"
+
+
+def test_sockets_of_the_longest_name_fit() -> None:
+    for purpose in ("cli", "ready", "stop"):
+        assert len(Scope().monitor(LONGEST, purpose)) <= paths.SOCKET_PATH_MAX
+    assert len(Scope().console(LONGEST)) <= paths.SOCKET_PATH_MAX
+
+
+def test_the_user_of_the_longest_name_fits() -> None:
+    # utmp's limit, which systemd holds for DynamicUser= too
+    assert len(f"qv-{LONGEST}") <= 31
+
+
+def test_a_scope_can_be_moved_whole() -> None:
+    here, there = Scope(), Scope("/srv/test")
+    for attribute, path in vars(here).items():
+        if attribute != "root":
+            assert vars(there)[attribute] == "/srv/test" + path
+            assert os.path.isabs(path)
+    assert there.definition("web1") == "/srv/test/etc/qsysd/vms/web1.yaml"
+
+
+def test_no_two_things_have_one_path() -> None:
+    scope = Scope()
+    methods = [
+        scope.definition, scope.environment, scope.drop_in_dir, scope.drop_in, scope.vm_dir, scope.overlay,
+        scope.seed,
+        scope.console_log, scope.known_hosts, scope.intent, scope.socket_dir, scope.console, scope.note,
+        scope.network_definition, scope.network_environment, scope.network_rules, scope.dnsmasq_config,
+        scope.network_dir,
+        scope.dhcp_hosts_dir, scope.leases, scope.image, scope.image_origin, scope.boot_file,
+    ]  # fmt: skip
+    found = [method(name) for method in methods for name in ("default", "web1")]
+    found += [scope.monitor("web1", purpose) for purpose in ("cli", "ready", "stop")]
+    found += [scope.dhcp_host("default", "web1"), scope.overlay("web1", 1)]
+    assert len(set(found)) == len(found)
+
+
+# locks
+
+
+def test_a_fixed_number_of_lock_files_serves_all_names() -> None:
+    locks = {Scope().lock(name) for name in names()} | {Scope().lock(f"image:{name}") for name in names()}
+    assert len(locks) <= 2 * 256 + 2
+    assert {os.path.dirname(path) for path in locks} == {Scope().locks_dir}
+
+
+def test_what_is_locked_inside_another_lock_never_is_that_lock() -> None:
+    # create holds the VM's and the image's lock when it takes the addresses'; set-up holds its own
+    # while it takes VMs': were two of them one file, the command would wait for itself
+    everything = [f"vm{number}" for number in range(600)]
+    scope = Scope()
+    kinds = (
+        {scope.lock(name) for name in [*everything, "setup", "addresses", "image"]},
+        {scope.lock(f"image:{name}") for name in everything},
+        {scope.lock(paths.ADDRESSES)},
+        {scope.lock(paths.SETUP)},
+    )
+    for one, other in itertools.combinations(kinds, 2):
+        assert not one & other
