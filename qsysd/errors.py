@@ -31,9 +31,10 @@ class QsysdError(Exception):
             self.code = code
 
     def to_dict(self) -> dict[str, str | int | None]:
-        """Return the error as plain values: `kind`, `message`, `hint`, `code`."""
+        """Return the error as plain values: `kind` (the nearest of KINDS), `message`, `hint`, `code`."""
+        kinds = (kind.__name__ for kind in type(self).__mro__)
         return {
-            "kind": type(self).__name__,
+            "kind": next(kind for kind in kinds if kind in KINDS),
             "message": self.message,
             "hint": self.hint,
             "code": self.code,
@@ -47,7 +48,7 @@ class QsysdError(Exception):
         return kind(
             str(data.get("message", "unknown error")),
             hint=None if hint is None else str(hint),
-            code=int(data.get("code") or 1),
+            code=int(data.get("code") or kind.code),
         )
 
 
