@@ -30,8 +30,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lab"))
 
-from labnet import Network  # noqa: E402
-from labtest import LabHost, find_package, lab_folder, remove  # noqa: E402
+from labnet import Network
+from labtest import LabHost, find_package, lab_folder, remove
 
 FreshHost = Callable[..., LabHost]
 VMFactory = Callable[..., str]

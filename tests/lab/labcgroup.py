@@ -42,7 +42,17 @@ class Cgroup:
     @property
     def path(self) -> Path:
         """Return the group's directory, there or not."""
-        return hierarchy() / (f"{SLICE}/{self.name}.scope" if self.scope else self.name)
+        return self.parent() / (f"{self.name}.scope" if self.scope else self.name)
+
+    def parent(self) -> Path:
+        """Return the directory that holds the groups of all hosts."""
+        return hierarchy() / SLICE if self.scope else hierarchy()
+
+    def siblings(self, prefix: str) -> list[str]:
+        """Return the names of the groups there whose names begin with `prefix`."""
+        return [
+            path.name.removesuffix(".scope") for path in self.parent().glob(f"{prefix}*") if path.is_dir()
+        ]
 
     def launcher(self) -> list[str]:
         """Return what to put before a command so that it runs in the group; none where it has to `enter`."""
@@ -74,9 +84,8 @@ class Cgroup:
 
     def kill(self) -> None:
         """End every process in the group at once, and remove the group."""
-        kill = self.path / "cgroup.kill"
         if self.processes():
-            kill.write_text("1")
+            (self.path / "cgroup.kill").write_text("1")
             wait_until(lambda: not self.processes(), timeout=30, what=f"ending the processes of {self.name}")
         if self.scope:
             run(["systemctl", "stop", f"{self.name}.scope"], check=False)

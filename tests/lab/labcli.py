@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from labhost import Host, all_notes
+from labhost import Host, all_names, all_notes
 from labnet import Network
 from labproc import LabError, say
 from labroot import SUITES
@@ -167,8 +167,7 @@ def run_status(options: argparse.Namespace) -> int:
 
 def run_down(options: argparse.Namespace) -> int:
     """Remove hosts, and with the last one the network."""
-    known = [note.name for note in all_notes(options.lab_dir)]
-    names = options.names or (known if options.all else [DEFAULT_HOST])
+    names = all_names(options.lab_dir) if options.all else options.names or [DEFAULT_HOST]
     for name in names:
         Host(options.lab_dir, name).down()
     Network(options.lab_dir).down_if_unused()

@@ -30,6 +30,7 @@ from typing import Any, NoReturn
 
 import labcgroup
 import labenter
+import labkvm
 import labroot
 import labsupervise
 from labnet import Network, gateway
@@ -125,6 +126,10 @@ class Host:
         note = self.note()
         if note and suite and note.suite != suite:
             raise LabError(f"{self.name} is a {note.suite} host: `tests/lab/lab down {self.name}` first")
+        if note and note.overlay and not (cache_folder(self.lab) / note.root).is_dir():
+            raise LabError(
+                f"{self.name}'s root is gone from the cache: `tests/lab/lab down {self.name}` first"
+            )
         if note:
             return note
         root = labroot.ensure(cache_folder(self.lab), suite or labroot.SUITES[0])
@@ -176,6 +181,9 @@ class Host:
         write("/etc/resolv.conf", resolv_conf())
         write("/etc/apt/sources.list", labroot.Mirror.of_machine().sources(note.suite))
         write("/etc/apt/apt.conf.d/90lab", "".join(f"{line}\n" for line in labroot.apt_settings()))
+        cache = cache_folder(self.lab)
+        kvm = labkvm.usable(cache, cache / note.root)
+        write("/etc/tmpfiles.d/lab-kvm.conf", labkvm.TMPFILES if kvm else "")
 
     def start_supervisor(self) -> None:
         """Start the supervisor, detached from this command and its terminal, and wait for the leader."""
@@ -324,7 +332,6 @@ class Host:
             directory=self.directory,
             root=root,
             cgroup=self.cgroup,
-            cache=cache_folder(self.lab),
         )
 
 
@@ -337,6 +344,15 @@ def all_notes(lab: Path) -> list[Note]:
     """Return the notes of all hosts of a lab, by name."""
     notes = (Host(lab, folder.name).note() for folder in sorted(lab.glob("hosts/*")))
     return [note for note in notes if note]
+
+
+def all_names(lab: Path) -> list[str]:
+    """Return the names of all hosts that have left anything: a folder, or processes whose folder is gone."""
+    prefix = f"{Network(lab).owner}-"
+    groups = labcgroup.Cgroup(prefix).siblings(prefix)
+    folders = [folder.name for folder in lab.glob("hosts/*")]
+    names = {*folders, *(group.removeprefix(prefix) for group in groups)}
+    return sorted(name for name in names if NAME.fullmatch(name))
 
 
 def is_first_process(pid: int) -> bool:

@@ -26,18 +26,18 @@ def usable(cache: Path, root: Path) -> bool:
     note = cache / "kvm"
     with locked(cache / "kvm.lock", "the trial of KVM"):
         if not note.exists() or note.read_text().split()[0] != boot:
-            write_whole(note, f"{boot} {'yes' if runs_guest(cache, root) else 'no'}\n")
+            guest = tiny_guest.ensure(cache)
+            write_whole(note, f"{boot} {'yes' if runs_guest(guest, root) else 'no'}\n")
         return note.read_text().split()[1] == "yes"
 
 
-def runs_guest(cache: Path, root: Path) -> bool:
+def runs_guest(guest: tiny_guest.Guest, root: Path) -> bool:
     """Boot the tiny guest with KVM in `root`, mounted in a namespace of its own; say whether it ran."""
-    guest = tiny_guest.ensure(cache)
     script = 'mount --rbind /dev "$1/dev" && mount --bind "$2" "$1/mnt" && shift 2 && exec "$@"'
     qemu = [
         *("qemu-system-x86_64", "-machine", "q35,accel=kvm", "-cpu", "max", "-m", "160"),
         *("-nodefaults", "-display", "none", "-serial", "stdio", "-no-reboot"),
-        *("-kernel", "/mnt/vmlinuz", "-initrd", "/mnt/initrd"),
+        *("-kernel", "/mnt/vmlinux", "-initrd", "/mnt/initrd"),
         *("-append", "console=ttyS0 quiet tiny=no-network tiny=poweroff-after=0"),
     ]
     limited = ["timeout", "--signal=KILL", str(TIMEOUT), "chroot", str(root), *qemu]

@@ -34,7 +34,8 @@ class LabError(Exception):
 
 def clean_environment() -> dict[str, str]:
     """Return the environment of every external command: English messages, the administrator's PATH."""
-    kept = {name: os.environ[name] for name in ("HOME", "TERM", "TMPDIR") if name in os.environ}
+    names = ("HOME", "QSYSD_LAB_CACHE", "TERM", "TMPDIR")
+    kept = {name: os.environ[name] for name in names if name in os.environ}
     proxies = {name: value for name, value in os.environ.items() if name.lower().endswith("_proxy")}
     return {"LANG": "C.UTF-8", "PATH": SYSTEM_PATH, **proxies, **kept}
 

@@ -17,7 +17,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from labproc import LabError, Progress, clean_environment, locked, run, say
+from labproc import LabError, Progress, clean_environment, locked, run, say, try_lock
 
 SUITES = ("bookworm", "trixie")
 
@@ -209,9 +209,15 @@ def build(cache: Path, suite: str, root: Path) -> None:
 
 
 def in_use(root: Path) -> bool:
-    """Say whether a host still stands on this root, as its note says."""
+    """Say whether a host stands on this root: one that runs holds it locked, one that is off has a note."""
     notes = root.parent.parent.glob("hosts/*/host.json")
-    return any(root.name in note.read_text() for note in notes)
+    if any(root.name in note.read_text() for note in notes):
+        return True
+    descriptor = os.open(root, os.O_RDONLY)
+    try:
+        return not try_lock(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def bootstrap(suite: str, target: Path, log: Path) -> None:

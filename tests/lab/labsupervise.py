@@ -7,21 +7,23 @@ ends it, the mounts end with it, and nothing has to be unmounted on the machine.
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
 import os
 import subprocess
 from pathlib import Path
 
-import labkvm
-from labcgroup import Cgroup
+from labcgroup import Cgroup, hierarchy
 from labnet import BRIDGE
 from labproc import Process, clean_environment, run, write_whole
 
 # What systemd-nspawn with --keep-unit ends with when the container asks to be booted again.
 REBOOT = 133
 
+CGROUPS = Path("/sys/fs/cgroup")
 
-def supervise(*, name: str, directory: Path, root: Path | None, cgroup: Cgroup, cache: Path) -> int:
+
+def supervise(*, name: str, directory: Path, root: Path | None, cgroup: Cgroup) -> int:
     """Run the host `name` until it is switched off; return the supervisor's exit status.
 
     `root` is the cached root that the host's layer in `directory` lies above, None if the host has a
@@ -33,15 +35,12 @@ def supervise(*, name: str, directory: Path, root: Path | None, cgroup: Cgroup, 
         cgroup.enter()
     # nspawn keeps locks and sockets under /run: none of them shall be found on the machine later.
     run(["mount", "-t", "tmpfs", "-o", "mode=0755", "lab-run", "/run"])
-    # A machine may have the cgroup1 hierarchies as well: the host gets to see cgroup2 only.
-    run(["mount", "-t", "cgroup2", "lab-cgroup", "/sys/fs/cgroup"])
+    if hierarchy() != CGROUPS:
+        # A machine may have the cgroup1 hierarchies as well: the host gets to see cgroup2 only.
+        run(["mount", "-t", "cgroup2", "lab-cgroup", str(CGROUPS)])
     if root:
+        hold(root)
         run(overlay_argv(name, directory, root))
-    kvm = directory / "root/etc/tmpfiles.d/lab-kvm.conf"
-    if labkvm.usable(cache, directory / "root"):
-        write_whole(kvm, labkvm.TMPFILES)
-    else:
-        kvm.unlink(missing_ok=True)
     write_whole(directory / "supervisor.json", json.dumps(dataclasses.asdict(own)))
     while True:
         # The last boot's interface goes some time after its namespace, and its name is wanted again.
@@ -51,6 +50,11 @@ def supervise(*, name: str, directory: Path, root: Path | None, cgroup: Cgroup, 
         print(f"lab: {name} ended with {done.returncode}", flush=True)
         if done.returncode != REBOOT:
             return 0
+
+
+def hold(root: Path) -> None:
+    """Lock a cached root, as others may too, while this process lives: it is not to be removed."""
+    fcntl.flock(os.open(root, os.O_RDONLY | os.O_CLOEXEC), fcntl.LOCK_SH)
 
 
 def overlay_argv(name: str, directory: Path, root: Path) -> list[str]:
@@ -68,8 +72,6 @@ def overlay_argv(name: str, directory: Path, root: Path) -> list[str]:
 def nspawn_argv(name: str, root: Path) -> list[str]:
     """Return the command that boots a host once."""
     return [
-        # Should the supervisor be killed, the host dies with it.
-        *("setpriv", "--pdeathsig", "KILL"),
         "systemd-nspawn",
         "--quiet",
         f"--directory={root}",

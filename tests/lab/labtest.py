@@ -22,7 +22,7 @@ TINY = "/var/lib/tiny"
 TINY_APPEND = "console=ttyS0 quiet nokaslr tsc=reliable no_timer_check"
 
 # Options of `qsysd create` for a VM that boots the tiny guest; further words for it go behind its --append.
-TINY_OPTIONS = ("--kernel", f"{TINY}/vmlinuz", "--initrd", f"{TINY}/initrd", "--memory", "160M")
+TINY_OPTIONS = ("--kernel", f"{TINY}/vmlinux", "--initrd", f"{TINY}/initrd", "--memory", "160M")
 
 CONFIGURATION = "accel: tcg\n"
 
@@ -83,12 +83,12 @@ class LabHost(Host):
         self.install_tiny_guest()
 
     def install_tiny_guest(self) -> None:
-        """Put the tiny guest's kernel and initrd into /var/lib/tiny, readable to all."""
+        """Put the tiny guest's kernels and initrd into /var/lib/tiny, readable to all."""
         guest = tiny_guest.ensure(cache_folder(self.lab))
         self.run(["mkdir", "-p", TINY])
         for source, name in tiny_guest.files(guest):
             self.put(source, f"{TINY}/{name}")
-        self.run(["chmod", "0644", f"{TINY}/vmlinuz", f"{TINY}/initrd"])
+        self.sh(f"chmod 0644 {TINY}/*")
 
     # what a person does
 

@@ -42,14 +42,18 @@ after() { # SECONDS WORD COMMAND…
     "$@"
 }
 
-button() { # DEVICE: wait for one event, which is 24 bytes long
-    dd if="$1" of=/dev/null bs=24 count=1 2>/dev/null
-    echo "TINY BUTTON"
-    mode ignore-button >/dev/null && { button "$1"; return; }
-    slow=$(mode slow-poweroff) && sleep "$slow"
-    echo "TINY POWEROFF"
-    sync
-    poweroff -f
+button() { # DEVICE: wait for presses of the power button
+    exec 3<"$1"
+    # An event is 24 bytes: 16 of time, then type (1: a key), code (116: power) and value (1: pressed).
+    while set -- $(dd bs=24 count=1 2>/dev/null <&3 | od -An -v -tu2 -w24) && [ $# = 12 ]; do
+        [ "$9 ${10} ${11}" = "1 116 1" ] || continue
+        echo "TINY BUTTON"
+        mode ignore-button >/dev/null && continue
+        slow=$(mode slow-poweroff) && sleep "$slow"
+        echo "TINY POWEROFF"
+        sync
+        poweroff -f
+    done
 }
 
 write_disk() {
