@@ -10,7 +10,7 @@ import signal
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from qsysd import process
@@ -119,7 +119,7 @@ def convert(arguments: Sequence[str], progress: Progress) -> None:
 
 @contextlib.contextmanager
 def following(
-    argv: Sequence[str],
+    argv: Sequence[str], extra_environment: Mapping[str, str] | None = None
 ) -> Iterator[tuple[Popen[str], Iterator[str | None]]]:
     """Run a program that takes long; yield it and an iterator over what it prints.
 
@@ -128,9 +128,8 @@ def following(
     program and its children are gone; when this process is killed, the kernel kills the program.
     """
     # setpriv is of util-linux, which is on every Debian host; it becomes the program.
-    with process.stream(
-        ["setpriv", "--pdeathsig", "KILL", "--", process.require(argv[0]), *argv[1:]]
-    ) as child:
+    command = ["setpriv", "--pdeathsig", "KILL", "--", process.require(argv[0]), *argv[1:]]
+    with process.stream(command, extra_environment=extra_environment) as child:
         lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         reader = threading.Thread(target=_read, args=(child, lines), daemon=True)
         reader.start()

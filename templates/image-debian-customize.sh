@@ -1,0 +1,149 @@
+#!/bin/sh
+# Turns a fresh Debian root into the root of an image. mmdebstrap calls it twice:
+#   excludes ROOT   before most packages are unpacked
+#   finish ROOT     when all are installed
+# From the environment: SUITE, ROOT_UUID.
+set -eu
+root=$2
+
+# What is left out while the image is made; packages that are installed later bring all they have.
+excludes=$root/etc/dpkg/dpkg.cfg.d/01-qsysd-image
+if [ "$1" = excludes ]; then
+    cat > "$excludes" <<'END'
+path-exclude=/usr/share/man/*
+path-exclude=/usr/share/info/*
+path-exclude=/usr/share/locale/*
+path-include=/usr/share/locale/locale.alias
+path-exclude=/usr/share/doc/*
+path-include=/usr/share/doc/*/copyright
+END
+    exit 0
+fi
+
+put() { mkdir -p "$root/$(dirname "$1")" && cat > "$root/$1"; }
+
+# who it is: nobody yet. An empty machine-id is filled at the first boot; "uninitialized" would add a
+# run through all presets to it.
+: > "$root/etc/machine-id"
+rm -f "$root/var/lib/dbus/machine-id" "$root/etc/ssh/"ssh_host_*
+echo debian | put etc/hostname
+put etc/hosts <<'END'
+127.0.0.1 localhost
+::1 localhost ip6-localhost ip6-loopback
+END
+chroot "$root" passwd -q -l root
+
+# apt: the public archive, whatever mirror this root came from
+rm -f "$excludes" "$root/etc/apt/sources.list" "$root/etc/apt/sources.list.d/"* \
+    "$root/etc/apt/apt.conf.d/99mmdebstrap" "$root/etc/dpkg/dpkg.cfg.d/99mmdebstrap"
+put etc/apt/sources.list.d/debian.sources <<END
+Types: deb
+URIs: http://deb.debian.org/debian
+Suites: $SUITE $SUITE-updates
+Components: main
+Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
+
+Types: deb
+URIs: http://deb.debian.org/debian-security
+Suites: $SUITE-security
+Components: main
+Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
+END
+find "$root/var/lib/apt/lists" "$root/var/cache/apt" -type f -delete
+
+# disk: the partition grows to the disk by systemd-repart, the file system to the partition by
+# systemd-growfs; both are quick, and run at each boot, so that a disk can grow later too
+put etc/fstab <<END
+UUID=$ROOT_UUID / ext4 discard,errors=remount-ro,x-systemd.growfs 0 1
+END
+printf '[Partition]\nType=root\n' | put etc/repart.d/50-root.conf
+
+# network: what cloud-init writes (10-cloud-init-*) comes first; this is for a guest without a seed
+put etc/systemd/network/90-dhcp.network <<'END'
+[Match]
+Name=en* eth*
+
+[Network]
+DHCP=yes
+END
+# "Online" is one network that works, and a guest without any boots all the same.
+put etc/systemd/system/systemd-networkd-wait-online.service.d/50-qsysd.conf <<'END'
+[Service]
+ExecStart=
+ExecStart=/lib/systemd/systemd-networkd-wait-online --any --timeout=30
+END
+ln -sf ../run/systemd/resolve/stub-resolv.conf "$root/etc/resolv.conf"
+
+# cloud-init: the seed is all there is to look for. systemd grows the root; the locale is there; GRUB
+# is not a package in here; ssh keys of two kinds are enough and RSA's take seconds to make.
+put etc/cloud/cloud.cfg.d/90-qsysd.cfg <<'END'
+datasource_list: [NoCloud, None]
+system_info:
+  network:
+    renderers: [networkd]
+growpart: {mode: "off"}
+resize_rootfs: false
+grub_dpkg: {enabled: false}
+locale: C.UTF-8
+ssh_genkeytypes: [ed25519, ecdsa]
+ssh: {emit_keys_to_console: false}
+no_ssh_fingerprints: true
+END
+echo LANG=C.UTF-8 | put etc/default/locale
+# A seed with "dsmode: local" is applied before the network is up, and the stage after it would only
+# find that out.
+for unit in cloud-init cloud-init-network; do
+    if [ -e "$root/usr/lib/systemd/system/$unit.service" ] && [ ! -e "$root/usr/lib/systemd/system/cloud-init-main.service" ]; then
+        put "etc/systemd/system/$unit.service.d/50-qsysd.conf" <<'END'
+[Service]
+ExecCondition=/bin/sh -c '! grep -qs dsmode=local /run/cloud-init/status.json'
+END
+    fi
+done
+# Its later stages don't compete with ssh for the processor.
+put etc/systemd/system/cloud-config.service.d/50-qsysd.conf <<'END'
+[Unit]
+After=ssh.service
+END
+
+# services: the journal is kept, so that a shutdown can be read afterwards
+mkdir -p "$root/var/log/journal"
+chroot "$root" systemctl --quiet enable systemd-networkd systemd-resolved ssh
+chroot "$root" systemctl --quiet disable e2scrub_reap.service e2scrub_all.timer
+# without a use in a virtual machine: crash records of firmware, other processors' programs
+chroot "$root" systemctl --quiet mask systemd-pstore.service systemd-binfmt.service \
+    proc-sys-fs-binfmt_misc.automount
+
+# boot: the initramfs has the drivers of QEMU's disks. GRUB's core is outside of the file system and
+# reads this file by itself; /vmlinuz and /initrd.img lead to the newest kernel (linux-update-symlinks(1)),
+# so that a new kernel needs no grub-install and no update-grub.
+put etc/initramfs-tools/conf.d/qsysd <<'END'
+MODULES=list
+COMPRESS=lz4
+FSTYPE=ext4
+RESUME=none
+END
+printf '%s\n' virtio_pci virtio_blk virtio_scsi sd_mod >> "$root/etc/initramfs-tools/modules"
+put boot/grub/grub.cfg <<END
+# Edit freely: no program writes this file.
+set options="root=UUID=$ROOT_UUID ro console=tty0 console=ttyS0,115200"
+if linux /vmlinuz \$options; then
+  initrd /initrd.img
+else
+  linux /vmlinuz.old \$options
+  initrd /initrd.img.old
+fi
+boot
+END
+unset INITRD
+echo "qsysd: initramfs"
+for kernel in "$root"/lib/modules/*; do
+    version=$(basename "$kernel")
+    chroot "$root" update-initramfs -c -k "$version"
+    chroot "$root" linux-update-symlinks install "$version" "/boot/vmlinuz-$version"
+done
+
+rm -rf "$root"/var/cache/debconf/*-old "$root"/var/lib/dpkg/*-old "$root"/var/log/apt/* \
+    "$root"/var/log/dpkg.log "$root"/var/log/alternatives.log "$root"/var/log/bootstrap.log
+chroot "$root" dpkg-query -W -f '${db:Status-Abbrev}\n' | sed 's/^ii.*/package/' | sort | uniq -c |
+    sed -n 's/^ *\([0-9]*\) package$/qsysd: packages \1/p'
