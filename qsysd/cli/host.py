@@ -61,7 +61,11 @@ def completion(shell: str) -> None:
     if found is None:
         raise click.UsageError(f"no completion for {shell}")
     os.environ.setdefault("PATH", "/usr/bin:/bin")
-    click.echo(found(command, {}, "qsysd", "_QSYSD_COMPLETE").source())
+    script = found(command, {}, "qsysd", "_QSYSD_COMPLETE").source()
+    if shell == "zsh" and "loadautofunc" not in script:
+        # Installed in fpath, the script is the function: click before 8.1.4 completed from the second time on.
+        script += 'if [[ $zsh_eval_context[-1] == loadautofunc ]]; then _qsysd_completion "$@"; fi\n'
+    click.echo(script)
 
 
 @click.command()
