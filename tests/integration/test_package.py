@@ -1,0 +1,319 @@
+"""The package: what is in it, and that installing, upgrading and removing it takes nothing from a VM."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from labtest import REPOSITORY, LabHost, find_package, tiny_options
+
+from qsysd import __version__
+from qsysd.cli import VERBS
+
+if TYPE_CHECKING:
+    from tests.integration.conftest import Lab
+
+VM = "keep1"
+UNIT = f"qemu-vm@{VM}"
+HELPER = "/var/lib/qsysd/helper/current"
+
+INSTALL = ("apt-get", "install", "-qq", "--reinstall", "--allow-downgrades")
+
+
+def run(*argv: str | Path, cwd: Path | None = None) -> str:
+    """Run a command on the machine and return what it printed."""
+    done = subprocess.run(argv, cwd=cwd, check=True, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    return done.stdout
+
+
+def apt(host: LabHost, *argv: str) -> str:
+    """Run an apt-get command in the host and return all that it said."""
+    return host.sh(f"DEBIAN_FRONTEND=noninteractive {' '.join(argv)} 2>&1", timeout=120)
+
+
+def next_version(folder: Path) -> Path:
+    """Return a package of a later version, whose helper and templates differ from those of this one."""
+    tree = folder / "tree"
+    run("dpkg-deb", "--raw-extract", find_package(), tree)
+    control = tree / "DEBIAN/control"
+    control.write_text(re.sub("^Version: .*", "Version: 99", control.read_text(), flags=re.MULTILINE))
+    installed = tree / "usr/lib/python3/dist-packages/qsysd"
+    for source in (
+        installed / "helper.py",
+        *installed.glob("templates/qemu-vm@*"),
+        installed / "templates/vm.conf.j2",
+    ):
+        source.write_text(f"{source.read_text()}\n# of the next version\n")
+    package = folder / "qsysd_99_all.deb"
+    run("dpkg-deb", "--root-owner-group", "--build", tree, package)
+    return package
+
+
+def run_vm(host: LabHost) -> str:
+    """Create the VM, wait until its guest is up, and return QEMU's process id."""
+    host.qsysd("create", VM, *tiny_options())
+    wait_ready(host)
+    return host.property(UNIT, "MainPID")
+
+
+def wait_ready(host: LabHost) -> None:
+    """Wait until the guest of the VM is up: its button works from then on."""
+    host.wait_until(
+        lambda: "TINY READY" in boot_log(host), timeout=60, what=f"the guest of {VM} getting ready"
+    )
+
+
+def boot_log(host: LabHost) -> str:
+    """Return what the guest wrote to its console since it was last switched on."""
+    log = host.sh(f"cat /var/lib/qsysd/vms/{VM}/console.log 2>/dev/null || true")
+    return log.rpartition("TINY BOOT")[2]
+
+
+def stop_gracefully(host: LabHost) -> None:
+    """Stop the VM by systemctl, and see that its guest has gone off by itself."""
+    host.forget_journal()
+    host.systemctl("stop", UNIT)
+    assert "TINY POWEROFF" in boot_log(host)
+    assert host.properties(UNIT, "ActiveState", "Result") == {"ActiveState": "inactive", "Result": "success"}
+    journal = host.journal(f"--unit={UNIT}", f"--since=@{host.noted:.3f}")
+    assert not re.search("SIGKILL|timed out|did not power off|Failed", journal), journal
+
+
+def leftovers(host: LabHost) -> list[str]:
+    """Return all that is left of qsysd on a host: files, links, units, interfaces, rules."""
+    files = host.sh(
+        "find / -xdev \\( -path /proc -o -path /root -o -path /var/lib/apt -o -path /var/cache \\) -prune"
+        " -o \\( -name '*qsysd*' -o -name 'qemu-vm*' \\) -print; ls -d /run/qsysd 2>/dev/null || true"
+    )
+    units = host.systemctl("list-units", "--all", "--plain", "--no-legend", "qemu-vm@*", "qsysd*")
+    links = host.sh("ip -oneline link | grep -E ' q[bv][-_]' || true")
+    rules = host.sh("nft list tables | grep qsysd || true")
+    return [line for text in (files, units, links, rules) for line in text.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def shared_host(lab: Lab) -> LabHost:
+    """Give the host that the tests of this file share."""
+    host = lab.host("package")
+    host.down()
+    host.up("bookworm")
+    host.install_tiny_guest()
+    return host
+
+
+@pytest.fixture
+def package_host(shared_host: LabHost) -> LabHost:
+    """Give a host with the package and no VM, whatever the test before has left."""
+    shared_host.install(find_package())
+    if shared_host.exists(f"/etc/qsysd/vms/{VM}.yaml"):
+        shared_host.qsysd("delete", "--yes", VM)
+    shared_host.forget_journal()
+    return shared_host
+
+
+@pytest.fixture
+def bare_host(package_host: LabHost) -> LabHost:
+    """Give a host without the package, with the package's file in /root."""
+    apt(package_host, "apt-get", "purge", "-qq", "qsysd")
+    return package_host
+
+
+# what is in it
+
+
+def test_versions_agree() -> None:
+    changelog = (REPOSITORY / "debian/changelog").read_text()
+    assert changelog.startswith(f"qsysd ({__version__})")
+    assert find_package().name == f"qsysd_{__version__}_all.deb"
+
+
+def test_package_has_real_files() -> None:
+    listing = run("dpkg-deb", "--contents", find_package()).splitlines()
+    modes = {line.split()[5].removeprefix("./"): line[0] for line in listing}
+    assert "l" not in modes.values()
+    folder = "usr/lib/python3/dist-packages/qsysd"
+    for source in (*REPOSITORY.glob("templates/*"), *REPOSITORY.glob("units/*")):
+        assert modes[f"{folder}/{source.relative_to(REPOSITORY)}"] == "-"
+
+
+def test_manual_names_each_verb() -> None:
+    manual = (REPOSITORY / "docs/qsysd.8").read_text()
+    assert [verb for verb in VERBS if not re.search(rf"\b{verb}\b", manual)] == []
+
+
+def test_pip_install(tmp_path: Path) -> None:
+    """In a copy, since pip leaves what it builds in the source."""
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("qsysd", "templates", "units", "setup.cfg", "pyproject.toml", "LICENSE", "README.md"):
+        origin = REPOSITORY / name
+        if origin.is_dir():
+            shutil.copytree(
+                origin, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__")
+            )
+        elif origin.exists():
+            shutil.copy(origin, source / name)
+    venv = tmp_path / "venv"
+    run("/usr/bin/python3", "-m", "venv", "--system-site-packages", venv)
+    run(venv / "bin/pip", "install", "--quiet", "--no-deps", "--no-build-isolation", source)
+    assert __version__ in run(venv / "bin/qsysd", "--version", cwd=tmp_path)
+    (installed,) = venv.glob("lib/python3*/site-packages/qsysd")
+    for folder in ("templates", "units"):
+        assert {path.name for path in (installed / folder).iterdir()} == {
+            path.name for path in (REPOSITORY / folder).iterdir()
+        }
+
+
+# installing it
+
+
+def test_install_without_systemd(bare_host: LabHost) -> None:
+    """As in a chroot, or while an image of a host is made."""
+    host, package = bare_host, find_package()
+    script = f"mount -t tmpfs none /run/systemd && {' '.join(INSTALL)} /root/{package.name} 2>&1"
+    said = host.run(["unshare", "--mount", "/bin/sh", "-ec", script], timeout=120).stdout
+    assert "qsysd setup" in said
+    assert host.sh("dpkg-query --show --showformat='${db:Status-Status}' qsysd") == "installed"
+    host.qsysd("setup")
+    run_vm(host)
+
+
+def test_install_on_a_host_that_is_not_ready(bare_host: LabHost) -> None:
+    host, package = bare_host, find_package()
+    host.write("/etc/qsysd/networks/default.yaml", "no: [network\n")
+    said = apt(host, *INSTALL, f"/root/{package.name}")
+    assert "this host is not ready" in said
+    assert "/etc/qsysd/networks/default.yaml" in said
+    host.sh("rm /etc/qsysd/networks/default.yaml")
+    host.qsysd("setup")
+    assert "ready" in host.qsysd("setup").stdout
+
+
+COMPLETE = {
+    "bash": """
+        source /usr/share/bash-completion/completions/qsysd
+        COMP_WORDS=(qsysd TYPED) COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
+        _qsysd_completion qsysd
+        echo "${COMPREPLY[@]}"
+    """,
+    "fish": "complete --do-complete 'qsysd TYPED'",
+    # zsh completes in its line editor only, so it types into another on a terminal.
+    "zsh": """
+        zmodload zsh/zpty
+        zpty other zsh -f -i
+        zpty -w other 'autoload -U compinit; compinit -D -u; bindkey ^D list-choices; print BE""GIN'
+        zpty -r other said '*BEGIN*'
+        zpty -w -n other $'qsysd TYPED\\C-d'
+        zpty -r other said '*WANTED*'
+        print -r -- "$said"
+    """,
+}
+
+
+@pytest.mark.parametrize("shell", COMPLETE)
+def test_completion(host: LabHost, shell: str) -> None:
+    """Of verbs, and of VM names."""
+    name = f"complete-{shell}"
+    host.write(f"/etc/qsysd/vms/{name}.yaml", "")
+    for words, wanted in (("st", "status"), ("stop comp", name)):
+        script = COMPLETE[shell].replace("TYPED", words).replace("WANTED", wanted)
+        assert wanted in host.run([shell, "-c", script], timeout=20).stdout
+    host.sh(f"rm /etc/qsysd/vms/{name}.yaml")
+
+
+# changing and removing it, with a VM that runs
+
+
+def test_upgrade_leaves_a_running_vm(package_host: LabHost, tmp_path: Path) -> None:
+    host = package_host
+    pid = run_vm(host)
+    helper = host.sh(f"readlink {HELPER}")
+    package = next_version(tmp_path)
+    host.put(package, f"/root/{package.name}")
+
+    apt(host, *INSTALL, f"/root/{package.name}")
+
+    assert host.sh(f"readlink {HELPER}") != helper
+    assert "of the next version" in host.read("/etc/systemd/system/qemu-vm@.service")
+    assert host.property(UNIT, "MainPID") == pid
+    stop_gracefully(host)
+    host.qsysd("start", VM)
+    wait_ready(host)
+    # and back: to the version before it
+    pid = host.property(UNIT, "MainPID")
+    apt(host, *INSTALL, f"/root/{find_package().name}")
+    assert host.sh(f"readlink {HELPER}") == helper
+    assert host.property(UNIT, "MainPID") == pid
+    stop_gracefully(host)
+
+
+def test_removal_leaves_a_running_vm(package_host: LabHost) -> None:
+    host = package_host
+    pid = run_vm(host)
+
+    said = apt(host, "apt-get", "remove", "-qq", "qsysd")
+
+    assert VM in said
+    assert "/etc/qsysd" in said
+    assert "/var/lib/qsysd" in said
+    assert host.sh("command -v qsysd || echo gone") == "gone"
+    assert host.property(UNIT, "MainPID") == pid
+    stop_gracefully(host)
+    host.systemctl("start", UNIT)
+    wait_ready(host)
+    host.reboot()
+    host.wait_property(UNIT, "ActiveState", "active")
+    wait_ready(host)
+    assert host.systemctl("list-units", "--failed", "--plain", "--no-legend") == ""
+
+    # purge keeps what is in use, and the package finds it again
+    said = apt(host, "apt-get", "purge", "-qq", "qsysd")
+    assert VM in said
+    pid = host.property(UNIT, "MainPID")
+    apt(host, *INSTALL, f"/root/{find_package().name}")
+    assert host.property(UNIT, "MainPID") == pid
+    (row,) = host.qsysd_json("list")
+    assert (row["name"], row["active"], row["guest"], row["pid"]) == (VM, "active", "running", int(pid))
+    stop_gracefully(host)
+
+
+def test_removal_without_vms_leaves_settings(package_host: LabHost) -> None:
+    host = package_host
+
+    said = apt(host, "apt-get", "remove", "-qq", "qsysd")
+
+    assert "/var/lib/qsysd" in said
+    left = leftovers(host)
+    assert [path for path in left if not path.startswith(("/var/lib/dpkg/", "/etc/needrestart/"))] == [
+        "/etc/qsysd",
+        "/etc/qsysd/qsysd.yaml",
+        "/var/lib/qsysd",
+    ]
+    subnet = host.read("/etc/qsysd/networks/default.yaml")
+    apt(host, *INSTALL, f"/root/{find_package().name}")
+    assert host.read("/etc/qsysd/networks/default.yaml") == subnet
+    run_vm(host)
+
+
+def test_purge_leaves_nothing(package_host: LabHost) -> None:
+    host = package_host
+    run_vm(host)
+    host.qsysd("delete", "--yes", VM)
+
+    apt(host, "apt-get", "purge", "-qq", "qsysd")
+
+    assert leftovers(host) == []
+    assert host.systemctl("is-system-running") == "running"
+
+
+def test_purge_in_one_step_keeps_vms(package_host: LabHost) -> None:
+    host = package_host
+    pid = run_vm(host)
+    apt(host, "apt-get", "purge", "-qq", "qsysd")
+    assert host.property(UNIT, "MainPID") == pid
+    assert host.exists(f"/etc/qsysd/vms/{VM}.yaml")
+    stop_gracefully(host)
