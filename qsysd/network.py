@@ -219,14 +219,14 @@ def release(scope: Scope, network: str, address: str, mac: str, *, running: bool
     cannot be changed.
     """
     _check("x", mac, address)
-    if not _has_lease(scope, network, address):
-        return
+    if not _has_lease(scope, network, address, mac):
+        return  # or it is another's, who has still to end it
     if not running:
         _forget(scope, network, address)
         return
     process.run(["dhcp_release", paths.bridge(network), address, mac], timeout=10)
     deadline = time.monotonic() + RELEASE_TIMEOUT
-    while _has_lease(scope, network, address):
+    while _has_lease(scope, network, address, mac):
         if time.monotonic() > deadline:
             raise HostError(
                 f"network {network}: the DHCP service keeps the lease of {address}",
@@ -235,8 +235,8 @@ def release(scope: Scope, network: str, address: str, mac: str, *, running: bool
         time.sleep(0.005)
 
 
-def _has_lease(scope: Scope, network: str, address: str) -> bool:
-    return any(lease.address == address for lease in leases(scope, network))
+def _has_lease(scope: Scope, network: str, address: str, mac: str) -> bool:
+    return any((lease.address, lease.mac) == (address, mac) for lease in leases(scope, network))
 
 
 def _forget(scope: Scope, network: str, address: str) -> None:

@@ -147,7 +147,8 @@ def intent(host: Host, vm: str, verb: str, undo: Callable[[], None]) -> Iterator
 def recover(host: Host, finish: Callable[[str], None]) -> list[Intent]:
     """Bring what killed commands left to an end, by `finish(vm)`; return what there was.
 
-    A VM whose lock is held belongs to a command that is still at work, and is left to it.
+    A VM whose lock is held belongs to a command that is still at work, and is left to it; one that
+    cannot be finished now keeps its note for the next command.
     """
     done = []
     for found in pending(host.scope):
@@ -155,7 +156,12 @@ def recover(host: Host, finish: Callable[[str], None]) -> list[Intent]:
         try:
             # Once the lock is ours, the note may be gone: its command has just ended well.
             if _try_lock(descriptor, exclusive=True) and os.path.exists(host.scope.intent(found.vm)):
-                finish(found.vm)
+                try:
+                    finish(found.vm)
+                except (QsysdError, OSError) as error:
+                    # What cannot be finished yet must not be in the way of every other VM.
+                    host.tell(f"{found.vm}: a {found.verb} was killed; what it left stays for now: {error}")
+                    continue
                 remove(host.scope.intent(found.vm))
                 done.append(found)
         finally:

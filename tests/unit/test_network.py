@@ -182,3 +182,13 @@ def test_without_a_lease_nothing_is_asked(scope: Scope, monkeypatch: pytest.Monk
     monkeypatch.delattr("qsysd.process.run")
     network.release(scope, "default", "10.83.0.10", MAC, running=True)
     network.release(scope, "default", "10.83.0.10", MAC, running=False)
+
+
+def test_the_lease_of_another_mac_is_left_to_it(scope: Scope, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.makedirs(os.path.dirname(scope.leases("default")))
+    path = Path(scope.leases("default"))
+    path.write_text(LEASES)
+    monkeypatch.delattr("qsysd.process.run")
+    for running in (True, False):
+        network.release(scope, "default", "10.83.0.11", MAC, running=running)
+    assert path.read_text() == LEASES
