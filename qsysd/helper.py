@@ -1,8 +1,8 @@
 """What the units call: before start, wait for QMP, stop, clean up, and a network's bridge.
 
     ExecStartPre=+  before-start VM   as root: the VM's directory to its uid, TAPs with their guards
-    ExecStartPost=  ready VM          as the VM's user: success only when QEMU answers QMP
-    ExecStop=       stop VM           as the VM's user: power button, again and again, at last `quit`
+    ExecStartPost=+ ready VM          as the VM's user: success only when QEMU answers QMP
+    ExecStop=+      stop VM           as the VM's user: power button, again and again, at last `quit`
     ExecStopPost=+  after-stop VM     as root: TAPs away, the VM's directory back to root
                     network-up NET, network-down NET, trim-logs all
 
@@ -72,6 +72,20 @@ class Qemu:
         poll = select.poll()
         poll.register(self.descriptor, select.POLLIN)
         return bool(poll.poll(max(0, int(timeout * 1000))))
+
+
+def become_user(scope: Scope, vm: str) -> None:
+    """Become, from root, the user that systemd chose for this VM: the owner of its sockets' directory.
+
+    QEMU may put anything into that directory. As its user, a link there leads to nothing that QEMU
+    itself could not reach.
+    """
+    if os.geteuid() != 0:
+        return
+    user = os.stat(scope.socket_dir(vm))
+    os.setgroups([])
+    os.setresgid(user.st_gid, user.st_gid, user.st_gid)
+    os.setresuid(user.st_uid, user.st_uid, user.st_uid)
 
 
 # before start
@@ -169,6 +183,7 @@ def ready(scope: Scope, vm: str) -> None:
     pid = main_pid()
     if pid is None:
         raise QsysdError("QEMU has already ended")
+    become_user(scope, vm)
     qemu = Qemu(pid)
     path = scope.monitor(vm, "ready")
     deadline = time.monotonic() + READY_TIMEOUT
@@ -206,7 +221,7 @@ def connect(scope: Scope, vm: str) -> Monitor | None:
 
 def press(monitor: Monitor) -> None:
     """Press the power button; a paused or sleeping guest is woken first, else it cannot hear it."""
-    status = monitor.execute("query-status")["status"]
+    status = monitor.run_state()
     if status in ("paused", "io-error", "prelaunch"):
         monitor.execute("cont")
     elif status == "suspended":
@@ -222,6 +237,7 @@ def stop(scope: Scope, vm: str) -> None:
     pid = main_pid()
     if pid is None:
         return
+    become_user(scope, vm)
     qemu = Qemu(pid)
     if qemu.gone(0):
         return

@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import select
 import socket
+import sys
 import time
 
 from qsysd.errors import QsysdError
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 # A reply that is longer than this is not one of QEMU's; guests cannot make it longer either.
 LINE_MAX = 16 * 1024 * 1024
+# Of a QEMU that sends events without end, the last ones are kept.
+EVENTS_MAX = 1000
 
 
 class MonitorError(QsysdError):
@@ -55,16 +58,24 @@ class CommandRefused(MonitorError):
         self.description = description
 
 
+def peer_pid(connection: socket.socket) -> int:
+    """Return the process that listens at the other end of a UNIX socket (unix(7), SO_PEERCRED)."""
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    return int.from_bytes(credentials[:4], sys.byteorder)
+
+
 class Monitor:
     """A connection to one monitor socket, as a context manager.
 
     Connects, reads the greeting and leaves the negotiation mode before the constructor returns.
 
     path: the UNIX socket. timeout: seconds for connecting, and for each command unless it names its own.
+    peer: the process that must listen there. The socket lies in a directory of QEMU's own, so root
+    has to make sure that it speaks with this VM's QEMU and not, through a link, with another's.
     Raises MonitorGone, MonitorBusy, MonitorTimeout.
     """
 
-    def __init__(self, path: str, *, timeout: float = 5.0) -> None:
+    def __init__(self, path: str, *, timeout: float = 5.0, peer: int | None = None) -> None:
         self.path = path
         self.timeout = timeout
         self.events: list[dict[str, Any]] = []
@@ -72,19 +83,21 @@ class Monitor:
         self._last_id = 0
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
-            self._negotiate(time.monotonic() + timeout)
+            self._negotiate(time.monotonic() + timeout, peer)
         except BaseException:
             self._socket.close()
             raise
 
-    def _negotiate(self, deadline: float) -> None:
+    def _negotiate(self, deadline: float, peer: int | None) -> None:
         self._socket.settimeout(max(0.001, deadline - time.monotonic()))
         try:
             self._socket.connect(self.path)
-        except TimeoutError as error:
+        except (TimeoutError, BlockingIOError) as error:  # EAGAIN: others wait for it already
             raise MonitorBusy(f"the monitor {self.path} is busy") from error
         except OSError as error:
             raise MonitorGone(f"no monitor at {self.path}: {error.strerror or error}") from error
+        if peer is not None and peer_pid(self._socket) != peer:
+            raise MonitorGone(f"the monitor {self.path} is not that of process {peer}")
         try:
             greeting = self._read(deadline)
         except MonitorTimeout as error:
@@ -131,12 +144,22 @@ class Monitor:
                 reply = self._read(deadline)
             except MonitorTimeout as error:
                 raise MonitorTimeout(f"{command}: no answer from QEMU in time") from error
-            if "event" in reply:
-                self.events.append(reply)
-            elif reply.get("id") == self._last_id:
+            if reply.get("id") == self._last_id:
                 if "error" in reply:
-                    raise CommandRefused(command, reply["error"]["class"], reply["error"]["desc"])
+                    refusal = reply["error"] if isinstance(reply["error"], dict) else {}
+                    raise CommandRefused(command, _text(refusal.get("class")), _text(refusal.get("desc")))
                 return reply.get("return")
+
+    def run_state(self) -> str:
+        """Return the guest's run state: running, paused, io-error, … (RunState in qapi/run-state.json).
+
+        Raises as `execute` does, and MonitorGone for what is none.
+        """
+        reply = self.execute("query-status")
+        state = reply.get("status") if isinstance(reply, dict) else None
+        if not isinstance(state, str) or not state.replace("-", "").isalnum() or len(state) > 32:
+            raise MonitorGone(f"{self.path} does not speak QMP")
+        return state
 
     def wait_event(self, *names: str, timeout: float) -> dict[str, Any]:
         """Return the first event with one of these names, an already received one included.
@@ -148,12 +171,10 @@ class Monitor:
             for index, event in enumerate(self.events):
                 if event["event"] in names:
                     return self.events.pop(index)
-            message = self._read(deadline)
-            if "event" in message:
-                self.events.append(message)
+            self._read(deadline)
 
     def _read(self, deadline: float) -> dict[str, Any]:
-        """Return the next message. Raises MonitorTimeout, MonitorGone."""
+        """Return the next message; an event is put into `events` too. Raises MonitorTimeout, MonitorGone."""
         while b"\n" not in self._buffer:
             left = deadline - time.monotonic()
             if left <= 0 or not select.select([self._socket], [], [], left)[0]:
@@ -168,8 +189,16 @@ class Monitor:
         line, self._buffer = self._buffer.split(b"\n", 1)
         try:
             message = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise MonitorGone(f"{self.path} does not speak QMP") from error
         if not isinstance(message, dict):
             raise MonitorGone(f"{self.path} does not speak QMP")
+        if "event" in message:
+            self.events.append(message)
+            del self.events[:-EVENTS_MAX]
         return message
+
+
+def _text(value: Any) -> str:
+    """Return what QEMU says in a form that a terminal can show: a guest may have taken QEMU over."""
+    return "".join(char if char.isprintable() else "?" for char in str(value))

@@ -292,6 +292,12 @@ class Systemd:
         )
         return value
 
+    def main_pid(self, state: UnitState) -> int | None:
+        """Return the main process of a service in this state, or None when it has none."""
+        if state.active not in ("active", "activating", "deactivating", "reloading"):
+            return None
+        return int(self.get(state.path, _SERVICE, "MainPID")) or None
+
     def properties(self, unit: str) -> Mapping[str, Any]:
         """Return a unit's properties, its service's included. The unit gets loaded if it is not."""
         (path,) = self._manager("LoadUnit", "(s)", (unit,), "(o)")

@@ -15,6 +15,10 @@ import click
 from qsysd import __version__
 from qsysd.errors import QsysdError
 
+# as shells number them: 128 and the signal
+INTERRUPTED = 130
+BROKEN_PIPE = 141
+
 # verb → (module, attribute, help of one line), in the order in which help shows them
 VERBS = {
     "create": ("vm", "create", "Make a VM and start it."),
@@ -105,31 +109,59 @@ def command(debug: bool) -> None:
 
 
 def main() -> None:
-    """Run the command line and exit with its status (docs/exit-statuses: 0 to 7)."""
+    """Run the command line and exit with its status, one of those in qsysd.errors."""
     # What others must read (units, images, the helper) must not depend on the caller's umask.
     os.umask(0o022)
     # A polite end undoes what is half done, as Ctrl-C does.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
+    status = _run()
     try:
-        command.main(prog_name="qsysd", standalone_mode=False)
-    except QsysdError as error:
-        if os.environ.get("QSYSD_DEBUG"):
-            raise
-        print_error(error)
-        sys.exit(error.code)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except BrokenPipeError:
+        status = status or BROKEN_PIPE
+    # Not sys.exit: GLib's bus thread was seen to crash in an interpreter that is being taken down, and
+    # taking it down costs time. Nothing here relies on it.
+    os._exit(status)
+
+
+def _run() -> int:
+    """Run the command line; print what it raises, and return the exit status."""
+    try:
+        result = command.main(prog_name="qsysd", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else 1
     except click.exceptions.Exit as error:
-        sys.exit(error.exit_code)
+        return error.exit_code
     except click.ClickException as error:
         error.show()
-        sys.exit(error.exit_code)
+        return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
-        sys.exit(130)
+        return INTERRUPTED
     except BrokenPipeError:
-        # whoever read our output has enough (qsysd list | head); do not complain at exit either
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        sys.exit(141)
+        # whoever read our output has enough (qsysd list | head)
+        return BROKEN_PIPE
+    except Exception as error:
+        return _failed(error)
+
+
+def _failed(error: Exception) -> int:
+    """Show an error, with its traceback under --debug; return the exit status."""
+    if os.environ.get("QSYSD_DEBUG"):
+        import traceback
+
+        traceback.print_exc()
+    elif isinstance(error, QsysdError):
+        print_error(error)
+    elif isinstance(error, OSError):
+        click.echo(f"error: {error}", err=True)
+    else:
+        click.echo(f"error: {type(error).__name__}: {error}", err=True)
+        click.echo("hint: a mistake in qsysd: run it again with qsysd --debug, and report it", err=True)
+    return error.code if isinstance(error, QsysdError) else QsysdError.code
 
 
 def _interrupt(number: int, _frame: object) -> None:

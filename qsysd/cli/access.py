@@ -54,5 +54,4 @@ def console(name: str) -> None:
 
     host = make_host()
     host.require_root()
-    access.require_running(host, name)
-    talk(host.scope.console(name), name)
+    talk(host.scope.console(name), name, peer=access.require_running(host, name))

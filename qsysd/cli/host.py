@@ -63,7 +63,8 @@ def completion(shell: str) -> None:
     os.environ.setdefault("PATH", "/usr/bin:/bin")
     script = found(command, {}, "qsysd", "_QSYSD_COMPLETE").source()
     if shell == "zsh" and "loadautofunc" not in script:
-        # Installed in fpath, the script is the function: click before 8.1.4 completed from the second time on.
+        # Installed in fpath, the script is the function: click before 8.1.4 completed only from the
+        # second time on.
         script += 'if [[ $zsh_eval_context[-1] == loadautofunc ]]; then _qsysd_completion "$@"; fi\n'
     click.echo(script)
 

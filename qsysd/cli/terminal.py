@@ -12,13 +12,15 @@ import tty
 import click
 
 from qsysd.errors import QsysdError
+from qsysd.qmp import peer_pid
 
 LEAVE = b"\x1d"  # Ctrl-]
 
 
-def talk(path: str, name: str) -> None:
+def talk(path: str, name: str, *, peer: int) -> None:
     """Join standard input and output to the socket until Ctrl-], the end of input, or QEMU's end.
 
+    peer: QEMU's process, which must be the one that listens.
     Raises QsysdError when the socket cannot be connected to.
     """
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -29,6 +31,8 @@ def talk(path: str, name: str) -> None:
             f"{name}: no console at {path}: {error.strerror}", hint=f"qsysd status {name}"
         ) from error
     with connection:
+        if peer_pid(connection) != peer:
+            raise QsysdError(f"{name}: the console {path} is not that of QEMU, process {peer}")
         terminal = sys.stdin.isatty()
         if terminal:
             click.echo(

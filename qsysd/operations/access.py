@@ -34,8 +34,11 @@ def address(host: Host, name: str) -> str:
     return found[0]
 
 
-def require_running(host: Host, name: str) -> None:
-    """Raise StateError for a VM that does not run, and NotFoundError for one that does not exist."""
+def require_running(host: Host, name: str) -> int:
+    """Return the process of a running VM's QEMU.
+
+    Raises StateError for a VM that does not run, and NotFoundError for one that does not exist.
+    """
     host.store.require(name)
     state = host.systemd.state(paths.unit(name))
     if state.active != "active":
@@ -43,6 +46,10 @@ def require_running(host: Host, name: str) -> None:
             f"{name} is not running (it is {describe(state)})",
             hint=f"qsysd start {name}" if state.active in OFF else f"qsysd status {name}",
         )
+    pid = host.systemd.main_pid(state)
+    if pid is None:
+        raise StateError(f"{name} is just ending", hint=f"qsysd status {name}")
+    return pid
 
 
 def wait(host: Host, name: str, *, timeout: float) -> float:
@@ -81,7 +88,8 @@ def _answers(where: str) -> bool:
 
 def _seen(host: Host, name: str, where: str) -> str:
     """Return in words how far the guest has come."""
-    state = guest_state(host, name, 1.0)
+    pid = host.systemd.main_pid(host.systemd.state(paths.unit(name)))
+    state = guest_state(host, name, pid, 1.0) if pid else "off"
     if state != "running":
         return f"the guest is {state}"
     for net in host.store.network_names():

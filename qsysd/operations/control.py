@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from qsysd import paths
 from qsysd.errors import NotFoundError, QsysdError, StateError, TimeoutExpired
-from qsysd.operations import journal, transaction
+from qsysd.operations import transaction
 from qsysd.operations.host import Host
 from qsysd.qmp import Monitor, MonitorError
 from qsysd.systemd import JobResult, UnitState
@@ -108,6 +108,8 @@ def _start_error(host: Host, name: str, result: JobResult) -> QsysdError:
         return StateError(f"{name}: the start was canceled by another command")
     if result.result == "waiting":
         return TimeoutExpired(f"{name}: not started within {START_TIMEOUT:.0f} s", hint=hint)
+    from qsysd.operations import journal
+
     words = journal.failure(host, paths.unit(name))
     return QsysdError(f"{name} did not start: {words or f'systemd says {result.result}'}", hint=hint)
 
@@ -206,10 +208,11 @@ def power_off(host: Host, names: Sequence[str]) -> None:
 
 
 def _recover(host: Host) -> None:
-    # Imported here: delete imports this module, as it switches off what it removes.
-    from qsysd.operations.delete import recover
+    if transaction.pending(host.scope):
+        # Imported here: delete imports this module, as it switches off what it removes.
+        from qsysd.operations.delete import recover
 
-    recover(host)
+        recover(host)
 
 
 def reload_dhcp(host: Host, network: str) -> None:
@@ -244,7 +247,8 @@ def ask(host: Host, name: str, action: Callable[[Monitor], str]) -> Outcome:
                 f"{name} is not running (it is {describe(state)})",
                 hint=f"qsysd start {name}" if state.active in OFF else f"qsysd status {name}",
             )
-        with Monitor(host.scope.monitor(name, "cli"), timeout=MONITOR_TIMEOUT) as monitor:
+        pid = host.systemd.main_pid(state)
+        with Monitor(host.scope.monitor(name, "cli"), timeout=MONITOR_TIMEOUT, peer=pid) as monitor:
             return Outcome(name, action(monitor))
     except MonitorError as error:
         return Outcome(
@@ -278,7 +282,7 @@ def pause(host: Host, names: Sequence[str]) -> list[Outcome]:
     """Stop the guest's processors; its memory stays."""
 
     def action(monitor: Monitor) -> str:
-        if monitor.execute("query-status")["status"] == "paused":
+        if monitor.run_state() == "paused":
             return "already paused"
         monitor.execute("stop")
         return "paused"
@@ -290,7 +294,7 @@ def resume(host: Host, names: Sequence[str]) -> list[Outcome]:
     """Let a paused guest go on; after an I/O error the disk's request is tried again."""
 
     def action(monitor: Monitor) -> str:
-        if monitor.execute("query-status")["status"] == "running":
+        if monitor.run_state() == "running":
             return "already running"
         monitor.execute("cont")
         return "resumed"

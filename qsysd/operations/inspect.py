@@ -55,11 +55,14 @@ class VMStatus(ListedVM):
     problem: str | None = None
 
 
-def guest_state(host: Host, name: str, timeout: float) -> str | None:
-    """Return QMP's run state: running, paused, io-error, …; `unknown` when QEMU does not answer in time."""
+def guest_state(host: Host, name: str, pid: int, timeout: float) -> str:
+    """Return QMP's run state: running, paused, io-error, …; `unknown` when QEMU does not answer in time.
+
+    pid: QEMU's. timeout: seconds.
+    """
     try:
-        with Monitor(host.scope.monitor(name, "cli"), timeout=timeout) as monitor:
-            return str(monitor.execute("query-status")["status"])
+        with Monitor(host.scope.monitor(name, "cli"), timeout=timeout, peer=pid) as monitor:
+            return monitor.run_state()
     except MonitorError:
         return "unknown"
 
@@ -71,12 +74,6 @@ def enabled_names(host: Host) -> set[str]:
     except FileNotFoundError:
         return set()
     return {paths.vm_of_unit(entry) for entry in entries if entry.startswith("qemu-vm@")}
-
-
-def _main_pid(host: Host, state: UnitState) -> int | None:
-    if state.active not in ("active", "activating", "deactivating"):
-        return None
-    return int(host.systemd.get(state.path, "org.freedesktop.systemd1.Service", "MainPID")) or None
 
 
 def list_vms(host: Host, names: Iterable[str] = ()) -> list[ListedVM]:
@@ -95,13 +92,13 @@ def _listed(
 ) -> ListedVM:
     summary = host.store.summary(name)
     state = state or UnitState(paths.unit(name), "not-loaded", "inactive", "dead", "")
-    pid = _main_pid(host, state)
+    pid = host.systemd.main_pid(state)
     return ListedVM(
         name=name,
         unit=state.name,
         active=state.active,
         sub=state.sub,
-        guest=guest_state(host, name, timeout) if pid else None,
+        guest=guest_state(host, name, pid, timeout) if pid else None,
         enabled=enabled,
         pid=pid,
         ip=summary.addresses[0] if summary.addresses else None,
