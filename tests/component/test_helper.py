@@ -1,0 +1,598 @@
+"""What a unit calls, against guests that do not obey and directories that hold what they should not."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from qmp_peer import Connection, Peer, Refuse, Script
+
+from qsysd import helper
+from qsysd.errors import HostError, InvalidError, QsysdError, TimeoutExpired
+from qsysd.paths import Scope
+
+VM = "web1"
+# root tries with somebody else's uid, everybody else with their own
+UID, GID = (12345, 54321) if os.geteuid() == 0 else (os.getuid(), os.getgid())
+FOREVER = 3600.0
+
+
+class StandIn:
+    """A process in QEMU's place, and its monitors: what they answer is the test's, when it ends too."""
+
+    def __init__(self, scope: Scope) -> None:
+        self.scope = scope
+        self.process = subprocess.Popen(["sleep", "1000"])
+        self.stack = contextlib.ExitStack()
+        self.peers: dict[str, Peer] = {}
+
+    def end(self) -> dict[str, object]:
+        """End as QEMU does when the guest is off; for use as an answer."""
+        self.process.kill()
+        self.process.wait()
+        return {}
+
+    def monitor(self, script: Script, *purposes: str) -> Peer:
+        """Serve monitors by a script; return the last one."""
+        for purpose in purposes:
+            peer = Peer(self.scope.monitor(VM, purpose), script)
+            self.peers[purpose] = self.stack.enter_context(peer)
+        return self.peers[purposes[-1]]
+
+    def obedient(self, **answers: object) -> dict[str, object]:
+        """Return the answers of a guest that powers off when it is asked to."""
+        return {
+            "query-status": {"status": "running"},
+            "system_powerdown": self.end,
+            "quit": self.end,
+            **answers,
+        }
+
+    def commands(self) -> list[str]:
+        """Return what all monitors were told, the negotiation aside."""
+        return [
+            name
+            for peer in self.peers.values()
+            for name in peer.commands
+            if name not in ("qmp_capabilities", "query-status")
+        ]
+
+    def is_running(self) -> bool:
+        """Tell whether the process has not ended."""
+        return self.process.poll() is None
+
+
+@pytest.fixture
+def qemu(scope: Scope, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
+    """Start a process for QEMU, with its variables as systemd sets them."""
+    stand_in = StandIn(scope)
+    monkeypatch.setenv("MAINPID", str(stand_in.process.pid))
+    monkeypatch.setenv("QSYSD_STOP_TIMEOUT", "60")
+    monkeypatch.setattr(helper, "PRESS_INTERVAL", 0.05)
+    # the peers' sockets are this user's: nobody else has to be become
+    monkeypatch.setattr(helper, "become_user", lambda scope, vm: None)
+    try:
+        with stand_in.stack:
+            yield stand_in
+            stand_in.process.kill()
+    finally:
+        stand_in.process.kill()
+        stand_in.process.wait()
+
+
+@pytest.fixture
+def journal(capfd: pytest.CaptureFixture[str]) -> Callable[[], list[str]]:
+    """Return the lines that the helper has written to the journal since the last call."""
+    return lambda: capfd.readouterr().err.splitlines()
+
+
+# stop
+
+
+def test_a_guest_that_obeys(qemu: StandIn, scope: Scope, journal: Callable[[], list[str]]) -> None:
+    qemu.monitor(lambda connection: connection.serve(qemu.obedient()), "stop")
+    helper.stop(scope, VM)
+    assert qemu.commands() == ["system_powerdown"]
+    assert not qemu.is_running()
+    assert journal() == []
+
+
+def test_a_guest_that_hears_only_the_third_press(qemu: StandIn, scope: Scope) -> None:
+    pressed: list[int] = []
+
+    def press() -> dict[str, object]:
+        pressed.append(1)
+        return qemu.end() if len(pressed) == 3 else {}
+
+    qemu.monitor(lambda connection: connection.serve(qemu.obedient(system_powerdown=press)), "stop")
+    helper.stop(scope, VM)
+    assert qemu.commands() == ["system_powerdown"] * 3
+    assert not qemu.is_running()
+
+
+def test_a_guest_that_ignores_the_button_is_told_to_quit_at_its_time_out(
+    qemu: StandIn, scope: Scope, monkeypatch: pytest.MonkeyPatch, journal: Callable[[], list[str]]
+) -> None:
+    monkeypatch.setenv("QSYSD_STOP_TIMEOUT", "1")
+    qemu.monitor(lambda connection: connection.serve(qemu.obedient(system_powerdown={})), "stop")
+    helper.stop(scope, VM)
+    commands = qemu.commands()
+    assert commands.count("system_powerdown") > 2
+    assert commands[-1] == "quit"
+    assert not qemu.is_running()
+    assert journal() == ["the guest did not power off within 1 s; QEMU is told to quit"]
+
+
+@pytest.mark.parametrize(
+    ("state", "first"),
+    [("paused", "cont"), ("io-error", "cont"), ("prelaunch", "cont"), ("suspended", "system_wakeup"),
+    ("running", None),
+     ("guest-panicked", None)],
+)  # fmt: skip
+def test_a_guest_that_cannot_hear_is_woken_first(
+    qemu: StandIn, scope: Scope, state: str, first: str | None
+) -> None:
+    answers = qemu.obedient(**{"query-status": {"status": state}, "cont": {}, "system_wakeup": {}})
+    qemu.monitor(lambda connection: connection.serve(answers), "stop")
+    helper.stop(scope, VM)
+    assert qemu.commands() == [*([first] if first else []), "system_powerdown"]
+
+
+def test_a_guest_that_cannot_go_on_is_told_to_quit(
+    qemu: StandIn, scope: Scope, monkeypatch: pytest.MonkeyPatch, journal: Callable[[], list[str]]
+) -> None:
+    def refuse() -> None:
+        raise Refuse("Resetting the Virtual Machine is required")
+
+    monkeypatch.setenv("QSYSD_STOP_TIMEOUT", "1")
+    answers = qemu.obedient(**{"query-status": {"status": "paused"}, "cont": refuse})
+    qemu.monitor(lambda connection: connection.serve(answers), "stop", "ready", "cli")
+    helper.stop(scope, VM)
+    assert "quit" in qemu.commands()
+    assert "cont: Resetting the Virtual Machine is required" in journal()
+    assert not qemu.is_running()
+
+
+@pytest.mark.parametrize("first", ["busy", "garbage", "silent", "closed", "missing"])
+def test_a_monitor_that_is_of_no_use_is_passed_over(qemu: StandIn, scope: Scope, first: str) -> None:
+    def busy(connection: Connection) -> None:
+        released.wait(20)
+
+    def silent(connection: Connection) -> None:
+        connection.greet()
+        released.wait(20)
+
+    scripts: dict[str, Script] = {
+        "busy": busy,
+        "silent": silent,
+        "garbage": lambda connection: connection.send_bytes(b"what?\n"),
+        "closed": lambda connection: None,
+    }
+    released = threading.Event()
+    if first in scripts:
+        qemu.monitor(scripts[first], "stop")
+    second = qemu.monitor(lambda connection: connection.serve(qemu.obedient()), "ready")
+    helper.stop(scope, VM)
+    released.set()
+    assert second.commands[-1] == "system_powerdown"
+    assert not qemu.is_running()
+
+
+def test_no_monitor_at_all_leaves_qemu_to_systemd(
+    qemu: StandIn, scope: Scope, monkeypatch: pytest.MonkeyPatch, journal: Callable[[], list[str]]
+) -> None:
+    monkeypatch.setenv("QSYSD_STOP_TIMEOUT", "1")
+    helper.stop(scope, VM)
+    assert qemu.is_running()
+    assert journal()[-1] == "QEMU does not quit; systemd ends it"
+
+
+def test_a_qemu_that_does_not_quit_is_left_to_systemd(
+    qemu: StandIn, scope: Scope, monkeypatch: pytest.MonkeyPatch, journal: Callable[[], list[str]]
+) -> None:
+    monkeypatch.setenv("QSYSD_STOP_TIMEOUT", "0")
+    monkeypatch.setattr(helper, "QUIT_TIMEOUT", 0.1)
+    qemu.monitor(lambda connection: connection.serve({"quit": {}}), "stop")
+    helper.stop(scope, VM)
+    assert qemu.commands() == ["quit"]
+    assert journal()[-1] == "QEMU does not quit; systemd ends it"
+
+
+def test_a_qemu_that_goes_in_the_middle_of_a_press(qemu: StandIn, scope: Scope) -> None:
+    def script(connection: Connection) -> None:
+        connection.greet()
+        connection.receive()
+        qemu.end()
+
+    qemu.monitor(script, "stop")
+    helper.stop(scope, VM)
+    assert not qemu.is_running()
+
+
+def test_events_do_not_distract_a_stop(qemu: StandIn, scope: Scope) -> None:
+    def script(connection: Connection) -> None:
+        connection.greet()
+        for _ in range(2000):
+            connection.event("RTC_CHANGE", offset=1)
+        while connection.answer_one(qemu.obedient()):
+            connection.event("POWERDOWN")
+
+    qemu.monitor(script, "stop")
+    helper.stop(scope, VM)
+    assert not qemu.is_running()
+
+
+@pytest.mark.parametrize("pid", ["", "0x1", "-1", "none"])
+def test_there_is_nothing_to_stop_when_qemu_went_by_itself(
+    scope: Scope, monkeypatch: pytest.MonkeyPatch, pid: str, journal: Callable[[], list[str]]
+) -> None:
+    monkeypatch.setenv("MAINPID", pid)
+    helper.stop(scope, VM)
+    assert journal() == []
+
+
+def test_a_pid_that_is_gone_is_quiet(qemu: StandIn, scope: Scope, journal: Callable[[], list[str]]) -> None:
+    qemu.end()
+    helper.stop(scope, VM)
+    assert journal() == []
+
+
+@pytest.mark.parametrize("timeout", ["", "x", "-1", "1.5", "9999999", "1\n", "\uff11"])
+def test_an_odd_time_out_is_refused(
+    qemu: StandIn, scope: Scope, monkeypatch: pytest.MonkeyPatch, timeout: str
+) -> None:
+    monkeypatch.setenv("QSYSD_STOP_TIMEOUT", timeout)
+    with pytest.raises(InvalidError, match="QSYSD_STOP_TIMEOUT"):
+        helper.stop(scope, VM)
+
+
+# ready
+
+
+def test_a_qemu_is_ready_when_its_main_loop_answers(qemu: StandIn, scope: Scope) -> None:
+    answers = {"query-status": {"status": "running"}}
+    peer = qemu.monitor(lambda connection: connection.serve(answers), "ready")
+    helper.ready(scope, VM)
+    assert peer.commands == ["qmp_capabilities", "query-status"]
+
+
+def test_a_socket_that_comes_late_and_listens_later(qemu: StandIn, scope: Scope) -> None:
+    path = scope.monitor(VM, "ready")
+
+    def begin() -> None:
+        os.makedirs(os.path.dirname(path))
+        with socket.socket(socket.AF_UNIX) as bound:
+            bound.bind(path)
+        os.unlink(path)
+        qemu.monitor(lambda connection: connection.serve({"query-status": {}}), "ready")
+
+    timer = threading.Timer(0.1, begin)
+    timer.start()
+    helper.ready(scope, VM)
+    timer.join()
+
+
+def test_a_qemu_that_refuses_its_options_is_not_ready(qemu: StandIn, scope: Scope) -> None:
+    qemu.end()
+    with pytest.raises(QsysdError, match="ended before it answered"):
+        helper.ready(scope, VM)
+
+
+def test_a_qemu_that_ends_while_it_is_asked_is_not_ready(qemu: StandIn, scope: Scope) -> None:
+    def script(connection: Connection) -> None:
+        connection.greet()
+        connection.receive()
+        qemu.end()
+
+    qemu.monitor(script, "ready")
+    with pytest.raises(QsysdError, match="ended before it answered"):
+        helper.ready(scope, VM)
+
+
+@pytest.mark.parametrize("what", ["no socket", "no greeting", "no answer", "garbage"])
+def test_a_qemu_that_hangs_is_not_ready(
+    qemu: StandIn, scope: Scope, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    monkeypatch.setattr(helper, "READY_TIMEOUT", 0.3)
+    scripts: dict[str, Script] = {
+        "no greeting": lambda connection: void(connection.receive()),
+        "no answer": lambda connection: void(connection.greet(), connection.receive(), connection.receive()),
+        "garbage": lambda connection: connection.send_bytes(b"\xff\n"),
+    }
+    if what in scripts:
+        qemu.monitor(scripts[what], "ready")
+    with pytest.raises(QsysdError) as caught:
+        helper.ready(scope, VM)
+    assert isinstance(caught.value, TimeoutExpired) is (what in ("no socket", "garbage"))
+
+
+def void(*_values: Any) -> None:
+    """Make a statement of expressions."""
+
+
+def test_without_a_process_nothing_is_ready(scope: Scope, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MAINPID", raising=False)
+    with pytest.raises(QsysdError, match="already ended"):
+        helper.ready(scope, VM)
+
+
+# before start: the directory
+
+
+@pytest.fixture
+def directory(scope: Scope) -> Path:
+    """Return a VM's directory with a disk in it, as `create` leaves it."""
+    path = Path(scope.vm_dir(VM))
+    path.mkdir(parents=True)
+    (path / "disk0.qcow2").write_bytes(b"disk")
+    (path / "disk0.qcow2").chmod(0o600)
+    return path
+
+
+def owners(path: Path) -> set[tuple[int, int]]:
+    """Return the owners of a directory and all in it."""
+    return {(entry.lstat().st_uid, entry.lstat().st_gid) for entry in [path, *path.iterdir()]}
+
+
+def test_the_directory_and_its_files_are_handed_over(directory: Path) -> None:
+    (directory / "seed.iso").touch()
+    directory.chmod(0o755)
+    helper.own(str(directory), UID, GID)
+    assert owners(directory) == {(UID, GID)}
+    assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+    assert (directory / "disk0.qcow2").read_bytes() == b"disk"
+
+
+def test_a_second_time_changes_nothing(directory: Path) -> None:
+    for _ in range(2):
+        helper.own(str(directory), UID, GID)
+    assert owners(directory) == {(UID, GID)}
+
+
+def _symlink(path: Path, victim: Path) -> None:
+    path.symlink_to(victim)
+
+
+def _dangling(path: Path, victim: Path) -> None:
+    path.symlink_to("nowhere")
+
+
+def _hard_link(path: Path, victim: Path) -> None:
+    path.hardlink_to(victim)
+
+
+def _fifo(path: Path, victim: Path) -> None:
+    os.mkfifo(path)
+
+
+def _socket(path: Path, victim: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(str(path))
+
+
+def _directory(path: Path, victim: Path) -> None:
+    path.mkdir()
+    (path / "inside").touch()
+
+
+def _link_to_directory(path: Path, victim: Path) -> None:
+    path.symlink_to(victim.parent)
+
+
+@pytest.mark.parametrize(
+    "plant", [_symlink, _dangling, _hard_link, _fifo, _socket, _directory, _link_to_directory]
+)
+@pytest.mark.parametrize("name", ["console.log", "disk1.qcow2", ".hidden", "a\nb", "\udcff"])
+def test_what_a_broken_out_qemu_left_is_refused_and_nothing_behind_it_is_touched(
+    directory: Path, tmp_path: Path, plant: Callable[[Path, Path], None], name: str
+) -> None:
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"root's")
+    victim.chmod(0o600)
+    plant(directory / name, victim)
+    before = victim.stat()
+    with pytest.raises(HostError) as caught:
+        helper.own(str(directory), UID, GID)
+    assert str(directory) in caught.value.message
+    after = victim.stat()
+    assert (after.st_uid, after.st_gid, after.st_mode) == (before.st_uid, before.st_gid, before.st_mode)
+    # the directory itself comes last: a QEMU cannot get at it while it is in doubt
+    assert directory.stat().st_uid == os.getuid()
+
+
+@pytest.mark.needs_root
+def test_a_device_is_refused(directory: Path) -> None:
+    os.mknod(directory / "null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    with pytest.raises(HostError, match="not a plain file"):
+        helper.own(str(directory), UID, GID)
+
+
+def test_a_link_in_the_directorys_own_place_is_refused(directory: Path, scope: Scope) -> None:
+    Path(scope.vm_dir("web2")).symlink_to(directory.absolute())
+    with pytest.raises(HostError):
+        helper.own(scope.vm_dir("web2"), UID, GID)
+    with pytest.raises(HostError):
+        helper.own(scope.vm_dir("web3"), UID, GID)
+
+
+# before start and after stop, whole
+
+
+@pytest.fixture
+def unit(directory: Path, scope: Scope, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prepare what systemd has prepared when it runs the first step, of a VM without a NIC."""
+    os.makedirs(scope.socket_dir(VM))
+    os.chown(scope.socket_dir(VM), UID, GID)
+    for name, value in (
+        ("QSYSD_NICS", ""), ("QSYSD_ACCEL", "-accel tcg"), ("QSYSD_DIGEST", "0123456789abcdef"),
+        ("QSYSD_READ_FILES", ""),
+    ):  # fmt: skip
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.usefixtures("unit")
+def test_before_start_hands_the_directory_to_the_uid_that_systemd_chose(
+    directory: Path, scope: Scope
+) -> None:
+    helper.before_start(scope, VM)
+    assert owners(directory) == {(UID, GID)}
+    assert Path(scope.note(VM)).read_text(encoding="ascii") == "0123456789abcdef\n"
+
+
+@pytest.mark.needs_root
+@pytest.mark.usefixtures("unit")
+def test_after_stop_takes_it_back_and_can_be_repeated(directory: Path, scope: Scope) -> None:
+    helper.before_start(scope, VM)
+    for _ in range(2):
+        helper.after_stop(scope, VM)
+        assert owners(directory) == {(0, 0)}
+        assert not os.path.lexists(scope.note(VM))
+
+
+def test_after_stop_is_quiet_where_nothing_is(scope: Scope, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("QSYSD_NICS", raising=False)
+    helper.after_stop(scope, VM)
+
+
+@pytest.mark.usefixtures("unit")
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("QSYSD_DIGEST", ""), ("QSYSD_DIGEST", "../../etc/x"), ("QSYSD_DIGEST", "0123456789ABCDEF"),
+     ("QSYSD_NICS", "eth0,52:54:00:00:00:01,qb-default,default,-"),
+     ("QSYSD_NICS", "qv-a-0,x,qb-default,default,-"),
+     ("QSYSD_NICS", "qv-a-0,52:54:00:00:00:01,qb-default,default,10.0.0.1;"),
+     ("QSYSD_NICS", "qv-a-0,52:54:00:00:00:01,../x,default,-"),
+     ("QSYSD_NICS", "qv-a-0,52:54:00:00:00:01,-x,default,-")],
+)  # fmt: skip
+def test_odd_variables_are_refused(
+    scope: Scope, monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(InvalidError):
+        helper.before_start(scope, VM)
+    assert not os.path.exists(scope.note(VM))
+
+
+@pytest.mark.usefixtures("unit")
+def test_a_kernel_that_qemus_user_cannot_read_is_named(
+    scope: Scope, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = tmp_path / "vmlinuz"
+    kernel.touch(0o644)
+    kernel.chmod(0o640)
+    monkeypatch.setenv("QSYSD_READ_FILES", str(kernel))
+    with pytest.raises(HostError, match="cannot be read by the VM's user") as caught:
+        helper.before_start(scope, VM)
+    assert caught.value.hint == f"chmod o+r {kernel}"
+    kernel.chmod(0o644)
+    helper.before_start(scope, VM)
+    monkeypatch.setenv("QSYSD_READ_FILES", f"{kernel}:{tmp_path}/gone")
+    with pytest.raises(HostError, match="gone: No such file"):
+        helper.before_start(scope, VM)
+
+
+@pytest.mark.usefixtures("unit")
+def test_a_missing_directory_is_named(scope: Scope, directory: Path) -> None:
+    directory.rename("elsewhere")
+    with pytest.raises(HostError, match=scope.vm_dir(VM)):
+        helper.before_start(scope, VM)
+
+
+# the user
+
+
+@pytest.mark.needs_root
+def test_the_unprivileged_steps_give_up_all_that_is_roots(scope: Scope) -> None:
+    os.makedirs(scope.socket_dir(VM))
+    os.chown(scope.socket_dir(VM), UID, GID)
+    program = (
+        "import os, qsysd.helper, qsysd.paths\n"
+        f"qsysd.helper.become_user(qsysd.paths.Scope(''), {VM!r})\n"
+        "print(os.getresuid(), os.getresgid(), os.getgroups())\n"
+        "print(next(line for line in open('/proc/self/status') if line.startswith('CapEff')))\n"
+    )
+    package = os.path.dirname(os.path.dirname(helper.__file__))
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": package},
+    )
+    ids, capabilities = done.stdout.split("\n")[:2]
+    assert ids == f"{(UID,) * 3} {(GID,) * 3} []"
+    assert int(capabilities.split()[1], 16) == 0
+
+
+# console logs
+
+
+def test_a_console_log_that_has_grown_is_cut_to_its_last_part(
+    directory: Path, scope: Scope, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(helper, "CONSOLE_LOG_MAX", 1000)
+    monkeypatch.setattr(helper, "CONSOLE_LOG_KEPT", 100)
+    log = directory / "console.log"
+    log.write_bytes(b"a" * 950 + b"b" * 100)
+    with log.open("ab") as qemus:
+        helper.trim_logs(scope)
+        qemus.write(b"new")
+    assert log.read_bytes() == b"b" * 100 + b"new"
+    helper.trim_logs(scope)
+    assert log.stat().st_size == 103
+
+
+@pytest.mark.parametrize("plant", [_symlink, _hard_link, _fifo, _directory, _socket])
+def test_nothing_else_is_cut_in_a_console_logs_place(
+    directory: Path,
+    scope: Scope,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    plant: Callable[[Path, Path], None],
+) -> None:
+    monkeypatch.setattr(helper, "CONSOLE_LOG_MAX", 10)
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"x" * 100)
+    plant(directory / "console.log", victim)
+    helper.trim_logs(scope)
+    assert victim.read_bytes() == b"x" * 100
+
+
+# the command
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["stop"],
+        ["stop", "web1", "x"],
+        ["stop", "../x"],
+        ["stop", "Web1"],
+        ["stop", ""],
+        ["stop", "web1\n"],
+        ["dance", "web1"],
+    ],
+)
+def test_odd_arguments_are_a_usage_error(arguments: list[str]) -> None:
+    assert helper.main(arguments) == InvalidError.code
+
+
+def test_an_error_is_told_in_one_line_with_its_status(
+    monkeypatch: pytest.MonkeyPatch, journal: Callable[[], list[str]]
+) -> None:
+    def fail(scope: Scope, vm: str) -> None:
+        raise HostError("no bridge", hint="make one")
+
+    monkeypatch.setitem(helper.VERBS, "stop", fail)
+    assert helper.main(["stop", "web1"]) == 7
+    assert journal() == ["no bridge (make one)"]
