@@ -11,7 +11,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from qmp_peer import Connection, Peer, Refuse, Script
@@ -303,9 +302,18 @@ def test_a_qemu_that_hangs_is_not_ready(
     qemu: StandIn, scope: Scope, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     monkeypatch.setattr(helper, "READY_TIMEOUT", 0.3)
+
+    def no_greeting(connection: Connection) -> None:
+        connection.receive()
+
+    def no_answer(connection: Connection) -> None:
+        connection.greet()
+        while connection.receive():
+            pass
+
     scripts: dict[str, Script] = {
-        "no greeting": lambda connection: void(connection.receive()),
-        "no answer": lambda connection: void(connection.greet(), connection.receive(), connection.receive()),
+        "no greeting": no_greeting,
+        "no answer": no_answer,
         "garbage": lambda connection: connection.send_bytes(b"\xff\n"),
     }
     if what in scripts:
@@ -313,10 +321,6 @@ def test_a_qemu_that_hangs_is_not_ready(
     with pytest.raises(QsysdError) as caught:
         helper.ready(scope, VM)
     assert isinstance(caught.value, TimeoutExpired) is (what in ("no socket", "garbage"))
-
-
-def void(*_values: Any) -> None:
-    """Make a statement of expressions."""
 
 
 def test_without_a_process_nothing_is_ready(scope: Scope, monkeypatch: pytest.MonkeyPatch) -> None:
