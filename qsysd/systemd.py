@@ -41,12 +41,20 @@ class UnitState:
     path: str
 
 
+class UnitRefused(QsysdError):
+    """systemd does not take a job for this unit: it is masked or broken, or the host shuts down."""
+
+
 @dataclass(frozen=True)
 class JobResult:
-    """How a job ended: `done`, or systemd's word for why not (failed, canceled, timeout, dependency, …)."""
+    """How a job ended: `done`, or systemd's word for why not (failed, canceled, timeout, dependency, …).
+
+    refusal: systemd's words where it took no job for the unit; the result is `refused` then.
+    """
 
     unit: str
     result: str
+    refusal: str | None = None
 
     @property
     def done(self) -> bool:
@@ -124,19 +132,27 @@ class Systemd:
         from gi.repository import Gio
 
         name = Gio.dbus_error_get_remote_error(error) or ""
-        Gio.dbus_error_strip_remote_error(error)
-        words = f"systemd: {method}: {error.message}"
+        # Gio's own dbus_error_strip_remote_error() changes a copy only.
+        said = error.message.removeprefix(f"GDBus.Error:{name}: ")
+        words = f"systemd: {method}: {said}"
         if name.endswith((".NoSuchUnit", ".UnknownObject", ".LoadFailed")):
             return NotFoundError(words)
         if error.matches(Gio.io_error_quark(), Gio.IOErrorEnum.TIMED_OUT) or name.endswith(".NoReply"):
             return TimeoutExpired(words, hint=_HINTS["org.freedesktop.DBus.Error.NoReply"])
         gone = (Gio.IOErrorEnum.CLOSED, Gio.IOErrorEnum.CONNECTION_CLOSED, Gio.IOErrorEnum.BROKEN_PIPE)
         if any(error.matches(Gio.io_error_quark(), code) for code in gone):
-            self._bus = None
+            self._forget_bus()
             return HostError(f"{words} (the bus is gone)", hint="systemctl status dbus")
         if name.endswith((".ServiceUnknown", ".NameHasNoOwner", ".Disconnected")) or "Spawn." in name:
             return HostError(words, hint="qsysd needs a host that systemd booted")
+        if name.startswith("org.freedesktop.systemd1."):
+            return UnitRefused(said)
         return QsysdError(words, hint=_HINTS.get(name))
+
+    def _forget_bus(self) -> None:
+        """Make the next call connect, and subscribe, anew."""
+        self._bus = None
+        self._waiting = False
 
     def _manager(self, method: str, signature: str, arguments: Sequence[Any], reply: str) -> Any:
         return self._call(_MANAGER, method, signature, arguments, reply)
@@ -149,6 +165,8 @@ class Systemd:
         self._connection()
         self._manager("Subscribe", "()", (), "()")
         self._bus.subscribe(
+            # Anybody may send signals on the system bus: those of systemd only.
+            sender=_NAME,
             iface=_MANAGER,
             signal="JobRemoved",
             object=_PATH,
@@ -171,26 +189,28 @@ class Systemd:
 
         timeout: seconds for all of them together. enqueued: called when all jobs are enqueued.
         tick: called with the seconds waited, every few seconds of a long wait.
-        A unit that systemd does not know ends as `not-found`, one whose job did not end in time as
-        `waiting`: the job itself goes on.
+        A unit that systemd does not know ends as `not-found`, one that it takes no job for as
+        `refused`, one whose job did not end in time as `waiting`: the job itself goes on.
         """
         self._subscribe()
         jobs: dict[str, str] = {}
-        results: dict[str, str] = {}
+        results: dict[str, JobResult] = {}
         units = list(dict.fromkeys(units))
         for unit in units:
             try:
                 (job,) = self._manager(method, "(ss)", (unit, "replace"), "(o)")
             except NotFoundError:
-                results[unit] = "not-found"
+                results[unit] = JobResult(unit, "not-found")
+            except UnitRefused as error:
+                results[unit] = JobResult(unit, "refused", error.message)
             else:
                 jobs[unit] = job
         if enqueued:
             enqueued()
         self._wait(lambda: all(job in self._jobs for job in jobs.values()), timeout, tick)
         for unit, job in jobs.items():
-            results[unit] = self._jobs.pop(job, "waiting")
-        return [JobResult(unit, results[unit]) for unit in units]
+            results[unit] = JobResult(unit, self._jobs.pop(job, "waiting"))
+        return [results[unit] for unit in units]
 
     def _wait(
         self, condition: Callable[[], bool], timeout: float, tick: Callable[[float], None] | None
@@ -202,7 +222,7 @@ class Systemd:
         started = time.monotonic()
         next_tick = TICK
         # Without a timer the context would sleep until the next signal, deadline or not.
-        timer = GLib.timeout_add(min(1000, int(timeout * 1000) + 1), lambda: True)
+        timer = GLib.timeout_add(int(min(TICK / 2, timeout) * 1000) + 1, lambda: True)
         try:
             while not condition() and (waited := time.monotonic() - started) < timeout:
                 if tick and waited >= next_tick:
@@ -210,8 +230,7 @@ class Systemd:
                     next_tick += 2 * TICK
                 context.iteration(True)
                 if self._bus.con.is_closed():
-                    self._bus = None
-                    self._waiting = False
+                    self._forget_bus()
                     raise HostError("the system bus went away", hint="systemctl status dbus")
         finally:
             GLib.source_remove(timer)

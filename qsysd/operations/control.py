@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from qsysd import paths
-from qsysd.errors import NotFoundError, QsysdError, StateError, TimeoutExpired
+from qsysd.errors import HostError, NotFoundError, QsysdError, StateError, TimeoutExpired
 from qsysd.operations import transaction
 from qsysd.operations.host import Host
 from qsysd.qmp import Monitor, MonitorError
@@ -108,6 +108,12 @@ def _start_error(host: Host, name: str, result: JobResult) -> QsysdError:
         return StateError(f"{name}: the start was canceled by another command")
     if result.result == "waiting":
         return TimeoutExpired(f"{name}: not started within {START_TIMEOUT:.0f} s", hint=hint)
+    if result.result == "not-found":
+        return HostError(f"{name}: systemd has no unit {result.unit}", hint="qsysd setup")
+    if result.refusal:
+        return QsysdError(f"{name}: {result.refusal}", hint=f"systemctl status {result.unit}")
+    if result.result == "dependency":
+        return QsysdError(f"{name} did not start: a unit that it needs did not", hint=hint)
     from qsysd.operations import journal
 
     words = journal.failure(host, paths.unit(name))
@@ -159,6 +165,9 @@ def _stop_timeout(host: Host, names: Sequence[str]) -> float:
 def _stopped(name: str, result: JobResult) -> Outcome:
     if result.result == "canceled":
         return Outcome(name, "", StateError(f"{name}: another command started it again before it was off"))
+    if result.refusal:
+        hint = f"systemctl status {result.unit}"
+        return Outcome(name, "", QsysdError(f"{name}: {result.refusal}", hint=hint))
     if not result.done:
         return Outcome(
             name, "", TimeoutExpired(f"{name}: systemd says {result.result}", hint=f"qsysd kill {name}")

@@ -1,0 +1,336 @@
+"""systemd over D-Bus: a private bus, and a systemd on it that is quick, slow, broken or gone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from scripted_systemd import Bus, private_bus
+
+from qsysd import systemd
+from qsysd.errors import HostError, NotFoundError, QsysdError, TimeoutExpired
+from qsysd.systemd import JobResult, Systemd
+
+LONG = 20.0  # seconds; nothing here takes that long unless it hangs
+
+
+def unit(word: str) -> str:
+    return f"qemu-vm@{word}.service"
+
+
+@pytest.fixture(scope="module")
+def shared_bus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bus]:
+    """Run one bus for the tests that leave it as it is."""
+    with private_bus(tmp_path_factory.mktemp("bus")) as bus:
+        yield bus
+
+
+@pytest.fixture
+def bus(tmp_path: Path) -> Iterator[Bus]:
+    """Run a bus that the test may break."""
+    with private_bus(tmp_path) as bus:
+        yield bus
+
+
+@pytest.fixture
+def client(shared_bus: Bus) -> Systemd:
+    return Systemd(shared_bus.address)
+
+
+def start(client: Systemd, *words: str, timeout: float = LONG) -> list[str]:
+    """Return the results of starting units."""
+    return [result.result for result in client.run_jobs("StartUnit", map(unit, words), timeout=timeout)]
+
+
+# jobs
+
+
+@pytest.mark.parametrize("result", ["done", "failed", "canceled", "timeout", "dependency", "skipped"])
+def test_a_job_ends_as_systemd_says(client: Systemd, result: str) -> None:
+    (found,) = client.run_jobs("StopUnit", [unit(result)], timeout=LONG)
+    assert found == JobResult(unit(result), result)
+    assert found.done is (result in ("done", "skipped"))
+
+
+def test_a_job_that_ends_before_its_reply_is_not_missed(client: Systemd) -> None:
+    assert start(client, "early", "ok", "early-2") == ["done", "done", "done"]
+
+
+def test_jobs_run_side_by_side_and_come_back_in_order(client: Systemd) -> None:
+    words = ["ok-1", "failed-1", "early-1", "canceled-1", "nosuch-1", "ok-2"]
+    assert start(client, *words) == ["done", "failed", "done", "canceled", "not-found", "done"]
+
+
+def test_a_unit_that_is_named_twice_is_one_job(client: Systemd, shared_bus: Bus) -> None:
+    assert start(client, "twice", "twice") == ["done"]
+    assert shared_bus.calls().count(f"StartUnit {unit('twice')} replace") == 1
+
+
+def test_no_units_are_no_jobs(client: Systemd) -> None:
+    assert start(client) == []
+
+
+def test_a_job_without_end_is_given_up_at_the_deadline(client: Systemd) -> None:
+    assert start(client, "never", "ok", timeout=0.2) == ["waiting", "done"]
+    # and the next wait is not confused by it
+    assert start(client, "ok-3") == ["done"]
+
+
+def test_waiting_is_told(client: Systemd, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(systemd, "TICK", 0.05)
+    told: list[float] = []
+    client.run_jobs("StartUnit", [unit("never")], timeout=0.5, tick=told.append)
+    assert told
+    assert told == sorted(told)
+
+
+def test_something_can_be_done_when_all_jobs_are_enqueued(client: Systemd, shared_bus: Bus) -> None:
+    client.run_jobs(
+        "StopUnit",
+        [unit("done-k1"), unit("done-k2")],
+        timeout=LONG,
+        enqueued=lambda: client.kill(unit("done-k2"), signal.SIGTERM),
+    )
+    calls = [call for call in shared_bus.calls() if "done-k" in call]
+    assert calls == [
+        f"StopUnit {unit('done-k1')} replace",
+        f"StopUnit {unit('done-k2')} replace",
+        f"KillUnit {unit('done-k2')} main 15",
+    ]
+
+
+def test_a_refused_unit_does_not_hinder_the_others(client: Systemd) -> None:
+    results = client.run_jobs("StartUnit", [unit("masked"), unit("ok")], timeout=LONG)
+    assert results == [
+        JobResult(unit("masked"), "refused", "Unit qemu-vm@masked.service is masked."),
+        JobResult(unit("ok"), "done"),
+    ]
+    assert not results[0].done
+
+
+def test_somebody_elses_signal_ends_no_job(client: Systemd) -> None:
+    assert start(client, "forged") == ["failed"]
+
+
+def test_two_clients_see_their_own_jobs(client: Systemd, shared_bus: Bus) -> None:
+    other = Systemd(shared_bus.address)
+    assert start(client, "ok-a") == ["done"]
+    assert start(other, "failed-a") == ["failed"]
+    assert start(client, "ok-b") == ["done"]
+
+
+# errors
+
+
+@pytest.mark.parametrize("word", ["denied", "polkit"])
+def test_no_permission_says_what_to_do(client: Systemd, word: str) -> None:
+    with pytest.raises(QsysdError, match=r"^systemd: StartUnit: (Permission|Interactive)") as caught:
+        start(client, word)
+    assert caught.value.code == 1
+    assert caught.value.hint == "run it as root: sudo qsysd …"
+
+
+def test_an_unknown_unit_is_not_found(client: Systemd) -> None:
+    with pytest.raises(NotFoundError, match=r"Unit qemu-vm@nosuch\.service not found"):
+        client.kill(unit("nosuch"), signal.SIGTERM)
+    with pytest.raises(NotFoundError):
+        client.properties(unit("nosuch"))
+
+
+def test_an_unknown_object_is_not_found(client: Systemd) -> None:
+    with pytest.raises(QsysdError):
+        client.get("/org/freedesktop/systemd1/unit/no", "org.freedesktop.systemd1.Unit", "NeedDaemonReload")
+
+
+def test_a_call_without_an_answer_ends_at_its_deadline(
+    client: Systemd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Systemd._call, "__kwdefaults__", {"path": systemd._PATH, "timeout": 0.2})
+    with pytest.raises(TimeoutExpired) as caught:
+        client.reset_failed(unit("hangs"))
+    assert caught.value.hint == "systemd is busy or hangs: systemctl status"
+
+
+def test_no_bus_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(HostError, match="the system bus cannot be reached") as caught:
+        Systemd(f"unix:path={tmp_path}/nothing").version()
+    assert caught.value.code == 7
+    assert caught.value.hint
+
+
+def test_a_bus_without_systemd_says_what_to_do(bus: Bus) -> None:
+    bus.systemd.kill()
+    bus.systemd.wait()
+    with pytest.raises(HostError) as caught:
+        Systemd(bus.address).version()
+    assert caught.value.hint == "qsysd needs a host that systemd booted"
+
+
+def test_systemd_that_leaves_in_the_middle_of_a_call(bus: Bus) -> None:
+    client = Systemd(bus.address)
+    client.version()
+    timer = threading.Timer(0.1, bus.systemd.kill)
+    timer.start()
+    with pytest.raises(QsysdError):
+        client.reset_failed(unit("hangs"))
+    timer.join()
+
+
+def test_a_bus_that_goes_while_a_job_is_waited_for(bus: Bus) -> None:
+    client = Systemd(bus.address)
+    with pytest.raises(HostError, match="the system bus went away"):
+        client.run_jobs("StartUnit", [unit("never")], timeout=LONG, enqueued=bus.daemon.kill)
+
+
+def test_a_bus_that_goes_between_two_calls(bus: Bus) -> None:
+    client = Systemd(bus.address)
+    assert start(client, "ok") == ["done"]
+    bus.daemon.kill()
+    bus.daemon.wait()
+    with pytest.raises(HostError):
+        client.version()
+
+
+def test_a_bus_that_comes_back_is_used_again_and_its_signals_are_heard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with private_bus(tmp_path) as bus:
+        client = Systemd(bus.address.split(",")[0])
+        assert start(client, "ok") == ["done"]
+    with pytest.raises(HostError):
+        client.version()
+    with private_bus(tmp_path):
+        assert start(client, "ok", "failed") == ["done", "failed"]
+
+
+def test_a_process_outlives_its_bus(bus: Bus) -> None:
+    # in a process of its own: GDBus would end it by a signal
+    package = os.path.dirname(os.path.dirname(systemd.__file__))
+    program = (
+        "import os, signal, sys\nfrom qsysd.systemd import Systemd\nfrom qsysd.errors import HostError\n"
+        f"client = Systemd({bus.address!r})\ntry:\n"
+        f"    client.run_jobs('StartUnit', ['{unit('never')}'], timeout=20,\n"
+        f"        enqueued=lambda: os.kill({bus.daemon.pid}, signal.SIGKILL))\n"
+        "except HostError as error:\n    print('survived:', error)\n"
+    )
+    done = subprocess.run(
+        ["/usr/bin/python3", "-c", program],
+        check=False,
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": package},
+    )
+    assert (done.returncode, done.stdout) == (0, "survived: the system bus went away\n"), done.stderr
+
+
+# failed states, and files that have changed
+
+
+def test_reset_failed_is_quiet_for_a_unit_that_is_not_loaded(client: Systemd) -> None:
+    client.reset_failed(unit("nosuch"))
+
+
+def test_reset_failed_still_tells_of_other_errors(client: Systemd) -> None:
+    with pytest.raises(QsysdError, match="Permission denied"):
+        client.reset_failed(unit("denied"))
+
+
+def test_what_is_not_loaded_is_never_reloaded_for(client: Systemd, shared_bus: Bus) -> None:
+    before = shared_bus.calls().count("Reload")
+    assert client.refresh([unit("brandnew"), unit("stale-unloaded")]) is False
+    assert shared_bus.calls().count("Reload") == before
+
+
+def test_what_is_loaded_and_fresh_is_not_reloaded_for(client: Systemd, shared_bus: Bus) -> None:
+    shared_bus.load(unit("fresh"))
+    before = shared_bus.calls().count("Reload")
+    assert client.refresh([unit("fresh")]) is False
+    assert shared_bus.calls().count("Reload") == before
+
+
+def test_stale_units_are_reloaded_once_for_all(bus: Bus) -> None:
+    client = Systemd(bus.address)
+    for word in ("stale-1", "stale-2", "fresh"):
+        bus.load(unit(word))
+    units = [unit(word) for word in ("fresh", "stale-1", "stale-2", "unloaded")]
+    assert client.refresh(units) is True
+    assert bus.calls().count("Reload") == 1
+    assert client.refresh(units) is False
+    assert bus.calls().count("Reload") == 1
+
+
+# reading
+
+
+def test_versions(client: Systemd, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert client.version() == 252
+    monkeypatch.setattr(client, "get", lambda *_: "v257~rc1")
+    with pytest.raises(HostError, match="tells no version"):
+        client.version()
+
+
+def test_the_loaded_units_are_listed_in_one_call(bus: Bus) -> None:
+    client = Systemd(bus.address)
+    for number in range(50):
+        bus.load(unit(f"many-{number}"))
+    before = len(bus.calls())
+    states = client.list("qemu-vm@many*.service")
+    assert len(bus.calls()) == before + 1
+    assert len(states) == 50
+    state = states[unit("many-7")]
+    assert (state.load, state.active, state.sub) == ("loaded", "active", "running")
+    assert client.main_pid(state) == 4711
+
+
+def test_no_names_are_no_call(bus: Bus) -> None:
+    assert Systemd(bus.address).states([]) == {}
+    assert bus.calls() == []
+
+
+def test_a_unit_that_is_not_loaded_is_off(client: Systemd) -> None:
+    state = client.state(unit("nowhere"))
+    assert (state.load, state.active, state.sub) == ("not-loaded", "inactive", "dead")
+    assert client.main_pid(state) is None
+
+
+def test_a_service_between_two_processes_has_no_main_pid(bus: Bus) -> None:
+    bus.load(unit("off"))
+    client = Systemd(bus.address)
+    assert client.main_pid(client.state(unit("off"))) is None
+
+
+def test_properties_are_those_of_unit_and_service(client: Systemd) -> None:
+    properties = client.properties(unit("props"))
+    assert properties["NeedDaemonReload"] is False
+    assert properties["MainPID"] == 4711
+    assert bytes(properties["InvocationID"]).hex() == "01ab"
+    # no limit at all, as systemd writes it
+    assert properties["TimeoutStopUSec"] == 2**64 - 1
+
+
+def test_no_object_is_introspected(client: Systemd, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pydbus.bus import Bus as PydbusBus
+
+    def introspect(*_: object, **__: object) -> None:
+        raise AssertionError("a proxy was made")
+
+    monkeypatch.setattr(PydbusBus, "get", introspect)
+    assert start(client, "ok-p") == ["done"]
+    client.properties(unit("ok-p"))
+    client.list("*")
+
+
+def test_enabling_takes_all_units_in_one_call(client: Systemd, shared_bus: Bus) -> None:
+    units = [unit("e1"), unit("e2")]
+    client.enable(units)
+    client.disable(units)
+    calls = [call for call in shared_bus.calls() if "UnitFiles" in call]
+    assert calls == [f"EnableUnitFiles {units} False True", f"DisableUnitFiles {units} False"]
+    # nothing needs a daemon-reload for it before the next host boot
+    assert "Reload" not in shared_bus.calls()
