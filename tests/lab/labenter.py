@@ -80,6 +80,9 @@ def pipe(source: Sequence[str], sink: Sequence[str]) -> None:
         source, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
     ) as first:
         second = subprocess.run(sink, stdin=first.stdout, capture_output=True, env=environment, check=False)
+        if first.stdout:
+            # Where the second one ended early, the first must not wait for ever for a reader.
+            first.stdout.close()
         words = first.stderr.read() if first.stderr else b""
     if first.returncode != 0 or second.returncode != 0:
         raise LabError((words + second.stderr).decode(errors="replace").strip() or f"{source[0]} failed")

@@ -16,6 +16,7 @@ import ipaddress
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -228,7 +229,7 @@ class Host:
                 raise LabError(f"{self.name} went off while it booted:\n{self.console_tail()}")
             if self.leader():
                 done = self.run(["systemctl", "is-system-running"], check=False)
-                state = done.stdout.strip() or state
+                state = done.stdout.strip() or done.stderr.strip() or state
             if state == "running":
                 progress.done()
                 return
@@ -298,7 +299,10 @@ class Host:
         self, argv: Sequence[str], *, stdin: str | None = None, check: bool = True, timeout: float = 60
     ) -> subprocess.CompletedProcess[str]:
         """Run a command in the host with a deadline of `timeout` seconds and return what it said."""
-        return run(labenter.entry(self.running().pid, argv), stdin=stdin, check=check, timeout=timeout)
+        command = labenter.entry(self.running().pid, argv)
+        shown = f"{shlex.join(argv)} on {self.name}"
+        done = run(command, stdin=stdin, check=check, timeout=timeout, shown=shown)
+        return subprocess.CompletedProcess(list(argv), done.returncode, done.stdout, done.stderr)
 
     def popen(self, argv: Sequence[str], **options: Any) -> subprocess.Popen[str]:
         """Start a command in the host and return it; options are those of subprocess.Popen."""

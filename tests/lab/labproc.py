@@ -47,12 +47,14 @@ def run(
     check: bool = True,
     timeout: float = 60,
     environment: Mapping[str, str] | None = None,
+    shown: str = "",
 ) -> subprocess.CompletedProcess[str]:
     """Run a program with a deadline of `timeout` seconds and return what it said.
 
     Raise LabError when it cannot be run, runs out of time or, with `check`, ends with a status
-    other than zero.
+    other than zero; `shown` is what the error calls the command.
     """
+    shown = shown or shlex.join(argv)
     if os.environ.get("QSYSD_LAB_DEBUG"):
         print("+", shlex.join(argv), file=sys.stderr, flush=True)
     try:
@@ -70,10 +72,10 @@ def run(
     except FileNotFoundError as error:
         raise LabError(f"{argv[0]} is missing: run `make lab-setup`") from error
     except subprocess.TimeoutExpired as error:
-        raise LabError(f"no end after {timeout:.0f} s: {shlex.join(argv)}") from error
+        raise LabError(f"{shown}: no end after {timeout:g} s") from error
     if check and done.returncode != 0:
-        words = (done.stderr.strip() or done.stdout.strip() or "it said nothing")[-2000:]
-        raise LabError(f"{shlex.join(argv)} ended with {done.returncode}: {words}")
+        words = "\n".join(text.strip()[-2000:] for text in (done.stdout, done.stderr) if text.strip())
+        raise LabError(f"{shown} ended with {done.returncode}: {words or 'it said nothing'}")
     return done
 
 

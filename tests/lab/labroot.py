@@ -232,6 +232,7 @@ def bootstrap(suite: str, target: Path, log: Path) -> None:
         "--variant=minbase",
         f"--keyring={KEYRING}",
         *settings,
+        '--aptopt=Acquire::Retries "3"',
         *(f"--dpkgopt=path-exclude={path}" for path in excluded),
         "--dpkgopt=path-include=/usr/share/doc/*/copyright",
         f"--include={','.join(PACKAGES)}",
