@@ -89,7 +89,7 @@ def _print_status(vm: VMStatus) -> None:
     from qsysd.values import human_duration, human_size
 
     unit = _state(vm) + (f", {vm.result}" if vm.result != "success" else "")
-    if vm.result == "start-limit-hit":
+    if vm.crash_loop:
         unit = "failed, crash loop: it crashed too often in a row; qsysd start tries again"
     lines = [
         ("unit", f"{vm.unit}: {unit}"),

@@ -39,10 +39,11 @@ class ListedVM:
 
 @dataclass(frozen=True)
 class VMStatus(ListedVM):
-    """A VM's two sides, systemd's and QEMU's. uptime: seconds; disk_used: bytes on this host."""
+    """A VM's two sides, systemd's and QEMU's. uptime: seconds; crash_loop: systemd restarts it no more."""
 
     result: str = "success"
     restarts: int = 0
+    crash_loop: bool = False
     uptime: float | None = None
     uuid: str = ""
     machine: str = ""
@@ -115,6 +116,19 @@ def status(host: Host, names: Sequence[str]) -> list[VMStatus]:
     return [_status(host, name, units.get(paths.unit(name)), name in enabled) for name in names]
 
 
+# How a QEMU ends that systemd restarts: Restart=on-abnormal in systemd.service(5).
+_CRASHES = ("signal", "core-dump", "watchdog")
+
+
+def _is_crash_loop(active: str, result: str, restarts: int) -> bool:
+    """Return whether systemd has given up on a VM that crashed again and again.
+
+    Where the limit ends a series of restarts, the unit keeps the last crash's result; without a
+    restart before it, a crash that leaves a unit failed was a stop that did not go well.
+    """
+    return active == "failed" and (result == "start-limit-hit" or (result in _CRASHES and restarts > 0))
+
+
 def _status(host: Host, name: str, state: UnitState | None, enabled: bool) -> VMStatus:
     host.store.require(name)
     listed = _listed(host, name, state, enabled, STATUS_MONITOR_TIMEOUT)
@@ -136,10 +150,12 @@ def _status(host: Host, name: str, state: UnitState | None, enabled: bool) -> VM
         }
     started = properties.get("ActiveEnterTimestampMonotonic", 0) / 1e6
     memory = properties.get("MemoryCurrent", 2**64 - 1)
+    result, restarts = str(properties.get("Result", "success")), int(properties.get("NRestarts", 0))
     return VMStatus(
         **asdict(listed),
-        result=str(properties.get("Result", "success")),
-        restarts=int(properties.get("NRestarts", 0)),
+        result=result,
+        restarts=restarts,
+        crash_loop=_is_crash_loop(listed.active, result, restarts),
         uptime=time.monotonic() - started if listed.active == "active" and started else None,
         memory_current=None if memory >= 2**63 else int(memory),
         **details,
