@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import pytest
 from labtest import REPOSITORY, LabHost, find_package, tiny_options
 
-from qsysd import __version__
+from qsysd import __version__, process
 from qsysd.cli import VERBS
+from qsysd.images import build
 
 if TYPE_CHECKING:
     from tests.integration.conftest import Lab
@@ -138,6 +139,13 @@ def test_package_has_real_files() -> None:
     folder = "usr/lib/python3/dist-packages/qsysd"
     for source in (*REPOSITORY.glob("templates/*"), *REPOSITORY.glob("units/*")):
         assert modes[f"{folder}/{source.relative_to(REPOSITORY)}"] == "-"
+
+
+def test_package_names_what_it_needs() -> None:
+    """Of what `qsysd` tells people to install by hand, nothing is missing after `apt install qsysd`."""
+    fields = run("dpkg-deb", "--field", find_package(), "Depends", "Recommends")
+    named = set(re.findall(r"[a-z0-9.+-]{3,}", fields))
+    assert {*process.PACKAGES.values(), *build.TOOLS.values(), "grub-pc-bin"} <= named
 
 
 def test_manual_names_each_verb() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from labhost import Host, cache_folder
 
-RECIPE = Path(__file__).parents[2] / "qsysd/images"
+REPOSITORY = Path(__file__).parents[2]
 IN_HOST = "/var/lib/qsysd/images"
 FILES = ("debian.qcow2", "debian.yaml")
 
@@ -21,7 +21,7 @@ FILES = ("debian.qcow2", "debian.yaml")
 def folder(lab: Path, suite: str) -> Path:
     """Return where the cache keeps the image of a suite, there or not."""
     digest = hashlib.sha256(suite.encode())
-    for source in sorted(RECIPE.glob("*.py")):
+    for source in sorted((*REPOSITORY.glob("qsysd/images/*.py"), *REPOSITORY.glob("templates/image-*"))):
         digest.update(source.read_bytes())
     return cache_folder(lab) / f"image-{suite}-{digest.hexdigest()[:12]}"
 
