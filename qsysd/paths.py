@@ -144,6 +144,10 @@ class Scope:
         """Return the durable note of a create or delete that is under way."""
         return os.path.join(self.intents_dir, f"{vm}.json")
 
+    def seed_scratch(self, vm: str) -> str:
+        """Return the directory in which the VM's seed is put together."""
+        return os.path.join(self.runtime_dir, "seeds", vm)
+
     def socket_dir(self, vm: str) -> str:
         """Return the unit's RuntimeDirectory: monitor and console sockets."""
         return os.path.join(self.sockets_dir, vm)

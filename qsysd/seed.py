@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from contextlib import suppress
 from typing import Any
 
 from qsysd import process
 from qsysd.errors import QsysdError
+from qsysd.paths import Scope
 from qsysd.spec import VMSpec
 
 VOLUME_LABEL = "cidata"
@@ -54,14 +54,18 @@ def _dump(document: dict[str, Any]) -> str:
     return text
 
 
-def write(spec: VMSpec, path: str) -> None:
-    """Make the seed disk at `path`, readable to its owner only.
+def write(spec: VMSpec, scope: Scope) -> None:
+    """Make the seed disk of a VM, readable to its owner only. The VM's exclusive lock must be held.
 
-    Raises QsysdError with the tool's own words, and leaves nothing half-written at `path` then.
+    Raises QsysdError with the tool's own words, and leaves nothing half-written in the disk's place then.
     """
-    with tempfile.TemporaryDirectory(prefix="qsysd-seed-") as directory:
+    # Not in a place of the tool's own choice: a kill leaves it, and deleting the VM must find it.
+    directory = scope.seed_scratch(spec.name)
+    shutil.rmtree(directory, ignore_errors=True)
+    try:
         files = os.path.join(directory, "files")
-        os.mkdir(files)
+        os.makedirs(os.path.dirname(directory), mode=0o700, exist_ok=True)
+        os.makedirs(files, mode=0o700)
         for name, text in documents(spec).items():
             with open(os.path.join(files, name), "w", encoding="utf-8") as file:
                 file.write(text)
@@ -69,7 +73,11 @@ def write(spec: VMSpec, path: str) -> None:
         process.run(
             ["genisoimage", "-quiet", "-output", disk, "-volid", VOLUME_LABEL, "-joliet", "-rock", files]
         )
-        _place(disk, path)
+        _place(disk, scope.seed(spec.name))
+    except OSError as error:
+        raise QsysdError(f"{directory} cannot be written: {error.strerror}") from error
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def _place(source: str, path: str) -> None:

@@ -47,7 +47,12 @@ def write_atomic(path: str, text: str, mode: int) -> None:
             os.unlink(partial)
             raise
     except OSError as error:
-        raise QsysdError(f"{path} cannot be written: {error.strerror}", hint=_hint(error)) from error
+        raise cannot_write(path, error) from error
+
+
+def cannot_write(path: str, error: OSError) -> QsysdError:
+    """Return the error for a file that cannot be written, with what to do."""
+    return QsysdError(f"{path} cannot be written: {error.strerror}", hint=_hint(error))
 
 
 def _hint(error: OSError) -> str | None:
@@ -193,6 +198,9 @@ class Store:
 
     def remove(self, vm: str) -> None:
         """Remove what was rendered, then the definition. A person's own drop-ins stay."""
+        files = (self.scope.drop_in(vm), self.scope.environment(vm), self.scope.definition(vm))
+        for path in files:
+            remove(f"{path}.part")  # what a killed write left
         remove(self.scope.drop_in(vm))
         try:
             os.rmdir(self.scope.drop_in_dir(vm))

@@ -211,7 +211,7 @@ def _make(host: Host, spec: VMSpec) -> None:
             host.images.create_disk(scope.overlay(spec.name, index), disk.size)
         os.chmod(scope.overlay(spec.name, index), 0o600)
     if spec.seed:
-        seed.write(spec, scope.seed(spec.name))
+        seed.write(spec, scope)
     host.store.write_rendered(spec.name, render.vm(spec, scope))
     write_hosts(host, spec)
     transaction.sync_directory(scope.vm_dir(spec.name))

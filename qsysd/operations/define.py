@@ -54,7 +54,7 @@ def _apply(host: Host, old: VMSpec, new: VMSpec) -> None:
     host.store.write_rendered(new.name, render.vm(new, host.scope))
     if (old.ssh_keys, old.nics) != (new.ssh_keys, new.nics):
         if new.seed:
-            seed.write(new, host.scope.seed(new.name))
+            seed.write(new, host.scope)
         for gone in {nic.network for nic in old.nics} - {nic.network for nic in new.nics}:
             if network.remove_host(host.scope, gone, new.name):
                 control.reload_dhcp(host, gone)

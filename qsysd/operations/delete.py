@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from qsysd import network, paths, taps
+from qsysd.errors import QsysdError
 from qsysd.operations import transaction
 from qsysd.operations.control import power_off, reload_dhcp
 from qsysd.operations.host import Host
@@ -64,7 +65,11 @@ def delete(host: Host, names: Sequence[str]) -> list[str]:
         for name in names:
             # A delete that fails half-way is not put together again: the note stays, and the next
             # command goes on with it.
-            transaction.begin(host, name, "delete")
+            try:
+                transaction.begin(host, name, "delete")
+            except QsysdError as error:
+                # A full disk: to delete is the way out of it, and can be repeated if it is killed.
+                host.tell(f"warning: {error.message}")
         remove_everything(host, names)
         for name in names:
             transaction.end(host, name)
@@ -83,8 +88,9 @@ def remove_everything(host: Host, names: Sequence[str]) -> None:
         _remove_taps(name)
         for path in (scope.note(name), scope.known_hosts(name)):
             remove(path)
-        if os.path.lexists(scope.vm_dir(name)):
-            shutil.rmtree(scope.vm_dir(name))
+        for directory in (scope.vm_dir(name), scope.seed_scratch(name)):
+            if os.path.lexists(directory):
+                shutil.rmtree(directory)
         host.store.remove(name)
     for unit in units:
         host.systemd.reset_failed(unit)
@@ -108,12 +114,15 @@ def _forget_addresses(host: Host, vm: str) -> set[str]:
     found: set[str] = set()
     for name in host.store.network_names():
         entries = network.hosts(host.scope, name, vm)
-        if not entries:
-            continue
-        found.add(name)
-        running = host.systemd.state(paths.dhcp_unit(name)).active == "active"
+        if entries:
+            found.add(name)
+            running = host.systemd.state(paths.dhcp_unit(name)).active == "active"
         for mac, address in entries:
-            network.release(host.scope, name, address, mac, running=running)
+            try:
+                network.release(host.scope, name, address, mac, running=running)
+            except QsysdError as error:
+                # For example without its bridge; nobody gets the address until the lease runs out.
+                host.tell(f"warning: {vm}: the lease of {address} stays: {error.message}")
         network.remove_host(host.scope, name, vm)
     return found
 

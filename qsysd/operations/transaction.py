@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from qsysd.errors import QsysdError, TimeoutExpired
 from qsysd.operations.host import Host
 from qsysd.paths import Scope
-from qsysd.store import read_text, remove, write_atomic
+from qsysd.store import cannot_write, read_text, remove
 
 LOCK_TIMEOUT = 600.0  # seconds; longer than any stop takes
 TELL_AFTER = 2.0  # seconds of waiting after which the person is told what for
@@ -113,14 +113,27 @@ def sync_directory(path: str) -> None:
 
 
 def begin(host: Host, vm: str, verb: str) -> None:
-    """Write the note of intent, durably. The VM's exclusive lock must be held."""
-    write_atomic(host.scope.intent(vm), json.dumps({"verb": verb, "pid": os.getpid()}) + "\n", 0o600)
-    sync_directory(host.scope.intents_dir)
+    """Write the note of intent, durably. The VM's exclusive lock must be held. Raises QsysdError."""
+    path = host.scope.intent(vm)
+    try:
+        # In place: a note that is cut off is one as well.
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(json.dumps({"verb": verb, "pid": os.getpid()}) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        sync_directory(host.scope.intents_dir)
+    except OSError as error:
+        remove(path)
+        raise cannot_write(path, error) from error
 
 
 def end(host: Host, vm: str) -> None:
-    """Remove the note: the VM is whole, or gone."""
+    """Remove the note, durably: the VM is whole, or gone.
+
+    A note that a power cut brought back would have the next host boot remove a whole VM.
+    """
     remove(host.scope.intent(vm))
+    sync_directory(host.scope.intents_dir)
 
 
 @contextmanager
@@ -135,9 +148,9 @@ def intent(host: Host, vm: str, verb: str, undo: Callable[[], None]) -> Iterator
     except BaseException:
         try:
             undo()
-        except QsysdError as error:
+        except (QsysdError, OSError) as error:
             # The note stays, so that the next command finishes it; the first error is the one to see.
-            host.tell(f"{vm}: what was made could not be removed yet: {error.message}")
+            host.tell(f"{vm}: what was made could not be removed yet: {error}")
         else:
             end(host, vm)
         raise
@@ -162,7 +175,7 @@ def recover(host: Host, finish: Callable[[str], None]) -> list[Intent]:
                     # What cannot be finished yet must not be in the way of every other VM.
                     host.tell(f"{found.vm}: a {found.verb} was killed; what it left stays for now: {error}")
                     continue
-                remove(host.scope.intent(found.vm))
+                end(host, found.vm)
                 done.append(found)
         finally:
             os.close(descriptor)

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 import pytest
+from fake_systemd import FakeSystemd
+from stand_ins import StandIns
 
+from qsysd.images import Images
+from qsysd.operations import setup
+from qsysd.operations.host import Host
 from qsysd.paths import Scope
 
 
@@ -14,3 +21,51 @@ def scope(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scope:
     """Return the scope below the current directory: its sockets' paths are short wherever that is."""
     monkeypatch.chdir(tmp_path)
     return Scope("")
+
+
+class TestHost(Host):
+    """A host below a directory, with a systemd that is not the real one; `told` holds what it told."""
+
+    __test__ = False
+
+    def __init__(self, scope: Scope) -> None:
+        self.told: list[str] = []
+        super().__init__(scope, tell=self.told.append)
+        self.fake = FakeSystemd(scope)
+        self.__dict__["systemd"] = self.fake
+
+    def require_root(self) -> None:
+        """Be content with anybody: all is below a directory of theirs."""
+
+
+@pytest.fixture(scope="session")
+def set_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a directory in which `qsysd setup` has run, with a small image `tiny` besides."""
+    root = tmp_path_factory.mktemp("host")
+    before = os.getcwd()
+    os.chdir(root)
+    try:
+        host = TestHost(Scope(""))
+        os.makedirs(host.scope.unit_dir)
+        setup.setup(host)
+        Path("tiny.raw").write_bytes(b"\1" * 65536)
+        Images(host.scope).import_file("tiny.raw", "tiny", default_user="me")
+        os.unlink("tiny.raw")
+    finally:
+        os.chdir(before)
+    return root
+
+
+@pytest.fixture
+def host(set_up: Path, scope: Scope) -> TestHost:
+    """Return a host that was set up, all of it below the current directory."""
+    shutil.copytree(set_up, ".", symlinks=True, dirs_exist_ok=True)
+    return TestHost(scope)
+
+
+@pytest.fixture
+def stand_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandIns:
+    """Return a directory that comes first in PATH, for programs that record how they are called."""
+    made = StandIns(tmp_path / "stand-ins")
+    monkeypatch.setenv("PATH", f"{made.directory}:{os.environ['PATH']}")
+    return made
