@@ -212,19 +212,22 @@ def _parse_lease(line: str) -> Lease | None:
 
 
 def release(scope: Scope, network: str, address: str, mac: str, *, running: bool) -> None:
-    """End a lease, so that the address is free for another MAC at once; quiet where there is none.
+    """End a MAC's lease, so that the address is free for another at once; quiet where it has none.
 
     `running`: whether the network's dnsmasq runs. It keeps its leases in memory, and has to be told;
     otherwise the lease file is edited. Raises HostError when dnsmasq does not let go, or the file
     cannot be changed.
     """
     _check("x", mac, address)
-    if not _has_lease(scope, network, address, mac):
-        return  # or it is another's, who has still to end it
     if not running:
-        _forget(scope, network, address)
+        if _has_lease(scope, network, address, mac):
+            _forget(scope, network, address)
         return
-    process.run(["dhcp_release", paths.bridge(network), address, mac], timeout=10)
+    bridge = paths.bridge(network)
+    if not taps.exists(bridge):
+        return  # dnsmasq cannot be reached there; the lease ends by itself, and no VM gets the address before
+    # Also without a lease: the guest's last request may be on its way, and dnsmasq takes one after the other.
+    process.run(["dhcp_release", bridge, address, mac], timeout=10)
     deadline = time.monotonic() + RELEASE_TIMEOUT
     while _has_lease(scope, network, address, mac):
         if time.monotonic() > deadline:
