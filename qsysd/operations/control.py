@@ -141,10 +141,11 @@ def stop(host: Host, names: Sequence[str]) -> list[Outcome]:
         outcomes = {name: Outcome(name, "already off") for name in names if states[name].active in OFF}
         rest = [name for name in names if name not in outcomes]
         if rest:
+            rest, timeout = _stop_plan(host, rest)
             results = host.systemd.run_jobs(
                 "StopUnit",
                 [paths.unit(name) for name in rest],
-                timeout=_stop_timeout(host, rest),
+                timeout=timeout,
                 tick=_ticker(host, rest, "the guest to power off"),
             )
             for name, result in zip(rest, results, strict=True):
@@ -152,14 +153,29 @@ def stop(host: Host, names: Sequence[str]) -> list[Outcome]:
     return [outcomes[name] for name in names]
 
 
-def _stop_timeout(host: Host, names: Sequence[str]) -> float:
-    """Return the seconds after which systemd has ended the slowest of these VMs for sure."""
-    longest = 0.0
-    for name in names:
-        microseconds = host.systemd.properties(paths.unit(name))["TimeoutStopUSec"]
-        # It counts for ExecStop, and again for SIGTERM and for SIGKILL.
-        longest = max(longest, 3 * microseconds / 1e6 + STOP_MARGIN)
-    return longest
+def _stop_plan(host: Host, names: Sequence[str]) -> tuple[list[str], float]:
+    """Return VMs in the order to stop them, and the seconds after which systemd has ended all for sure.
+
+    systemd orders a job by those that it has already: a VM that others depend on is not to begin
+    before their jobs are there.
+    """
+    from graphlib import CycleError, TopologicalSorter
+
+    properties = {name: host.systemd.properties(paths.unit(name)) for name in names}
+    # TimeoutStopSec counts for ExecStop, and again for SIGTERM and for SIGKILL.
+    limits = [3 * found["TimeoutStopUSec"] / 1e6 for found in properties.values()]
+    known = {paths.unit(name): name for name in names}
+    after = {
+        name: [known[unit] for unit in found.get("After", ()) if unit in known]
+        for name, found in properties.items()
+    }
+    if not any(after.values()):
+        return list(names), max(limits) + STOP_MARGIN
+    try:
+        order = list(TopologicalSorter(after).static_order())
+    except CycleError:
+        order = list(names)
+    return order[::-1], sum(limits) + STOP_MARGIN
 
 
 def _stopped(name: str, result: JobResult) -> Outcome:
