@@ -1,0 +1,168 @@
+"""What a VM's QEMU can see and reach on a host, and what others can reach of it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+
+import pytest
+from conftest import VMFactory
+from labtest import LabHost
+
+from tests.integration.helpers import create, create_all, main_pid, unit, wait_ready
+
+# Tried inside the mount namespace of a VM's QEMU, as its user: prints what can be seen of each path.
+LOOK = """\
+import json, os, sys
+def look(path):
+    try:
+        return sorted(os.listdir(path)) if os.path.isdir(path) else [open(path, "rb").read(1).hex()]
+    except OSError as error:
+        return error.strerror
+print(json.dumps({path: look(path) for path in sys.argv[1:]}))
+"""
+
+ARGUMENTS = [
+    "plain", "a b", "comma,,comma", "$HOME", "${HOME}", "$$", "%n", "%%", "back\\slash", "trailing\\",
+    '"quoted"',
+    "'single'", "`tick`", "#hash", ";semi", "*", "~", "\\n", "-append", "tab\there", "é✓", "",
+]  # fmt: skip
+
+# Renders the arguments as qsysd does, and lets systemd give them to a process.
+ROUND_TRIP = """\
+import json, sys
+from qsysd import render
+arguments = json.loads(sys.argv[1])
+with open("/run/round-trip.env", "w") as file:
+    file.write("QEMU_ARGS=" + render.env_value(render.words(arguments)) + "\\n")
+with open("/run/systemd/system/round-trip.service", "w") as file:
+    file.write("[Service]\\nType=oneshot\\nEnvironmentFile=/run/round-trip.env\\n"
+               "ExecStart=/usr/bin/python3 /run/round-trip.py $QEMU_ARGS\\n")
+with open("/run/round-trip.py", "w") as file:
+    file.write("import json, sys\\njson.dump(sys.argv[1:], open('/run/round-trip.json', 'w'))\\n")
+"""
+
+
+def user_of(host: LabHost, pid: int) -> int:
+    """Return the uid under which a process runs."""
+    return int(host.sh(f"stat -c %u /proc/{pid}"))
+
+
+def seen_by(host: LabHost, pid: int, *paths: str) -> dict[str, list[str] | str]:
+    """Return what a VM's QEMU would see of paths: names in a directory, or the error."""
+    uid = str(user_of(host, pid))
+    enter = ["nsenter", "-t", str(pid), "-m", "-S", uid, "-G", uid, "--"]
+    done = host.run([*enter, "/usr/bin/python3", "-I", "-c", LOOK, *paths])
+    seen: dict[str, list[str] | str] = json.loads(done.stdout)
+    return seen
+
+
+def test_exposure_is_low(any_host: LabHost, vm: VMFactory) -> None:
+    name = vm(on=any_host)
+    create(any_host, name)
+    found = re.search(
+        r"Overall exposure level for \S+: ([0-9.]+)", any_host.sh(f"systemd-analyze security {unit(name)}")
+    )
+    assert found and float(found[1]) <= 1.6
+    # the unit is what systemd-analyze verify has no word against
+    verified = any_host.run(["systemd-analyze", "verify", "--man=no", f"qemu-vm@{name}.service"], check=False)
+    assert "qemu-vm" not in verified.stderr, verified.stderr
+
+
+def test_two_vms_do_not_see_each_other(any_host: LabHost, vm: VMFactory) -> None:
+    one, two = vm("one", on=any_host), vm("two", on=any_host)
+    create_all(any_host, {one: (), two: ()}, options=("--disk", "8M"))
+    pids = [main_pid(any_host, name) for name in (one, two)]
+    users = [user_of(any_host, pid) for pid in pids]
+    assert len(set(users)) == 2 and 0 not in users
+    seen = seen_by(
+        any_host, pids[0], "/var/lib/qsysd", "/var/lib/qsysd/vms", f"/var/lib/qsysd/vms/{one}",
+        f"/var/lib/qsysd/vms/{two}", "/run/qsysd", "/run/qsysd/vms", f"/run/qsysd/vms/{one}",
+        f"/run/qsysd/vms/{two}", "/etc/qsysd", f"/etc/qsysd/vms/{two}.env", "/run/dbus", "/root",
+    )  # fmt: skip
+    assert seen["/var/lib/qsysd"] == ["helper", "images", "vms"]
+    assert seen["/var/lib/qsysd/vms"] == [one]
+    assert "disk0.qcow2" in seen[f"/var/lib/qsysd/vms/{one}"]
+    assert seen["/run/qsysd"] == ["boot", "vms"]
+    assert seen["/run/qsysd/vms"] == [one]
+    assert "qmp-cli.sock" in seen[f"/run/qsysd/vms/{one}"]
+    for path in (f"/var/lib/qsysd/vms/{two}", f"/run/qsysd/vms/{two}", "/run/dbus"):
+        assert seen[path] == "No such file or directory", path
+    for path in ("/etc/qsysd", f"/etc/qsysd/vms/{two}.env", "/root"):
+        assert seen[path] == "Permission denied", path
+    # and it holds no privilege
+    status = any_host.read(f"/proc/{pids[0]}/status")
+    for field in ("CapEff", "CapPrm", "CapBnd", "CapAmb"):
+        assert re.search(rf"^{field}:\s*0+$", status, re.MULTILINE), field
+    assert re.search(r"^NoNewPrivs:\s*1$", status, re.MULTILINE)
+    assert re.search(r"^Seccomp:\s*2$", status, re.MULTILINE)
+
+
+def test_others_on_the_host_reach_nothing(host: LabHost, vm: VMFactory) -> None:
+    name = vm()
+    create(host, name, options=("--disk", "8M"))
+    paths = [
+        f"/run/qsysd/vms/{name}/qmp-cli.sock", f"/run/qsysd/vms/{name}/console.sock",
+        f"/var/lib/qsysd/vms/{name}/disk0.qcow2", f"/var/lib/qsysd/vms/{name}/console.log",
+        f"/etc/qsysd/vms/{name}.yaml", f"/etc/qsysd/vms/{name}.env", "/etc/qsysd/ssh/id_ed25519",
+        "/var/lib/qsysd/intents",
+    ]  # fmt: skip
+    for path in paths:
+        assert host.exists(path), path
+        for mode in ("-r", "-w"):
+            tried = host.run(["runuser", "-u", "nobody", "--", "test", mode, path], check=False)
+            assert tried.returncode == 1, (mode, path)
+
+
+def test_directory_is_given_back_at_the_end(host: LabHost, vm: VMFactory) -> None:
+    name = vm()
+    create(host, name, options=("--disk", "8M"))
+    directory = f"/var/lib/qsysd/vms/{name}"
+    owners = f"find {directory} -printf '%u\\n' | sort -u"
+    assert host.sh(owners).split() != ["root"]
+    host.qsysd("kill", name)
+    assert host.sh(owners).split() == ["root"]
+
+
+def test_link_in_the_socket_directory_leads_nowhere(host: LabHost, vm: VMFactory) -> None:
+    """A broken-out QEMU puts another VM's monitor in the place of its own: root is not led there."""
+    bad, good = vm("bad"), vm("good")
+    create_all(host, {bad: (), good: ()})
+    wait_ready(host, bad, good)
+    for purpose in ("cli", "stop", "ready"):
+        own, other = (f"/run/qsysd/vms/{name}/qmp-{purpose}.sock" for name in (bad, good))
+        host.sh(f"ln -sf {other} {own}")
+    console = f"/run/qsysd/vms/{bad}/console.sock"
+    host.sh(f"ln -sf /run/qsysd/vms/{good}/console.sock {console}")
+    refused = host.qsysd("pause", bad, check=False)
+    assert refused.returncode == 1 and "is not that of process" in refused.stderr
+    refused = host.qsysd("console", bad, check=False)
+    assert refused.returncode == 1 and "is not that of QEMU" in refused.stderr
+    # the stop path falls back to its time-out and SIGTERM, and never presses another VM's button
+    host.sh(f"timeout 5 systemctl stop {unit(bad)} || true")
+    host.qsysd("kill", bad)
+    listed = {each["name"]: each for each in host.qsysd_json("list")}
+    assert listed[good]["guest"] == "running" and listed[bad]["active"] != "active"
+
+
+@pytest.mark.parametrize("suite", ["bookworm", "trixie"])
+def test_arguments_reach_the_process_unchanged(suite: str, request: pytest.FixtureRequest) -> None:
+    host: LabHost = request.getfixturevalue({"bookworm": "host", "trixie": "trixie_host"}[suite])
+    host.run(["/usr/bin/python3", "-c", ROUND_TRIP, json.dumps(ARGUMENTS)])
+    try:
+        host.sh("systemctl daemon-reload && systemctl start round-trip.service")
+        assert json.loads(host.read("/run/round-trip.json")) == ARGUMENTS
+    finally:
+        host.sh("rm -f /run/round-trip.* /run/systemd/system/round-trip.service; systemctl daemon-reload")
+
+
+def test_awkward_option_reaches_qemu(host: LabHost, vm: VMFactory) -> None:
+    """A value with all that shells, systemd and QEMU give a meaning to."""
+    name = vm()
+    words = 'root="a b",c $HOME %n \\x `id` #'
+    host.qsysd("create", name, "--kernel", "/var/lib/tiny/vmlinuz", "--append", words, "--memory", "160M")
+    line = host.sh(
+        f"tr '\\0' '\\n' < /proc/{main_pid(host, name)}/cmdline | grep -A1 -x -e -append | tail -1"
+    )
+    assert line.rstrip("\n") == words, shlex.quote(line)
