@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 
 from qsysd import values
 from qsysd.errors import InvalidError
+from qsysd.paths import NAME_RULE, is_name
 from qsysd.spec import (
-    NAME_RULE,
     Accel,
     Defaults,
     Disk,
@@ -24,7 +24,6 @@ from qsysd.spec import (
     NetworkSpec,
     Nic,
     VMSpec,
-    is_name,
 )
 
 T = TypeVar("T")

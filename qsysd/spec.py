@@ -5,19 +5,8 @@ A spec is valid when `config` made it. Sizes are in MiB or bytes as the field sa
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from enum import StrEnum
-
-# systemd user names (`qv-<name>`) hold at most 31 characters, which leaves 28 for the VM.
-# A name needs no escaping in a unit name, a path, a hostname or a command line.
-NAME_RULE = "[a-z][a-z0-9-]{0,27}"
-NAME = re.compile(NAME_RULE)
-
-
-def is_name(text: str) -> bool:
-    """Return whether `text` can name a VM or a network."""
-    return NAME.fullmatch(text) is not None
 
 
 class Accel(StrEnum):

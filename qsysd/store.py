@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qsysd.errors import NotFoundError, QsysdError
-from qsysd.paths import Scope
+from qsysd.paths import Scope, is_name
 
 if TYPE_CHECKING:
     from qsysd.render import Rendered
@@ -79,6 +79,10 @@ def read_text(path: str) -> str | None:
         ) from error
 
 
+def _number(text: str) -> int | None:
+    return int(text) if text.isascii() and text.isdigit() else None
+
+
 def remove(path: str) -> bool:
     """Remove a file; return whether it was there."""
     try:
@@ -109,15 +113,18 @@ class Store:
             return []
         except OSError as error:
             raise QsysdError(f"{directory} cannot be read: {error.strerror}", hint=_hint(error)) from error
-        return sorted(entry.removesuffix(".yaml") for entry in entries if entry.endswith(".yaml"))
+        names = (entry.removesuffix(".yaml") for entry in entries if entry.endswith(".yaml"))
+        # Editors leave other files beside a definition (`.#web1.yaml`).
+        return sorted(name for name in names if is_name(name))
 
     def exists(self, vm: str) -> bool:
         """Return whether a VM is defined."""
-        return os.path.exists(self.scope.definition(vm))
+        return is_name(vm) and os.path.exists(self.scope.definition(vm))
 
     def require(self, vm: str) -> str:
         """Return the text of a VM's definition. Raises NotFoundError."""
-        text = read_text(self.scope.definition(vm))
+        # Only a name: `delete ../networks/default` must not find anything.
+        text = read_text(self.scope.definition(vm)) if is_name(vm) else None
         if text is None:
             raise NotFoundError(f"there is no VM {vm!r}", hint=self._nearby(vm))
         return text
@@ -153,7 +160,7 @@ class Store:
         from qsysd import config
 
         path = self.scope.network_definition(network)
-        text = read_text(path)
+        text = read_text(path) if is_name(network) else None
         if text is None:
             raise NotFoundError(
                 f"there is no network {network!r}",
@@ -183,6 +190,7 @@ class Store:
         for path, text, mode in self.rendered(vm, rendered):
             if path in changed:
                 write_atomic(path, text, mode)
+        os.utime(self.scope.environment(vm))  # it is younger than its definition now: `is_stale`
         return changed
 
     def is_stale(self, vm: str) -> bool:
@@ -213,9 +221,13 @@ class Store:
         remove(self.scope.definition(vm))
 
     def summary(self, vm: str) -> Summary:
-        """Return what a list shows of a VM. A VM whose environment file is missing has only its name."""
+        """Return what a list shows of a VM; with a missing or broken environment file only its name."""
         values: dict[str, str] = {}
-        for line in (read_text(self.scope.environment(vm)) or "").splitlines():
+        try:
+            text = read_text(self.scope.environment(vm)) or ""
+        except QsysdError:
+            text = ""
+        for line in text.splitlines():
             name, equals, value = line.partition("=")
             if equals and name.startswith("QSYSD_"):
                 values[name] = value.strip('"')
@@ -224,8 +236,8 @@ class Store:
         nics = [nic.split(",") for nic in values.get("QSYSD_NICS", "").split(";") if nic]
         return Summary(
             name=vm,
-            memory_mib=int(values["QSYSD_MEMORY_MIB"]) if "QSYSD_MEMORY_MIB" in values else None,
-            cpus=int(values["QSYSD_CPUS"]) if "QSYSD_CPUS" in values else None,
+            memory_mib=_number(values.get("QSYSD_MEMORY_MIB", "")),
+            cpus=_number(values.get("QSYSD_CPUS", "")),
             image=values.get("QSYSD_IMAGE") or None,
             addresses=tuple(nic[-1] for nic in nics if nic[-1] != "-"),
             digest=values.get("QSYSD_DIGEST"),

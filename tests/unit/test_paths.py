@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import os
+import re
 
 import pytest
 
-from qsysd import paths, taps
+from qsysd import helper, paths, taps
 from qsysd.paths import Scope
 
 LONGEST = "x" * 28
@@ -54,6 +56,38 @@ def test_bridge_names() -> None:
         len(bridge) <= paths.INTERFACE_NAME_MAX and taps.BRIDGE.fullmatch(bridge) for bridge in bridges
     )
     assert not bridges & {paths.tap(name, 0) for name in names()}
+
+
+def test_a_name_is_what_the_rule_says() -> None:
+    rule = re.compile(paths.NAME_RULE)
+    texts = [
+        "",
+        "a",
+        "-",
+        "1",
+        "A",
+        "a-",
+        "a1",
+        "a_",
+        "aA",
+        "a\n",
+        "a" * 28,
+        "a" * 29,
+        "é",
+        "a/b",
+        "..",
+        "a\0",
+    ]
+    for text in texts:
+        assert paths.is_name(text) is (rule.fullmatch(text) is not None), text
+    for number in range(0x250):
+        assert paths.is_name(chr(number)) is (rule.fullmatch(chr(number)) is not None)
+        assert paths.is_name(f"a{chr(number)}") is (rule.fullmatch(f"a{chr(number)}") is not None)
+
+
+def test_every_module_has_the_same_idea_of_a_name() -> None:
+    assert paths.NAME_RULE == taps.NAME
+    assert paths.NAME_RULE in inspect.getsource(helper.main)
 
 
 def test_units() -> None:

@@ -1,0 +1,345 @@
+"""Definitions on disk: written whole or not at all, whatever the disk says, and read whatever is there."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import wire
+from samples import vm
+
+import qsysd
+from qsysd import config, render, store
+from qsysd.errors import InvalidError, NotFoundError, QsysdError
+from qsysd.paths import Scope
+from qsysd.store import Store, Summary, read_text, write_atomic
+
+PACKAGE = os.path.dirname(os.path.dirname(qsysd.__file__))
+
+
+@pytest.fixture
+def definitions(scope: Scope) -> Store:
+    """Return the definitions of a host that has none."""
+    os.makedirs(scope.definitions_dir)
+    os.makedirs(scope.networks_dir)
+    os.makedirs(scope.unit_dir)
+    return Store(scope)
+
+
+def names_in(directory: Path) -> list[str]:
+    return sorted(entry.name for entry in directory.iterdir())
+
+
+# writing
+
+
+def test_a_file_is_written_with_its_mode_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        write_atomic(f"{tmp_path}/open", "é\n", 0o644)
+        os.umask(0)
+        write_atomic(f"{tmp_path}/closed", "x", 0o600)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "open").stat().st_mode) == 0o644
+    assert stat.S_IMODE((tmp_path / "closed").stat().st_mode) == 0o600
+    assert (tmp_path / "open").read_bytes() == "é\n".encode()
+    assert names_in(tmp_path) == ["closed", "open"]
+
+
+def test_a_file_is_never_open_to_more_than_it_will_be(tmp_path: Path) -> None:
+    # the mode of what is replaced does not matter
+    (tmp_path / "x").touch(0o666)
+    (tmp_path / "x.part").touch(0o666)
+    write_atomic(f"{tmp_path}/x", "secret", 0o600)
+    assert stat.S_IMODE((tmp_path / "x").stat().st_mode) == 0o600
+
+
+def test_a_reader_sees_the_old_file_or_the_new_one(tmp_path: Path) -> None:
+    write_atomic(f"{tmp_path}/x", "old", 0o644)
+    with (tmp_path / "x").open(encoding="utf-8") as reader:
+        write_atomic(f"{tmp_path}/x", "new", 0o644)
+        assert reader.read() == "old"
+    assert read_text(f"{tmp_path}/x") == "new"
+
+
+def test_what_is_written_is_on_the_disk_before_it_gets_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    sync, rename = os.fsync, os.rename
+
+    def noted_sync(descriptor: int) -> None:
+        order.append("fsync")
+        assert os.fstat(descriptor).st_size == 4
+        sync(descriptor)
+
+    def noted_rename(source: str, target: str) -> None:
+        order.append("rename")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", noted_sync)
+    monkeypatch.setattr(os, "rename", noted_rename)
+    write_atomic(f"{tmp_path}/x", "text", 0o644)
+    assert order == ["fsync", "rename"]
+
+
+def test_a_file_that_cannot_grow_leaves_the_old_one_and_nothing_else(tmp_path: Path) -> None:
+    # the limit is the process's own, so it gets one of its own
+    program = """
+import resource, signal
+from qsysd.errors import QsysdError
+from qsysd.store import write_atomic
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+try:
+    write_atomic('x', 'new' * 5000, 0o644)
+except QsysdError as error:
+    print(error.message)
+"""
+    (tmp_path / "x").write_text("old", encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={"PYTHONPATH": PACKAGE},
+    )
+    assert done.stdout == "x cannot be written: File too large\n", done.stderr
+    assert names_in(tmp_path) == ["x"]
+    assert (tmp_path / "x").read_text(encoding="utf-8") == "old"
+
+
+@pytest.mark.needs_root
+def test_a_full_disk_leaves_the_old_file_and_says_what_to_do(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    with wire.namespace():
+        wire.run("mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk))
+        (disk / "x").write_text("old", encoding="utf-8")
+        with pytest.raises(QsysdError) as caught:
+            write_atomic(f"{disk}/x", "n" * 200_000, 0o644)
+        assert "No space left on device" in caught.value.message
+        assert caught.value.hint == "the disk is full: free some space and try again"
+        assert names_in(disk) == ["x"]
+        assert (disk / "x").read_text(encoding="utf-8") == "old"
+        wire.run("umount", str(disk))
+
+
+def test_no_permission_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> int:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(QsysdError, match="x cannot be written: Permission denied") as caught:
+        write_atomic(f"{tmp_path}/x", "text", 0o644)
+    assert caught.value.hint == "run it as root: sudo qsysd …"
+
+
+def test_a_missing_directory_is_named(tmp_path: Path) -> None:
+    with pytest.raises(QsysdError, match="no/x cannot be written: No such file or directory"):
+        write_atomic(f"{tmp_path}/no/x", "text", 0o644)
+
+
+def test_a_failure_in_the_middle_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(descriptor: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomic(f"{tmp_path}/x", "text", 0o644)
+    assert names_in(tmp_path) == []
+
+
+# reading
+
+
+def test_reading(tmp_path: Path) -> None:
+    assert read_text(f"{tmp_path}/x") is None
+    (tmp_path / "x").write_bytes(b"\xff\xfe")
+    with pytest.raises(QsysdError, match="x cannot be read: it is not UTF-8 text"):
+        read_text(f"{tmp_path}/x")
+    with pytest.raises(QsysdError, match="cannot be read: Is a directory"):
+        read_text(str(tmp_path))
+
+
+def test_names(definitions: Store, scope: Scope) -> None:
+    assert definitions.names() == []
+    for name in ("web2", "web1", "a"):
+        Path(scope.definition(name)).touch()
+        Path(scope.environment(name)).touch()
+    assert definitions.names() == ["a", "web1", "web2"]
+
+
+def test_what_an_editor_leaves_beside_a_definition_is_no_vm(definitions: Store, scope: Scope) -> None:
+    for name in (".#web1", "web1.bak", "Web1", "web1~", "", "web 1", "-x", ".web1"):
+        Path(scope.definitions_dir, f"{name}.yaml").touch()
+    Path(scope.definitions_dir, "web1.yaml.part").touch()
+    Path(scope.definitions_dir, ".web1.yaml.swp").touch()
+    assert definitions.names() == []
+
+
+def test_a_host_that_was_never_set_up_has_no_vms(scope: Scope) -> None:
+    assert Store(scope).names() == []
+    assert Store(scope).network_names() == []
+
+
+def test_an_unknown_vm_is_answered_with_a_near_one(definitions: Store, scope: Scope) -> None:
+    Path(scope.definition("web1")).touch()
+    with pytest.raises(NotFoundError, match="there is no VM 'web11'") as caught:
+        definitions.require("web11")
+    assert caught.value.hint == "did you mean web1?"
+    with pytest.raises(NotFoundError) as caught:
+        definitions.require("database")
+    assert caught.value.hint == "qsysd list shows the VMs of this host"
+
+
+@pytest.mark.parametrize(
+    "name", ["../networks/default", "../../../etc/passwd", "x/../web1", "./web1", "web1/", "", ".", "web1\0"]
+)
+def test_only_a_name_names_a_vm(definitions: Store, scope: Scope, name: str) -> None:
+    Path(scope.network_definition("default")).touch()
+    Path(scope.definition("web1")).touch()
+    assert not definitions.exists(name)
+    with pytest.raises(NotFoundError):
+        definitions.require(name)
+    with pytest.raises(NotFoundError):
+        definitions.load(name)
+    with pytest.raises(NotFoundError):
+        definitions.load_network(name)
+
+
+def test_a_broken_definition_is_told_whole_and_left_out_of_all(definitions: Store, scope: Scope) -> None:
+    definitions.write_definition(vm())
+    Path(scope.definition("web2")).write_text("name: web2\nmemory: x\n", encoding="utf-8")
+    with pytest.raises(InvalidError, match=r"web2\.yaml:2: memory: 'x' is not a size"):
+        definitions.load("web2")
+    assert [spec.name for spec in definitions.load_all()] == ["web1"]
+
+
+def test_a_definition_survives(definitions: Store, scope: Scope) -> None:
+    definitions.write_definition(vm())
+    assert definitions.load("web1") == vm()
+    assert stat.S_IMODE(os.stat(scope.definition("web1")).st_mode) == 0o600
+
+
+def test_defaults_come_from_the_hosts_file(definitions: Store, scope: Scope) -> None:
+    assert definitions.defaults().memory_mib == 1024
+    Path(scope.defaults_file).write_text("memory: 2G\n", encoding="utf-8")
+    assert definitions.defaults().memory_mib == 2048
+    Path(scope.defaults_file).write_text("memory: [\n", encoding="utf-8")
+    with pytest.raises(InvalidError, match=r"qsysd\.yaml:\d: not valid YAML"):
+        definitions.defaults()
+
+
+# what is rendered
+
+
+def test_only_what_differs_is_written(definitions: Store, scope: Scope) -> None:
+    rendered = render.vm(vm(), scope)
+    assert definitions.write_rendered("web1", rendered) == [scope.environment("web1"), scope.drop_in("web1")]
+    assert definitions.write_rendered("web1", rendered) == []
+    assert definitions.differences("web1", rendered) == []
+    other = render.vm(vm(memory_mib=1024), scope)
+    assert definitions.differences("web1", other) == [scope.environment("web1")]
+    assert definitions.write_rendered("web1", other) == [scope.environment("web1")]
+    # keys and addresses are nobody else's business
+    assert stat.S_IMODE(os.stat(scope.environment("web1")).st_mode) == 0o600
+
+
+def test_a_definition_is_stale_from_its_change_to_its_rendering(definitions: Store, scope: Scope) -> None:
+    assert not definitions.is_stale("web1")
+    definitions.write_definition(vm())
+    assert definitions.is_stale("web1")
+    definitions.write_rendered("web1", render.vm(vm(), scope))
+    assert not definitions.is_stale("web1")
+    later = os.stat(scope.environment("web1")).st_mtime_ns + 1_000_000_000
+    os.utime(scope.definition("web1"), ns=(later, later))
+    assert definitions.is_stale("web1")
+    # a comment was added: nothing that is rendered changes, and still it is rendered now
+    os.utime(scope.definition("web1"))
+    definitions.write_rendered("web1", render.vm(vm(), scope))
+    assert not definitions.is_stale("web1")
+
+
+def test_a_persons_own_drop_in_stays(definitions: Store, scope: Scope) -> None:
+    definitions.write_definition(vm())
+    definitions.write_rendered("web1", render.vm(vm(), scope))
+    own = Path(scope.drop_in_dir("web1"), "60-mine.conf")
+    own.touch()
+    definitions.remove("web1")
+    assert own.exists()
+    assert not os.path.lexists(scope.drop_in("web1"))
+    assert not os.path.lexists(scope.definition("web1"))
+    own.unlink()
+    definitions.remove("web1")
+    assert not os.path.lexists(scope.drop_in_dir("web1"))
+
+
+def test_what_a_killed_write_left_is_removed_too(definitions: Store, scope: Scope) -> None:
+    definitions.write_definition(vm())
+    definitions.write_rendered("web1", render.vm(vm(), scope))
+    for path in (scope.definition("web1"), scope.environment("web1"), scope.drop_in("web1")):
+        Path(f"{path}.part").touch()
+    definitions.remove("web1")
+    assert os.listdir(scope.definitions_dir) == []
+    assert os.listdir(scope.unit_dir) == []
+
+
+# the list's short way
+
+
+def test_a_summary_needs_no_yaml(definitions: Store, scope: Scope) -> None:
+    definitions.write_rendered("web1", render.vm(vm(), scope))
+    assert definitions.summary("web1") == Summary(
+        "web1", 512, 2, "debian", ("10.83.0.10",), render.vm(vm(), scope).digest
+    )
+
+
+def test_a_summary_is_what_the_definition_says(definitions: Store, scope: Scope) -> None:
+    from samples import any_vms
+
+    for spec in any_vms(20, seed=11):
+        definitions.write_rendered(spec.name, render.vm(spec, scope))
+        found = definitions.summary(spec.name)
+        assert (found.memory_mib, found.cpus, found.image) == (spec.memory_mib, spec.cpus, spec.image)
+        assert found.addresses == tuple(nic.address for nic in spec.nics if nic.address)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "QSYSD_MEMORY_MIB=\n",
+        "QSYSD_MEMORY_MIB=lots\nQSYSD_CPUS=\n",
+        "QSYSD_NICS=;;,\n",
+        "QSYSD_NICS=x\n",
+        "=\n\n=x\n",
+        "QSYSD_CPUS=1e3",
+    ],
+)
+def test_a_summary_of_a_broken_file_has_at_least_the_name(
+    definitions: Store, scope: Scope, text: str
+) -> None:
+    Path(scope.environment("web1")).write_text(text, encoding="utf-8")
+    found = definitions.summary("web1")
+    assert (found.name, found.memory_mib, found.cpus) == ("web1", None, None)
+
+
+def test_a_summary_of_a_file_that_is_no_text_has_at_least_the_name(definitions: Store, scope: Scope) -> None:
+    Path(scope.environment("web1")).write_bytes(b"\xff")
+    assert definitions.summary("web1").name == "web1"
+    assert definitions.summary("web2").memory_mib is None
+
+
+def test_definitions_are_written_as_they_are_read(definitions: Store) -> None:
+    definitions.write_definition(vm(stop_timeout=7))
+    text = definitions.require("web1")
+    assert config.parse_vm(text, "x") == vm(stop_timeout=7)
+    assert store.remove("nothing") is False
