@@ -15,7 +15,7 @@ import tiny_guest
 from labhost import Host, cache_folder
 from labnet import Network
 from labproc import LabError, run
-from labtest import LabHost, lab_folder, wait_until
+from labtest import REPOSITORY, LabHost, lab_folder, wait_until
 
 LAB = str(Path(tiny_guest.__file__).with_name("lab"))
 
@@ -123,6 +123,17 @@ def test_it_is_a_whole_host(one: LabHost) -> None:
     )
 
 
+def test_the_package_and_its_recommendations_install_without_a_network(one: LabHost) -> None:
+    control = (REPOSITORY / "debian/control").read_text().partition("\nPackage:")[2]
+    wanted = re.search(r"Depends:\n((?: .*\n)*)Recommends:\n((?: .*\n)*)", control)
+    assert wanted is not None
+    lists = ",".join(wanted.groups()).replace("\n", "")
+    choices = [re.findall(r"(?:^|\|)\s*([a-z0-9.+-]+)", choice) for choice in lists.split(",")]
+    there = set(one.sh("dpkg-query -W -f '${Package}\\n${Provides}\\n' | tr -d ' ' | tr , '\\n'").split())
+    assert len([names for names in choices if names]) > 10
+    assert not [names for names in choices if names and not there.intersection(names)]
+
+
 def test_two_hosts_reach_each_other(one: LabHost, folder: Path) -> None:
     two = LabHost(folder, "two")
     two.up()
@@ -203,7 +214,7 @@ def test_the_key_of_a_root_tells_its_recipe(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_broken_build_leaves_no_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(suite: str, target: Path, log: Path) -> None:
+    def broken(suite: str, target: Path, log: Path, lock: int) -> None:
         (target / "etc").mkdir(parents=True)
         raise LabError("no network")
 
@@ -212,7 +223,7 @@ def test_a_broken_build_leaves_no_root(tmp_path: Path, monkeypatch: pytest.Monke
         labroot.ensure(tmp_path, "bookworm")
     assert not list(tmp_path.glob("root-*"))
 
-    def whole(suite: str, target: Path, log: Path) -> None:
+    def whole(suite: str, target: Path, log: Path, lock: int) -> None:
         for path in ("etc/tmpfiles.d", "etc/dpkg/dpkg.cfg.d"):
             (target / path).mkdir(parents=True)
 

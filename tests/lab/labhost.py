@@ -283,7 +283,7 @@ class Host:
         if self.network.exists():
             run([*self.network.inside(), "ip", "link", "delete", f"vb-{self.name}"], check=False)
 
-    def lock(self) -> AbstractContextManager[None]:
+    def lock(self) -> AbstractContextManager[int]:
         """Hold the host against other lab commands."""
         return locked(self.lab / "locks" / self.name, f"another command on {self.name}")
 

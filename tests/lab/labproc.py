@@ -126,10 +126,11 @@ def wait_until(condition: Callable[[], T | None], *, timeout: float, what: str, 
 
 
 @contextmanager
-def locked(path: Path, what: str, *, timeout: float = 1800) -> Iterator[None]:
+def locked(path: Path, what: str, *, timeout: float = 1800) -> Iterator[int]:
     """Hold an exclusive lock on `path`, a file that is never removed, or a directory.
 
-    The kernel drops it with its holder, so no crash leaves a lock behind.
+    The kernel drops it with its holder, so no crash leaves a lock behind. The lock's descriptor is
+    yielded: a child that inherits it holds the lock as well.
     """
     flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT
     if not path.is_dir():
@@ -137,7 +138,7 @@ def locked(path: Path, what: str, *, timeout: float = 1800) -> Iterator[None]:
     descriptor = os.open(path, flags | os.O_CLOEXEC, 0o644)
     try:
         wait_until(lambda: try_lock(descriptor), timeout=timeout, what=f"waiting for {what}")
-        yield
+        yield descriptor
     finally:
         os.close(descriptor)
 

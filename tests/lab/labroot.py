@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -60,10 +59,8 @@ PACKAGES = (
     "qemu-utils",
     # what an image build needs
     "debian-archive-keyring",
-    "dosfstools",
-    "extlinux",
-    "fdisk",
-    "gpgv",
+    "grub-common",
+    "grub-pc-bin",
     "mmdebstrap",
     # at the prompt
     "bash-completion",
@@ -187,20 +184,20 @@ def ensure(cache: Path, suite: str) -> Path:
     root = cache / f"root-{key(suite)}"
     if root.is_dir():
         return root
-    with locked(cache / f"{suite}.lock", f"another build of the {suite} root"):
+    with locked(cache / f"{suite}.lock", f"another build of the {suite} root") as lock:
         if not root.is_dir():
-            build(cache, suite, root)
+            build(cache, suite, root, lock)
     return root
 
 
-def build(cache: Path, suite: str, root: Path) -> None:
+def build(cache: Path, suite: str, root: Path, lock: int) -> None:
     """Build a root beside its place and move it there; what killed builds left is removed first."""
     for left in cache.glob(f".{suite}.*"):
         remove_tree(left)
     part = cache / f".{suite}.{os.getpid()}"
     log = cache / f"{suite}.log"
     say(f"building the {suite} root, once; its log is {log}")
-    bootstrap(suite, part, log)
+    bootstrap(suite, part, log, lock)
     customise(part)
     part.rename(root)
     for old in cache.glob(f"root-{suite}-*"):
@@ -220,12 +217,18 @@ def in_use(root: Path) -> bool:
         os.close(descriptor)
 
 
-def bootstrap(suite: str, target: Path, log: Path) -> None:
-    """Run mmdebstrap into `target`, with its words in `log` and a sign of life at the terminal."""
+def bootstrap(suite: str, target: Path, log: Path, lock: int) -> None:
+    """Run mmdebstrap into `target`, with its words in `log` and a sign of life at the terminal.
+
+    It inherits the descriptor `lock`, so that nobody else builds before it has ended too.
+    """
     settings = [f"--aptopt={line}" for line in apt_settings()]
     # Without the words in other languages the root is a third smaller and built sooner.
     excluded = ("/usr/share/locale/*", "/usr/share/doc/*", "/usr/share/info/*", "/usr/share/man/*")
     argv = [
+        # Whatever ends this command ends all of the build, and its mounts in the root with it.
+        *("setpriv", "--pdeathsig", "KILL"),
+        *("unshare", "--mount", "--propagation=private", "--pid", "--fork", "--kill-child", "--mount-proc"),
         "mmdebstrap",
         "--mode=root",
         "--format=directory",
@@ -248,7 +251,7 @@ def bootstrap(suite: str, target: Path, log: Path) -> None:
             stdout=output,
             stderr=output,
             env=clean_environment(),
-            start_new_session=True,
+            pass_fds=(lock,),
         )
         assert process.stdin is not None
         process.stdin.write(Mirror.of_machine().sources(suite).encode())
@@ -257,11 +260,9 @@ def bootstrap(suite: str, target: Path, log: Path) -> None:
             while process.poll() is None:
                 progress.tick(last_line(log))
                 time.sleep(0.1)
-        except BaseException:
-            # Ctrl-C: mmdebstrap unmounts what it mounted in the root when it is asked to end.
-            os.killpg(process.pid, signal.SIGTERM)
-            process.wait(timeout=60)
-            raise
+        finally:
+            process.kill()
+            process.wait()
     if process.returncode != 0:
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
         raise LabError(f"mmdebstrap could not build the {suite} root:\n{tail}")
