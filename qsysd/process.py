@@ -12,7 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from qsysd.errors import HostError, QsysdError, TimeoutExpired
 
@@ -139,6 +139,63 @@ def stream(
         start_new_session=True,
         env=environment(extra_environment),
     )
+
+
+class Follower:
+    """A program that takes long, line by line; used in a `with` block.
+
+    Iterating gives each line that it prints, without its end, as soon as it comes (carriage returns
+    end lines too), and None for each second of silence, so that the caller can say that time goes by.
+    On leaving the block, however that happens, the program and what it started in its session are
+    gone, and `returncode` is set. When this process is killed, the kernel kills the program.
+    """
+
+    def __init__(self, argv: Sequence[str], extra_environment: Mapping[str, str] | None = None) -> None:
+        # setpriv(1) is of util-linux, which every Debian host has; it becomes the program.
+        command = ["setpriv", "--pdeathsig", "KILL", "--", require(argv[0]), *argv[1:]]
+        self._child = stream(command, extra_environment=extra_environment)
+        self.returncode: int | None = None
+        self._ended = False
+
+    def __enter__(self) -> Follower:
+        # Imported here: the helper that runs at each start and stop of a VM follows nothing.
+        import queue
+        import threading
+
+        self._silence = queue.Empty
+        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        return self
+
+    def _read(self) -> None:
+        """Hand on what the program prints, and None when nobody can print any more."""
+        assert self._child.stdout is not None
+        for line in self._child.stdout:
+            self._lines.put(line.rstrip())
+        self._lines.put(None)
+
+    def __iter__(self) -> Iterator[str | None]:
+        while True:
+            try:
+                line = self._lines.get(timeout=1)
+            except self._silence:
+                yield None
+                continue
+            if line is None:
+                self._ended = True
+                return
+            yield line
+
+    def __exit__(self, *_error: object) -> None:
+        import signal
+
+        if not self._ended:
+            # Not waited for yet, so the number is still this program's.
+            os.killpg(self._child.pid, signal.SIGKILL)
+        self.returncode = self._child.wait()
+        # Its end is the end of all that held the output: what they wrote into is nobody's now.
+        self._reader.join(timeout=10)
 
 
 def foreground(argv: Sequence[str]) -> int:

@@ -114,16 +114,37 @@ chroot "$root" systemctl --quiet disable e2scrub_reap.service e2scrub_all.timer
 chroot "$root" systemctl --quiet mask systemd-pstore.service systemd-binfmt.service \
     proc-sys-fs-binfmt_misc.automount
 
-# boot: the initramfs has the drivers of QEMU's disks. GRUB's core is outside of the file system and
-# reads this file by itself; /vmlinuz and /initrd.img lead to the newest kernel (linux-update-symlinks(1)),
-# so that a new kernel needs no grub-install and no update-grub.
+# boot: an initramfs that has the drivers of QEMU's disks and loads those of the disks that are there.
+# Without udev it is half as big and twice as quick; the root's own udev finds everything else.
 put etc/initramfs-tools/conf.d/qsysd <<'END'
 MODULES=list
 COMPRESS=lz4
 FSTYPE=ext4
 RESUME=none
 END
-printf '%s\n' virtio_pci virtio_blk virtio_scsi sd_mod >> "$root/etc/initramfs-tools/modules"
+put etc/initramfs-tools/hooks/qsysd <<'END'
+#!/bin/sh
+# Which drivers an initramfs has, and that it has no udev. See initramfs-tools(7).
+if [ "$1" = prereqs ]; then exit 0; fi
+. /usr/share/initramfs-tools/hook-functions
+manual_add_modules virtio_pci virtio_blk virtio_scsi sd_mod ahci ata_piix nvme
+rm -rf "$DESTDIR/usr/lib/systemd" "$DESTDIR/usr/lib/udev" "$DESTDIR/usr/bin/udevadm" "$DESTDIR/usr/sbin/dmsetup"
+rm -f "$DESTDIR/scripts/init-bottom/udev"
+find "$DESTDIR" -name 'dm-mod.ko*' -delete
+END
+put etc/initramfs-tools/scripts/init-top/udev <<'END'
+#!/bin/sh
+# In udev's place: load the drivers of what is on the buses. Drivers of disks only are in here.
+if [ "$1" = prereqs ]; then exit 0; fi
+modprobe -abq $(cat /sys/bus/pci/devices/*/modalias)
+modprobe -abq $(cat /sys/bus/virtio/devices/*/modalias)
+if [ -d /sys/bus/scsi ]; then modprobe -q sd_mod; fi
+exit 0
+END
+chmod 0755 "$root/etc/initramfs-tools/hooks/qsysd" "$root/etc/initramfs-tools/scripts/init-top/udev"
+
+# GRUB's core is outside of the file system and reads this file by itself; /vmlinuz and /initrd.img
+# lead to the newest kernel (linux-update-symlinks(1)), so that a new one needs no update-grub.
 put boot/grub/grub.cfg <<END
 # Edit freely: no program writes this file.
 set options="root=UUID=$ROOT_UUID ro console=tty0 console=ttyS0,115200"

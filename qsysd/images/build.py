@@ -159,8 +159,8 @@ def run_script(script: str, settings: dict[str, str], progress: Progress) -> Tel
     teller = Teller(progress)
     # --kill-child takes the whole PID namespace down with unshare, which dies with us.
     argv = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--", "sh", script]
-    with convert.following(argv, settings) as (child, lines):
-        for line in lines:
+    with process.Follower(argv, settings) as child:
+        for line in child:
             teller.hear(line)
     if child.returncode:
         words = teller.reason() or f"exit status {child.returncode}"

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import queue
-import signal
 import stat
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
 
 from qsysd import process
 from qsysd.errors import InvalidError, NotFoundError, QsysdError
 from qsysd.images import formats
-
-if TYPE_CHECKING:
-    from subprocess import Popen
 
 Progress = Callable[[str], None]
 
@@ -101,10 +93,10 @@ def _qemu_img(arguments: Sequence[str], source: str, accepted: Sequence[int] = (
 def convert(arguments: Sequence[str], progress: Progress) -> None:
     """Run `qemu-img convert` with progress. Raises QsysdError with its own words when it fails."""
     words: list[str] = []
-    with following(["qemu-img", "convert", "-p", *arguments]) as (child, lines):
+    with process.Follower(["qemu-img", "convert", "-p", *arguments]) as child:
         started = said = time.monotonic()
         done = ""
-        for line in lines:
+        for line in child:
             if line is not None and "/100%)" in line:
                 done = line.strip(" ()").split("/")[0]
             elif line:
@@ -115,56 +107,6 @@ def convert(arguments: Sequence[str], progress: Progress) -> None:
     if child.returncode:
         reason = process.last_words("\n".join(words)) or f"exit status {child.returncode}"
         raise QsysdError(f"cannot convert the image: {reason}")
-
-
-@contextlib.contextmanager
-def following(
-    argv: Sequence[str], extra_environment: Mapping[str, str] | None = None
-) -> Iterator[tuple[Popen[str], Iterator[str | None]]]:
-    """Run a program that takes long; yield it and an iterator over what it prints.
-
-    The iterator gives a line as soon as it comes, and None each time that a second passes without
-    one, so that the caller can say that time goes by. On leaving, however that happens, the
-    program and its children are gone; when this process is killed, the kernel kills the program.
-    """
-    # setpriv is of util-linux, which is on every Debian host; it becomes the program.
-    command = ["setpriv", "--pdeathsig", "KILL", "--", process.require(argv[0]), *argv[1:]]
-    with process.stream(command, extra_environment=extra_environment) as child:
-        lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        reader = threading.Thread(target=_read, args=(child, lines), daemon=True)
-        reader.start()
-        try:
-            yield child, _lines(lines)
-            child.wait()
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
-            reader.join(timeout=5)
-
-
-END = "\x00end"
-
-
-def _read(child: Popen[str], lines: queue.SimpleQueue[str | None]) -> None:
-    """Hand on what a program prints, and say when it has closed its output."""
-    assert child.stdout is not None
-    for line in child.stdout:
-        lines.put(line.rstrip())
-    lines.put(END)
-
-
-def _lines(lines: queue.SimpleQueue[str | None]) -> Iterator[str | None]:
-    """Yield lines as they come and None for each second without one."""
-    while True:
-        try:
-            line = lines.get(timeout=1)
-        except queue.Empty:
-            yield None
-            continue
-        if line == END:
-            return
-        yield line
 
 
 def digest(path: str, progress: Progress) -> str:
