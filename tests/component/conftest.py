@@ -7,12 +7,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from fake_systemd import FakeSystemd
+from own_host import OwnHost
 from stand_ins import StandIns
 
 from qsysd.images import Images
 from qsysd.operations import setup
-from qsysd.operations.host import Host
 from qsysd.paths import Scope
 
 
@@ -23,21 +22,6 @@ def scope(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scope:
     return Scope("")
 
 
-class TestHost(Host):
-    """A host below a directory, with a systemd that is not the real one; `told` holds what it told."""
-
-    __test__ = False
-
-    def __init__(self, scope: Scope) -> None:
-        self.told: list[str] = []
-        super().__init__(scope, tell=self.told.append)
-        self.fake = FakeSystemd(scope)
-        self.__dict__["systemd"] = self.fake
-
-    def require_root(self) -> None:
-        """Be content with anybody: all is below a directory of theirs."""
-
-
 @pytest.fixture(scope="session")
 def set_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a directory in which `qsysd setup` has run, with a small image `tiny` besides."""
@@ -45,7 +29,7 @@ def set_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
     before = os.getcwd()
     os.chdir(root)
     try:
-        host = TestHost(Scope(""))
+        host = OwnHost(Scope(""))
         os.makedirs(host.scope.unit_dir)
         setup.setup(host)
         Path("tiny.raw").write_bytes(b"\1" * 65536)
@@ -57,10 +41,10 @@ def set_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def host(set_up: Path, scope: Scope) -> TestHost:
+def host(set_up: Path, scope: Scope) -> OwnHost:
     """Return a host that was set up, all of it below the current directory."""
     shutil.copytree(set_up, ".", symlinks=True, dirs_exist_ok=True)
-    return TestHost(scope)
+    return OwnHost(scope)
 
 
 @pytest.fixture

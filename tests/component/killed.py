@@ -20,7 +20,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from fake_systemd import FakeSystemd
+from own_host import OwnHost
 
 from qsysd.operations import create, define, delete, image, inspect, keys, setup
 from qsysd.operations.host import Host
@@ -43,16 +43,9 @@ WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 SHARED = ("./run/qsysd/locks", "./run/qsysd/machines.json", "./systemd.json")
 
 
-class OwnHost(Host):
-    """The host below the current directory."""
-
-    def __init__(self) -> None:
-        super().__init__(Scope(""))
-        self.fake = FakeSystemd(self.scope)
-        self.__dict__["systemd"] = self.fake
-
-    def require_root(self) -> None:
-        """Be content with anybody."""
+def make_host() -> OwnHost:
+    """Return the host below the current directory."""
+    return OwnHost(Scope(""))
 
 
 def tree() -> dict[str, str]:
@@ -107,7 +100,7 @@ RUN: dict[str, Callable[[Host], None]] = {
 
 def prepare(verb: str) -> None:
     """Bring the current directory into the state in which the command begins."""
-    host = OwnHost()
+    host = make_host()
     if verb in ("delete", "edit"):
         run_create(host)
         host.fake.set(dhcp_unit("default"), "inactive", "dead")
@@ -157,7 +150,7 @@ def killed_before(verb: str, number: int) -> str | None:
         try:
             os.close(reading)
             die_before(number, writing)
-            RUN[verb](OwnHost())
+            RUN[verb](make_host())
             status = 0
         except BaseException:
             traceback.print_exc()
@@ -175,7 +168,7 @@ def killed_before(verb: str, number: int) -> str | None:
 
 def state() -> str:
     """Return what the next command finds: `pending` when something is left to recover."""
-    host = OwnHost()
+    host = make_host()
     listed = [vm.name for vm in inspect.list_vms(host)]
     for name in listed:
         inspect.status(host, [name])
@@ -206,7 +199,7 @@ def outcome(verb: str, before: dict[str, str], after: dict[str, str]) -> str:
 
 def finish(verb: str) -> None:
     """Do what the next command does: recovery, and for edit and set-up the same command again."""
-    host = OwnHost()
+    host = make_host()
     delete.recover(host)
     if verb == "setup":
         setup.setup(host)
@@ -217,7 +210,7 @@ def finish(verb: str) -> None:
 
 def left_after_delete() -> list[str]:
     """Delete the VM, if it is there, and return what is left of it."""
-    host = OwnHost()
+    host = make_host()
     if host.store.exists(VM):
         run_delete(host)
     return [path for path in tree() if VM in path]
@@ -252,7 +245,7 @@ def main(root: str, verb: str, stride: int) -> None:
         found: dict[str, object] = {"number": number, "effect": effect, "listed": state()}
         finish(verb)
         found["outcome"] = outcome(verb, before, after)
-        found["active"] = OwnHost().systemd.state(unit(VM)).active
+        found["active"] = make_host().systemd.state(unit(VM)).active
         found["left"] = left_after_delete()
         print(json.dumps(found), flush=True)
     os.chdir("/")

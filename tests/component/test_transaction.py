@@ -1,0 +1,368 @@
+"""Locks that die with their holder, notes of intent, and what is made of those that nobody holds."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from own_host import OwnHost
+
+import qsysd
+from qsysd import paths
+from qsysd.errors import QsysdError, TimeoutExpired
+from qsysd.operations import transaction
+from qsysd.operations.transaction import Intent
+from qsysd.paths import Scope
+
+PACKAGE = os.path.dirname(os.path.dirname(qsysd.__file__))
+HOLD = """
+import sys
+from qsysd.operations import transaction
+from qsysd.operations.host import Host
+from qsysd.paths import Scope
+with transaction.locked(Host(Scope("")), sys.argv[2:], exclusive=sys.argv[1] == "exclusive"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+class Holder:
+    """Another command, in a process of its own, that holds locks until it is let go.
+
+    at_once: it lets them go as soon as it has them.
+    """
+
+    def __init__(self, *names: str, exclusive: bool = True, at_once: bool = False) -> None:
+        kind = "exclusive" if exclusive else "shared"
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", HOLD, kind, *names],
+            stdin=subprocess.DEVNULL if at_once else subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={"PYTHONPATH": PACKAGE},
+        )
+
+    def wait(self) -> Holder:
+        """Return when the locks are held."""
+        assert self.process.stdout
+        assert self.process.stdout.readline() == "held\n"
+        return self
+
+    def release(self) -> None:
+        """Let the locks go, as a command does at its end."""
+        self.process.communicate(timeout=20)
+
+    def kill(self) -> None:
+        """Kill the command."""
+        self.process.kill()
+        self.process.communicate()
+
+
+@pytest.fixture
+def hold() -> Iterator[Callable[..., Holder]]:
+    """Start other commands that hold locks."""
+    holders: list[Holder] = []
+
+    def start(*names: str, exclusive: bool = True, at_once: bool = False) -> Holder:
+        holders.append(Holder(*names, exclusive=exclusive, at_once=at_once))
+        return holders[-1]
+
+    yield start
+    for holder in holders:
+        holder.kill()
+
+
+@pytest.fixture
+def host(scope: Scope) -> OwnHost:
+    """Return a host with the directories that locks and notes need."""
+    os.makedirs(scope.intents_dir)
+    return OwnHost(scope)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give up waiting for a lock at once, and say so before."""
+    monkeypatch.setattr(transaction, "LOCK_TIMEOUT", 0.1)
+    monkeypatch.setattr(transaction, "TELL_AFTER", 0.0)
+
+
+def is_free(host: OwnHost, *names: str, exclusive: bool = True) -> bool:
+    """Tell whether a command would get these locks at once."""
+    with contextlib.suppress(TimeoutExpired), transaction.locked(host, names, exclusive=exclusive):
+        return True
+    return False
+
+
+# locks
+
+
+@pytest.mark.usefixtures("impatient")
+def test_what_another_command_changes_is_waited_for_and_that_is_told(
+    host: OwnHost, hold: Callable[..., Holder]
+) -> None:
+    hold("web1").wait()
+    words = "web1: another qsysd command has been at work"
+    with pytest.raises(TimeoutExpired, match=words) as caught, transaction.locked(host, ["web1"]):
+        raise AssertionError("two commands hold one lock")
+    assert caught.value.code == 6
+    assert host.told == ["web1: waiting for another qsysd command to end"]
+
+
+@pytest.mark.usefixtures("impatient")
+def test_another_vm_is_not_waited_for(host: OwnHost, hold: Callable[..., Holder]) -> None:
+    hold("web1").wait()
+    assert is_free(host, "web2")
+    assert host.told == []
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_stop_lets_a_kill_through_but_no_delete(host: OwnHost, hold: Callable[..., Holder]) -> None:
+    hold("web1", exclusive=False).wait()
+    assert is_free(host, "web1", exclusive=False)
+    assert not is_free(host, "web1")
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_lock_dies_with_its_holder(host: OwnHost, hold: Callable[..., Holder]) -> None:
+    holder = hold("web1").wait()
+    assert not is_free(host, "web1")
+    holder.kill()
+    assert is_free(host, "web1")
+
+
+@pytest.mark.usefixtures("impatient")
+def test_what_a_command_starts_does_not_inherit_its_locks(host: OwnHost) -> None:
+    with transaction.locked(host, ["web1"]):
+        child = subprocess.Popen(["sleep", "1000"], close_fds=False)
+    try:
+        assert is_free(host, "web1")
+    finally:
+        child.kill()
+        child.wait()
+
+
+def test_a_lock_is_got_when_its_holder_ends(host: OwnHost, hold: Callable[..., Holder]) -> None:
+    holder = hold("web1").wait()
+    timer = threading.Timer(0.1, holder.release)
+    timer.start()
+    with transaction.locked(host, ["web1"]):
+        assert holder.process.wait(20) == 0
+    timer.join()
+
+
+def test_a_lock_file_is_never_removed(host: OwnHost) -> None:
+    with transaction.locked(host, ["web1"]):
+        before = os.stat(host.scope.lock("web1")).st_ino
+    with transaction.locked(host, ["web1"]):
+        assert os.stat(host.scope.lock("web1")).st_ino == before
+    assert os.listdir(host.scope.locks_dir)
+
+
+def test_an_error_inside_lets_the_locks_go(host: OwnHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transaction, "LOCK_TIMEOUT", 0.1)
+    with pytest.raises(ZeroDivisionError), transaction.locked(host, ["web1", "web2"]):
+        raise ZeroDivisionError
+    assert is_free(host, "web1", "web2")
+
+
+def test_names_that_share_a_file_are_locked_together_without_waiting(host: OwnHost) -> None:
+    names = [f"vm{number}" for number in range(1000)]
+    assert len({host.scope.lock(name) for name in names}) < 1000
+    assert is_free(host, *names)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_locks_of_a_kind_are_taken_inside_those_of_another(host: OwnHost) -> None:
+    # what create and set-up do; with one file in two kinds a command would wait for itself
+    for number in range(300):
+        name = f"vm{number}"
+        with (
+            transaction.locked(host, [paths.SETUP]),
+            transaction.locked(host, [name]),
+            transaction.locked(host, [f"image:{name}"], exclusive=False),
+            transaction.locked(host, [paths.ADDRESSES]),
+        ):
+            assert len(os.listdir(host.scope.locks_dir)) >= 4
+
+
+def test_commands_that_want_the_same_vms_in_another_order_do_not_wait_for_each_other(
+    host: OwnHost, hold: Callable[..., Holder]
+) -> None:
+    orders = (("web1", "web2", "web3"), ("web3", "web2", "web1"), ("web2", "web3", "web1"))
+    for holder in [hold(*order, at_once=True) for order in 2 * orders]:
+        assert holder.process.communicate(timeout=60)[0] == "held\n"
+
+
+def test_no_permission_says_what_to_do(host: OwnHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> int:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "open", refuse)
+    words = "Permission denied"
+    with pytest.raises(QsysdError, match=words) as caught, transaction.locked(host, ["web1"]):
+        raise AssertionError("there is no lock")
+    assert caught.value.hint == "run it as root: sudo qsysd …"
+
+
+# notes of intent
+
+
+def test_a_note_is_there_while_something_is_half_done(host: OwnHost) -> None:
+    with transaction.intent(host, "web1", "create", lambda: None):
+        assert transaction.pending(host.scope) == [Intent("web1", "create")]
+    assert transaction.pending(host.scope) == []
+
+
+def test_an_error_is_undone_and_then_the_note_goes(host: OwnHost) -> None:
+    seen: list[list[Intent]] = []
+
+    def undo() -> None:
+        seen.append(transaction.pending(host.scope))
+
+    with pytest.raises(ZeroDivisionError), transaction.intent(host, "web1", "create", undo):
+        raise ZeroDivisionError
+    assert seen == [[Intent("web1", "create")]]
+    assert transaction.pending(host.scope) == []
+
+
+def test_ctrl_c_is_undone(host: OwnHost) -> None:
+    undone: list[str] = []
+
+    def undo() -> None:
+        undone.append("web1")
+
+    with pytest.raises(KeyboardInterrupt), transaction.intent(host, "web1", "create", undo):
+        raise KeyboardInterrupt
+    assert undone == ["web1"]
+    assert not transaction.pending(host.scope)
+
+
+@pytest.mark.parametrize(
+    "error", [QsysdError("no bus"), OSError(39, "Directory not empty"), KeyboardInterrupt()]
+)
+def test_an_undo_that_fails_leaves_the_note_for_the_next_command(host: OwnHost, error: BaseException) -> None:
+    def undo() -> None:
+        raise error
+
+    wanted = KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else ZeroDivisionError
+    with pytest.raises(wanted), transaction.intent(host, "web1", "create", undo):
+        raise ZeroDivisionError
+    assert transaction.pending(host.scope) == [Intent("web1", "create")]
+
+
+def test_a_note_is_durable_before_the_first_effect_and_gone_for_good_before_the_end(
+    host: OwnHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    real = os.fsync
+
+    def sync(descriptor: int) -> None:
+        path = os.readlink(f"/proc/self/fd/{descriptor}")
+        synced.append(f"{os.path.basename(path)} {len(transaction.pending(host.scope))}")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    with transaction.intent(host, "web1", "create", lambda: None):
+        assert synced == ["web1.json 1", "intents 1"]
+    # were it to come back after a power cut, the next host boot would remove a whole VM
+    assert synced[2:] == ["intents 0"]
+
+
+def test_a_note_that_cannot_be_written_is_an_error_and_leaves_none(
+    host: OwnHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(QsysdError, match=r"web1\.json cannot be written: No space left") as caught:
+        transaction.begin(host, "web1", "create")
+    assert caught.value.hint == "the disk is full: free some space and try again"
+    assert transaction.pending(host.scope) == []
+
+
+def test_a_host_without_notes_has_none(scope: Scope) -> None:
+    assert transaction.pending(scope) == []
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "{}", '"create"', "\ufeff"])
+def test_a_note_that_was_cut_off_is_one(host: OwnHost, text: str) -> None:
+    Path(host.scope.intent("web1")).write_text(text, encoding="utf-8")
+    assert transaction.pending(host.scope) == [Intent("web1", "create")]
+
+
+# recovery
+
+
+def note(host: OwnHost, name: str, verb: str = "create") -> None:
+    """Leave the note of a command that was killed."""
+    Path(host.scope.intent(name)).write_text(json.dumps({"verb": verb}), encoding="utf-8")
+
+
+def test_what_killed_commands_left_is_finished_each_once(host: OwnHost) -> None:
+    note(host, "web1")
+    note(host, "web2", "delete")
+    finished: list[str] = []
+    assert transaction.recover(host, finished.append) == [Intent("web1", "create"), Intent("web2", "delete")]
+    assert finished == ["web1", "web2"]
+    assert transaction.recover(host, finished.append) == []
+    assert finished == ["web1", "web2"]
+
+
+def test_a_command_that_is_at_work_is_left_alone(host: OwnHost, hold: Callable[..., Holder]) -> None:
+    holder = hold("web1").wait()
+    note(host, "web1")
+    finished: list[str] = []
+    assert transaction.recover(host, finished.append) == []
+    assert transaction.pending(host.scope) == [Intent("web1", "create")]
+    os.kill(holder.process.pid, signal.SIGKILL)
+    holder.process.wait()
+    assert transaction.recover(host, finished.append) == [Intent("web1", "create")]
+
+
+def test_what_is_being_finished_is_locked(host: OwnHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transaction, "LOCK_TIMEOUT", 0.1)
+    note(host, "web1")
+    free: list[bool] = []
+    transaction.recover(host, lambda name: free.append(is_free(host, name)))
+    assert free == [False]
+    assert is_free(host, "web1")
+
+
+@pytest.mark.parametrize("error", [QsysdError("no bus"), OSError(39, "Directory not empty")])
+def test_what_cannot_be_finished_stays_and_hinders_no_other(host: OwnHost, error: Exception) -> None:
+    note(host, "web1")
+    note(host, "web2")
+
+    def finish(name: str) -> None:
+        if name == "web1":
+            raise error
+
+    assert transaction.recover(host, finish) == [Intent("web2", "create")]
+    assert transaction.pending(host.scope) == [Intent("web1", "create")]
+    assert "web1: a create was killed" in host.told[0]
+
+
+def test_a_command_that_has_just_ended_well_is_not_undone(
+    host: OwnHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # its note is listed, and gone when its lock is ours
+    note(host, "web1")
+    real = transaction._try_lock
+
+    def try_lock(descriptor: int, exclusive: bool) -> bool:
+        os.unlink(host.scope.intent("web1"))
+        return real(descriptor, exclusive)
+
+    monkeypatch.setattr(transaction, "_try_lock", try_lock)
+    finished: list[str] = []
+    assert transaction.recover(host, finished.append) == []
+    assert finished == []
