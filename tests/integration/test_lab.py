@@ -267,7 +267,7 @@ class TinyGuest:
         host.run(["rm", "-f", self.log])
         host.run(["systemd-run", "--quiet", "--collect", "--unit=tiny", *qemu])
 
-    def saw(self, pattern: str, *, timeout: float = 30) -> re.Match[str]:
+    def saw(self, pattern: str, *, timeout: float = 90) -> re.Match[str]:
         """Wait until the serial port has shown a pattern."""
         return wait_until(
             lambda: re.search(pattern, self.host.sh(f"cat {self.log}", check=False)),
@@ -285,7 +285,7 @@ class TinyGuest:
         """Say whether QEMU still runs."""
         return self.host.property("tiny.service", "ActiveState") == "active"
 
-    def wait_off(self, *, timeout: float = 10) -> None:
+    def wait_off(self, *, timeout: float = 30) -> None:
         """Wait until QEMU has ended."""
         wait_until(lambda: not self.running(), timeout=timeout, what="the tiny guest going off")
 
@@ -341,7 +341,7 @@ def test_tiny_guest_fills_the_disk_of_the_host(tiny_host: LabHost) -> None:
     guest = TinyGuest(tiny_host, "tiny=write-disk", disk="/root/small/disk")
     guest.saw("TINY WROTE 16")
     wait_until(
-        lambda: "io-error" in guest.monitor("info status"), timeout=20, what="the pause at a full disk"
+        lambda: "io-error" in guest.monitor("info status"), timeout=60, what="the pause at a full disk"
     )
     guest.kill()
     tiny_host.sh("umount /root/small")

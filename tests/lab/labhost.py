@@ -217,7 +217,7 @@ class Host:
                 raise LabError(f"{self.name} did not start:\n{self.console_tail()}")
             return self.leader()
 
-        wait_until(leader, timeout=30, what=f"starting {self.name}")
+        wait_until(leader, timeout=60, what=f"starting {self.name}")
 
     def wait_running(self, *, timeout: float = BOOT_TIMEOUT) -> None:
         """Wait until systemd in the host has come up; say so if a unit failed."""
@@ -248,7 +248,7 @@ class Host:
             before = self.running()
             self.run(["systemctl", "--no-block", "reboot"], check=False)
             self.wait_gone(before, timeout=timeout)
-            wait_until(self.leader, timeout=30, what=f"{self.name} booting again")
+            wait_until(self.leader, timeout=60, what=f"{self.name} booting again")
             self.wait_running(timeout=timeout)
 
     def crash(self, *, timeout: float = BOOT_TIMEOUT, boot: bool = True) -> None:
