@@ -24,8 +24,9 @@ TYPE_ROOT = uuid.UUID("4f68bce3-e8cd-4db1-96e7-fbcaf984b709")
 TYPE_BIOS_BOOT = uuid.UUID("21686148-6449-6e6f-744e-656564454649")
 
 # As on Debian's cloud images: the root is the first partition by number and the last on the disk,
-# so that it can grow. Numbers of sectors.
-CORE_FIRST = 34
+# so that it can grow. Numbers of sectors, at multiples of 4 KiB: systemd-repart overlooks a partition
+# that begins before the first usable one of these, and discards what it takes for free: GRUB's core.
+CORE_FIRST = 40
 ROOT_FIRST = 2048
 TABLE_ENTRIES = 128
 TABLE_SECTORS = 32
@@ -77,6 +78,7 @@ def write(path: str, disk_size: int, boot_sector: bytes, core: bytes) -> Layout:
         disk.write(_boot_sector(boot_sector, sectors))
         disk.write(first)
         disk.write(table)
+        disk.seek(CORE_FIRST * SECTOR)
         disk.write(_core(core))
         disk.seek(copy_at * SECTOR)
         disk.write(table)
