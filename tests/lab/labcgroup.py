@@ -7,6 +7,7 @@ group of their own two hosts would share one, and each systemd would take the ot
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -90,5 +91,18 @@ class Cgroup:
         if self.scope:
             run(["systemctl", "stop", f"{self.name}.scope"], check=False)
             return
-        for group in self.groups():
-            group.rmdir()
+        wait_until(self.remove, timeout=30, what=f"removing the control group of {self.name}")
+
+    def remove(self) -> bool:
+        """Remove the group and those below it; return whether they are gone.
+
+        A process that has just ended is listed no more, but holds its group for a moment yet.
+        """
+        try:
+            for group in self.groups():
+                group.rmdir()
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            return False
+        return True
