@@ -375,6 +375,9 @@ def _check_vm(spec: VMSpec, root: Section, problems: Problems, name: str | None)
     macs = [nic.mac for nic in spec.nics if nic.mac]
     if len(set(macs)) != len(macs):
         problems.add(root.items["nics"], "nics", "two network cards have the same MAC address")
+    addresses = [(nic.network, nic.address) for nic in spec.nics if nic.address]
+    if len(set(addresses)) != len(addresses):
+        problems.add(root.items["nics"], "nics", "two network cards have the same address")
 
 
 def parse_network(text: str, source: str, *, name: str | None = None) -> NetworkSpec:

@@ -72,6 +72,8 @@ def examine(host: Host, text: str, source: str) -> VMSpec:
 
 
 def _check_free(host: Host, name: str) -> None:
+    """Raise ExistsError where the name is taken, and HostError without systemd: nothing is begun then."""
+    host.systemd.state(paths.unit(name))
     if host.store.exists(name):
         raise ExistsError(
             f"there is already a VM {name!r}", hint=f"qsysd status {name}, or take another name"
@@ -86,9 +88,7 @@ def _check_free(host: Host, name: str) -> None:
 
 def complete(host: Host, spec: VMSpec, defaults: Defaults, ssh_keys: Sequence[str] = ()) -> VMSpec:
     """Return the spec with what is made once and kept: UUID, machine type, MACs, addresses, disk size."""
-    image = None
-    if spec.image and not spec.uuid:
-        image = host.images.get(spec.image)
+    image = host.images.get(spec.image) if spec.image else None
     disks = spec.disks
     if image and not disks:
         disks = (Disk(max(defaults.disk_size, image.virtual_size)),)
@@ -99,9 +99,7 @@ def complete(host: Host, spec: VMSpec, defaults: Defaults, ssh_keys: Sequence[st
     return replace(
         spec,
         uuid=spec.uuid or str(uuid.uuid4()),
-        machine=spec.machine
-        if "-" in spec.machine
-        else qemu.pinned_machine(host.scope, spec.machine or "q35"),
+        machine=pinned(host, spec.machine or "q35"),
         disks=disks,
         nics=complete_nics(host, spec),
         seed=seeded,
@@ -110,11 +108,19 @@ def complete(host: Host, spec: VMSpec, defaults: Defaults, ssh_keys: Sequence[st
     )
 
 
+def pinned(host: Host, machine: str) -> str:
+    """Return a machine type that stays what it is when QEMU is upgraded."""
+    return machine if "-" in machine else qemu.pinned_machine(host.scope, machine)
+
+
 def complete_nics(host: Host, spec: VMSpec) -> tuple[Nic, ...]:
     """Return a VM's NICs, each with a MAC and, where its network gives them, an address of its own."""
     others = [other for other in host.store.load_all() if other.name != spec.name]
     macs = {nic.mac for other in others for nic in other.nics} | {nic.mac for nic in spec.nics}
     taken = {(nic.network, nic.address) for vm in [*others, spec] for nic in vm.nics if nic.address}
+    # A VM whose definition is broken at the moment keeps what it had.
+    broken = set(host.store.names()) - {vm.name for vm in [*others, spec]}
+    kept = [known for name in broken for known in host.store.summary(name).addresses]
     result = []
     for nic in spec.nics:
         mac = nic.mac
@@ -127,7 +133,7 @@ def complete_nics(host: Host, spec: VMSpec) -> tuple[Nic, ...]:
             claimed = [known for name, known in taken if name == nic.network and known]
             # dnsmasq gives nobody an address that another MAC still holds
             leased = [lease.address for lease in network.leases(host.scope, nic.network)]
-            address = network.allocate(subnet, [*claimed, *leased])
+            address = network.allocate(subnet, [*claimed, *leased, *kept])
             taken.add((nic.network, address))
         result.append(Nic(nic.network, mac, address))
     return tuple(result)
@@ -161,18 +167,46 @@ def check_references(host: Host, spec: VMSpec) -> None:
             )
         if path and not os.stat(path).st_mode & 0o004:
             raise InvalidError(f"{path} cannot be read by the VM's own user", hint=f"chmod o+r {path}")
-    _check_addresses(host, spec)
+    others = [other for other in host.store.load_all() if other.name != spec.name]
+    _check_order(spec, others)
+    _check_identity(spec, others)
+    _check_addresses(host, spec, others)
 
 
-def _check_addresses(host: Host, spec: VMSpec) -> None:
+def _check_order(spec: VMSpec, others: Sequence[VMSpec]) -> None:
+    """Raise where VMs would wait for each other: systemd would start one of them not at all."""
+    needs = {vm.name: vm.depends_on for vm in [*others, spec]}
+    ways: list[tuple[str, ...]] = [(spec.name, need) for need in spec.depends_on]
+    seen: set[str] = set()
+    while ways:
+        way = ways.pop()
+        if way[-1] == spec.name:
+            raise InvalidError(f"{spec.name} would wait for itself: {' → '.join(way)}")
+        if way[-1] not in seen:
+            seen.add(way[-1])
+            ways += [(*way, need) for need in needs.get(way[-1], ())]
+
+
+def _check_identity(spec: VMSpec, others: Sequence[VMSpec]) -> None:
+    """Raise where another VM has the same UUID, or a NIC with the same MAC on the same network."""
+    nics = {(nic.network, nic.mac) for nic in spec.nics if nic.mac}
+    for other in others:
+        if spec.uuid == other.uuid != "":
+            raise ExistsError(
+                f"the UUID {spec.uuid} belongs to the VM {other.name!r}", hint="leave it out to get a new one"
+            )
+        for nic in other.nics:
+            if (nic.network, nic.mac) in nics:
+                raise ExistsError(
+                    f"{nic.mac} belongs to the VM {other.name!r}", hint="leave the MAC out to get a new one"
+                )
+
+
+def _check_addresses(host: Host, spec: VMSpec, others: Sequence[VMSpec]) -> None:
+    """Raise where an address is not for a VM on its network, or another VM's."""
     import ipaddress
 
-    claimed = {
-        (nic.network, nic.address): other.name
-        for other in host.store.load_all()
-        if other.name != spec.name
-        for nic in other.nics
-    }
+    claimed = {(nic.network, nic.address): other.name for other in others for nic in other.nics}
     for nic in spec.nics:
         net: NetworkSpec = host.store.load_network(nic.network)
         if nic.address is None:

@@ -27,7 +27,7 @@ def edit(host: Host, name: str, text: str, *, before: str) -> bool:
             raise QsysdError(f"{name} was changed by somebody else meanwhile", hint=f"qsysd edit {name}")
         old = config.parse_vm(before, host.scope.definition(name), name=name, defaults=host.store.defaults())
         new = config.parse_vm(text, f"{name}.yaml", name=name, defaults=host.store.defaults())
-        new = replace(new, uuid=new.uuid or old.uuid, machine=new.machine or old.machine)
+        new = replace(new, uuid=new.uuid or old.uuid, machine=create.pinned(host, new.machine or old.machine))
         _check_kept(old, new)
         new = replace(new, nics=create.complete_nics(host, new))
         create.check_references(host, new)

@@ -21,15 +21,14 @@ def pinned_machine(scope: Scope, alias: str) -> str:
     A VM keeps it, so that its guest sees the same machine after QEMU was upgraded.
     Raises HostError where QEMU is missing or does not know the alias.
     """
-    aliases = _aliases(scope)
-    if alias in aliases.values():
-        return alias
-    if alias not in aliases:
+    machines = _machines(scope)
+    if alias not in machines:
         raise HostError(f"this host's QEMU has no machine type {alias!r}", hint=f"{PROGRAM} -machine help")
-    return aliases[alias]
+    return machines[alias]
 
 
-def _aliases(scope: Scope) -> dict[str, str]:
+def _machines(scope: Scope) -> dict[str, str]:
+    """Return each machine type with what stands behind it: itself, unless it is an alias."""
     program = process.require(PROGRAM)
     status = os.stat(program)
     identity = [program, status.st_mtime_ns, status.st_size]
@@ -37,10 +36,11 @@ def _aliases(scope: Scope) -> dict[str, str]:
     with suppress(ValueError, KeyError, TypeError, AttributeError):  # unreadable: QEMU is asked again
         known = json.loads(read_text(cache) or "{}")
         if known.get("identity") == identity:
-            return dict(known["aliases"])
+            return dict(known["machines"])
     output = process.run([PROGRAM, "-machine", "help"], timeout=30).stdout
     # "q35                  Standard PC (Q35 + ICH9, 2009) (alias of pc-q35-7.2)"
-    aliases = dict(re.findall(r"^(\S+)\s.*\(alias of (\S+)\)$", output, re.MULTILINE))
+    lines = re.findall(r"^(\S+) .*?(?:\(alias of (\S+)\))?$", output, re.MULTILINE)
+    machines = {name: target or name for name, target in lines}
     os.makedirs(scope.runtime_dir, mode=0o755, exist_ok=True)
-    write_atomic(cache, json.dumps({"identity": identity, "aliases": aliases}), 0o644)
-    return aliases
+    write_atomic(cache, json.dumps({"identity": identity, "machines": machines}), 0o644)
+    return machines

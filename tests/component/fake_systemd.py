@@ -22,7 +22,8 @@ OFF = ("inactive", "dead")
 class FakeSystemd(Systemd):
     """What operations need of systemd, on a scope below a directory.
 
-    results: what a job for a unit ends as when it is not `done`. gone: the bus cannot be reached.
+    results: what a job for a unit ends as when it is not `done`. gone: the bus cannot be reached;
+    goes_at: not from this call on.
     during: called with method and unit while a job runs, as if from another program.
     """
 
@@ -32,10 +33,12 @@ class FakeSystemd(Systemd):
         self.file = os.path.join(scope.root, "systemd.json")
         self.results: dict[str, str] = {}
         self.gone = False
+        self.goes_at = ""
         self.calls: list[str] = []
         self.during: Callable[[str, str], None] = lambda method, unit: None
 
     def _called(self, method: str, *arguments: object) -> None:
+        self.gone = self.gone or method == self.goes_at
         if self.gone:
             raise HostError("the system bus cannot be reached: it is gone")
         sys.audit("test.systemd", method)

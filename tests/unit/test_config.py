@@ -305,6 +305,12 @@ def test_two_nics_with_one_mac_are_refused() -> None:
     assert problem(lines).endswith("nics: two network cards have the same MAC address")
 
 
+def test_two_nics_with_one_address_are_refused() -> None:
+    nics = "nics:\n- {address: 10.0.0.1}\n- {address: 10.0.0.1}"
+    assert problem(nics).endswith("nics: two network cards have the same address")
+    assert len(valid(f"{nics}\n  network: lan".replace("}\n  network", ", network") + "}").nics) == 2
+
+
 @pytest.mark.parametrize("address", ["10.0.0.1", "'10.0.0.1'", "255.255.255.254"])
 def test_addresses(address: str) -> None:
     assert valid(f"nics: [{{address: {address}}}]").nics[0].address == address.strip("'")
