@@ -93,7 +93,7 @@ class Monitor:
         try:
             self._socket.connect(self.path)
         except (TimeoutError, BlockingIOError) as error:  # EAGAIN: others wait for it already
-            raise MonitorBusy(f"the monitor {self.path} is busy") from error
+            raise MonitorBusy(f"the monitor {self.path} is busy: another client holds it") from error
         except OSError as error:
             raise MonitorGone(f"no monitor at {self.path}: {error.strerror or error}") from error
         if peer is not None and peer_pid(self._socket) != peer:

@@ -114,8 +114,14 @@ def _start_error(host: Host, name: str, result: JobResult) -> QsysdError:
         return QsysdError(f"{name}: {result.refusal}", hint=f"systemctl status {result.unit}")
     if result.result == "dependency":
         return QsysdError(f"{name} did not start: a unit that it needs did not", hint=hint)
-    from qsysd.operations import journal
+    from qsysd import process
+    from qsysd.operations import journal, qemu
 
+    try:
+        # Of a program that is not there, systemd says nothing in the unit's own journal.
+        process.require(qemu.PROGRAM)
+    except HostError as error:
+        return HostError(f"{name} did not start: {error.message}", hint=error.hint)
     words = journal.failure(host, paths.unit(name))
     return QsysdError(f"{name} did not start: {words or f'systemd says {result.result}'}", hint=hint)
 
