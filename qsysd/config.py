@@ -36,7 +36,6 @@ _MACHINE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _CPU = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+,=-]{0,255}")
 _IMAGE = re.compile(r"[a-z][a-z0-9.-]{0,62}")
 _USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
-_SSH_KEY = re.compile(r"(ssh|ecdsa|sk)-[A-Za-z0-9@.-]+ [A-Za-z0-9+/]+=*( [^\x00-\x1f\x7f]*)?")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 # No definition is like this, and libyaml overflows the stack on tens of thousands of levels.
@@ -352,7 +351,7 @@ def parse_vm(text: str, source: str, *, name: str | None = None, defaults: Defau
         kernel=kernel,
         seed=root.value("seed", _boolean, root.present("image")),
         user=root.value("user", _matching(_USER, "a user name"), None),
-        ssh_keys=root.each("ssh_keys", lambda node, _: _matching(_SSH_KEY, "an ssh public key")(node)),
+        ssh_keys=root.each("ssh_keys", lambda node, _: _matching(values.SSH_KEY, "an ssh public key")(node)),
         depends_on=root.each("depends_on", lambda node, _: _name(node)),
         stop_timeout=root.value("stop_timeout", _duration, defaults.stop_timeout),
         qemu_args=root.each("qemu_args", lambda node, _: _text(node)),

@@ -51,6 +51,12 @@ def dhcp_unit(network: str) -> str:
     return f"qsysd-dhcp@{network}.service"
 
 
+def is_disk(file: str) -> bool:
+    """Return whether a file in a VM's directory has the name of one of its disks."""
+    number = file.removeprefix("disk").removesuffix(".qcow2")
+    return file == f"disk{number}.qcow2" and number.isascii() and number.isdigit()
+
+
 def _digest(text: str) -> str:
     """Return the SHA-256 of a name in hexadecimal."""
     # Imported here: the helper that runs at each start and stop of a VM hardly ever needs it.

@@ -15,6 +15,8 @@ _SIZE = re.compile(
 _SECONDS = {"": 1, "s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600}
 _DURATION = re.compile(r"(?P<number>[1-9][0-9]*|0)\s*(?P<unit>s|sec|m|min|h|)")
 MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
+# type, key and comment as in the .pub file that ssh-keygen writes (sshd(8), AUTHORIZED_KEYS FILE FORMAT)
+SSH_KEY = re.compile(r"(ssh|ecdsa|sk)-[A-Za-z0-9@.-]+ [A-Za-z0-9+/]+=*( [^\x00-\x1f\x7f]*)?")
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
@@ -76,6 +78,16 @@ def parse_duration(text: str) -> int:
     if not found:
         raise ValueError(f"{text!r} is not a time; write for example 90s or 2min")
     return int(found["number"]) * _SECONDS[found["unit"]]
+
+
+def printable(text: str) -> str:
+    """Return a line as a terminal can show it: without the control sequences that a guest could hide in it.
+
+    For whatever a guest, or a QEMU that a guest has taken over, can choose: console output, file names.
+    """
+    escapes = r"\x1b(\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|[@-Z\\-_])"
+    text = text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return re.sub(escapes + r"|[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]", "", text)
 
 
 def new_mac() -> str:

@@ -13,6 +13,7 @@ and block/vhdx.c.
 from __future__ import annotations
 
 import os
+import stat
 import struct
 from dataclasses import dataclass
 
@@ -80,8 +81,16 @@ def read_header(path: str) -> Header:
     Raises BrokenImageError when the file is not qcow2 or its header makes no sense, OSError when it
     cannot be read.
     """
-    with open(path, "rb") as file:
-        start = file.read(HEADER_READ)
+    # A QEMU that a guest has taken over chooses what its disk is, and what that is an overlay on: to
+    # open a pipe would never end, and to open a device may do something.
+    place = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(place).st_mode):
+            raise BrokenImageError(f"{path} is not a regular file")
+        with open(f"/proc/self/fd/{place}", "rb") as file:
+            start = file.read(HEADER_READ)
+    finally:
+        os.close(place)
     return parse_header(start, path)
 
 

@@ -13,6 +13,7 @@ from qsysd.operations import transaction
 from qsysd.operations.control import power_off, reload_dhcp
 from qsysd.operations.host import Host
 from qsysd.store import remove
+from qsysd.values import human_size, printable
 
 
 def contents(host: Host, vm: str) -> list[str]:
@@ -29,14 +30,15 @@ def contents(host: Host, vm: str) -> list[str]:
     found.append(f"{scope.definition(vm)} and what was rendered from it")
     if os.path.isdir(scope.vm_dir(vm)):
         for entry in sorted(os.scandir(scope.vm_dir(vm)), key=lambda item: item.name):
-            found.append(f"{entry.path} ({_used(entry)})")
+            found.append(f"{printable(entry.path)} ({_used(entry)})")
     return found
 
 
 def _used(entry: os.DirEntry[str]) -> str:
-    from qsysd.values import human_size
-
-    return human_size(entry.stat(follow_symlinks=False).st_blocks * 512)
+    try:
+        return human_size(entry.stat(follow_symlinks=False).st_blocks * 512)
+    except FileNotFoundError:
+        return "gone"
 
 
 def foreign_drop_ins(host: Host, vm: str) -> list[str]:

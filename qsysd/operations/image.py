@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+from qsysd import paths
 from qsysd.errors import InvalidError
 from qsysd.images import Image
 from qsysd.operations import transaction
@@ -36,7 +37,7 @@ def _disks(host: Host, vm: str) -> list[str]:
         names = os.listdir(host.scope.vm_dir(vm))
     except FileNotFoundError:
         return []
-    return [os.path.join(host.scope.vm_dir(vm), name) for name in names if name.endswith(".qcow2")]
+    return [os.path.join(host.scope.vm_dir(vm), name) for name in names if paths.is_disk(name)]
 
 
 def build(

@@ -170,7 +170,7 @@ def _disks(host: Host, name: str) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     for entry in entries:
-        if entry.name.endswith(".qcow2") and entry.is_file(follow_symlinks=False):
+        if paths.is_disk(entry.name) and entry.is_file(follow_symlinks=False):
             found.append({"path": entry.path, "used": entry.stat(follow_symlinks=False).st_blocks * 512})
     return found
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from qsysd import paths, process
+from qsysd import paths, process, values
 from qsysd.errors import QsysdError
 from qsysd.operations.host import Host
 
@@ -35,7 +35,7 @@ def failure(host: Host, unit: str) -> str:
     lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
     qemu = [line for line in lines if line.startswith("qemu-system-") and "warning:" not in line]
     chosen = qemu or [line for line in lines if "own words stand above" not in line]
-    return "\n".join(chosen[-3:])
+    return "\n".join(map(values.printable, chosen[-3:]))
 
 
 def _open_log(path: str) -> int:
@@ -56,15 +56,7 @@ def console_tail(host: Host, vm: str, lines: int) -> list[str]:
         return []
     except OSError as error:
         raise QsysdError(f"{path}: {error.strerror}", hint="run it as root: sudo qsysd …") from error
-    return [_printable(line) for line in text.splitlines()[-lines:]] if lines else []
-
-
-def _printable(line: str) -> str:
-    """Return a line without the control sequences that a guest could play with a terminal by."""
-    import re
-
-    escapes = r"\x1b(\[[0-9;?]*[ -/]*[@-~]|[@-Z\\-_]|\][^\x07\x1b]*(\x07|\x1b\\)?)"
-    return re.sub(escapes + r"|[\x00-\x08\x0b-\x1f\x7f]", "", line)
+    return [values.printable(line) for line in text.splitlines()[-lines:]] if lines else []
 
 
 def unit_arguments(vm: str, *, lines: int, follow: bool) -> list[str]:
@@ -90,4 +82,4 @@ def follow_console(host: Host, vm: str) -> Iterator[str]:
             rest += chunk
             *whole, rest = rest.split("\n")
             for line in whole:
-                yield _printable(line)
+                yield values.printable(line)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import pwd
 from collections.abc import Sequence
+from contextlib import suppress
 
-from qsysd import process
+from qsysd import process, values
 from qsysd.errors import InvalidError
 from qsysd.paths import Scope
 
@@ -61,7 +62,8 @@ def callers_keys() -> list[str]:
         except OSError:
             continue  # no such directory, or not ours to read: then there are no keys
         for name in names:
-            found += read_keys(os.path.join(directory, name))
+            with suppress(InvalidError):  # a key of another program, or not ours to read
+                found += read_keys(os.path.join(directory, name))
     return list(dict.fromkeys(found))
 
 
@@ -74,10 +76,10 @@ def read_keys(path: str) -> Sequence[str]:
     """Return the public keys in a file, one a line. Raises InvalidError when it has none."""
     try:
         with open(path, encoding="utf-8") as file:
-            lines = [line.strip() for line in file]
+            lines = [" ".join(line.split(maxsplit=2)).rstrip() for line in file]
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidError(f"{path} is not a file of ssh public keys: {error}") from error
-    found = [line for line in lines if line.split(" ", 1)[0].startswith(("ssh-", "ecdsa-", "sk-"))]
+    found = [line for line in lines if values.SSH_KEY.fullmatch(line)]
     if not found:
         raise InvalidError(f"{path} holds no ssh public key", hint="name the .pub file")
     return found

@@ -90,6 +90,21 @@ def test_every_module_has_the_same_idea_of_a_name() -> None:
     assert paths.NAME_RULE in inspect.getsource(helper.main)
 
 
+def test_the_names_of_disks() -> None:
+    assert all(paths.is_disk(os.path.basename(Scope().overlay("web1", index))) for index in range(30))
+    for name in (
+        "disk.qcow2",
+        "disk0.qcow2.part",
+        "x.qcow2",
+        "diskx.qcow2",
+        "disk0",
+        "seed.iso",
+        "disk-1.qcow2",
+        "\x1b[2Jdisk0.qcow2",
+    ):
+        assert not paths.is_disk(name)
+
+
 def test_units() -> None:
     assert paths.unit("web1") == "qemu-vm@web1.service"
     assert paths.vm_of_unit("qemu-vm@web1.service") == "web1"

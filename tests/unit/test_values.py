@@ -112,3 +112,25 @@ def test_new_macs_are_valid_local_unicast_and_differ() -> None:
     for mac in macs:
         assert values.MAC.fullmatch(mac)
         assert int(mac[:2], 16) & 0b11 == 0b10
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain é 日本 😀 text", "plain é 日本 😀 text"),
+        ("a\tb", "a\tb"),
+        ("\x1b[31mred\x1b[0m", "red"),
+        ("\x1b[2J\x1b[1;1Hgone?", "gone?"),
+        ("\x1b]0;title\x07x", "x"),
+        ("\x1b]52;c;cGFzdGU=\x1b\\x", "x"),
+        ("\x1b]0;without end", ""),
+        ("a\rb\x08c\nd\x00", "abcd"),
+        ("\x9b2J\x85\x90x", "2Jx"),
+        ("\u202egnp.exe", "gnp.exe"),
+        ("bad \udcff", "bad \\udcff"),
+        ("\x1bZ\x1bcx", "cx"),
+    ],
+)
+def test_what_a_guest_says_cannot_play_with_a_terminal(text: str, shown: str) -> None:
+    assert values.printable(text) == shown
+    values.printable(text).encode()
