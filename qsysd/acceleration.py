@@ -75,7 +75,9 @@ def ensure(scope: Scope, *, again: bool = False) -> None:
             return
         reason = probe()
         accel, cpu = ("tcg", "max") if reason else ("kvm", "host")
-        comment = f"# tcg: {reason}" if reason else "# kvm: it ran a guest"
+        # Before systemd 254, a backslash at its end makes the next line part of a comment.
+        words = "".join(filter(str.isprintable, reason or "")).rstrip("\\")
+        comment = f"# tcg: {words}" if reason else "# kvm: it ran a guest"
         partial = f"{scope.acceleration_file}.part"
         with open(partial, "w", encoding="utf-8") as file:
             file.write(f"{comment}\nQSYSD_ACCEL=-accel {accel}\nQSYSD_CPU=-cpu {cpu}\n")

@@ -54,8 +54,8 @@ def _systemd(host: Host) -> Iterator[Finding]:
 def _programs(host: Host) -> Iterator[Finding]:
     del host
     if process.find(PROGRAM):
-        words = process.run([PROGRAM, "--version"], timeout=10).stdout.splitlines()[0]
-        yield Finding("ok", "QEMU", words)
+        words = process.run([PROGRAM, "--version"], timeout=10).stdout.partition("\n")[0]
+        yield Finding("ok", "QEMU", words or "it does not tell its version")
     for program in (PROGRAM, *PROGRAMS):
         if not process.find(program):
             yield Finding("missing", program, "is not installed", f"apt install {process.PACKAGES[program]}")
