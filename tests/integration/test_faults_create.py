@@ -237,6 +237,7 @@ def test_qemu_missing(host: LabHost, vm: VMFactory) -> None:
         assert f"{name} did not start: qemu-system-x86_64 is not installed" in said
         assert "hint: apt install qemu-system-x86" in said
         assert "qemu-system-x86" in refused(host, "doctor", status=7)
+    host.systemctl("reset-failed", unit(name))
     assert traces(host) == before
     host.qsysd("start", name)
 
@@ -308,10 +309,14 @@ def whole_or_gone(host: LabHost, name: str, before: dict[str, list[str]]) -> boo
 
 
 def test_killed_create_is_whole_or_gone(host: LabHost, vm: VMFactory) -> None:
-    name, before = vm(), traces(host)
-    command = tiny(name, "--disk", "1M", "--disk", "1M")
+    name = vm()
+    # Every step there is: an overlay, a second disk, a seed, an address, the unit.
+    host.sh("cd /root; qemu-img create -q -f qcow2 base.qcow2 8M; qsysd image import base.qcow2 --name base")
+    command = tiny(name, "--image", "base", "--disk", "8M", "--disk", "1M")
     whole = took(host, command)
+    assert host.exists(f"{VMS}/{name}/seed.iso")
     host.qsysd("delete", "--yes", name)
+    before = traces(host)
     cut = notes = 0
     for number in range(1, ROUNDS + 1):
         cut += killed(host, command, whole * number / ROUNDS, alone=bool(number % 2))
@@ -321,6 +326,7 @@ def test_killed_create_is_whole_or_gone(host: LabHost, vm: VMFactory) -> None:
             host.qsysd("delete", "--yes", name)
             assert traces(host) == before
     assert cut >= ROUNDS / 2 and notes >= 3, (cut, notes)
+    host.sh("qsysd image rm --yes base; rm /root/base.qcow2; rmdir /run/qsysd/seeds || true")
 
 
 def test_killed_delete_is_whole_or_gone(host: LabHost, vm: VMFactory) -> None:
@@ -341,17 +347,17 @@ def test_killed_delete_is_whole_or_gone(host: LabHost, vm: VMFactory) -> None:
 
 def test_next_command_repairs_and_says_so(host: LabHost, vm: VMFactory) -> None:
     name, other, before = vm(), vm("other"), traces(host)
-    # A create that is killed while its VM starts: QEMU runs, and all is there but the end.
-    command = tiny(name, "--disk", "1M")
-    host.sh(
-        f"{command} & while ! pgrep -x qemu-system-x86 >/dev/null; do sleep 0.01; done; kill -9 $! || true",
-    )
-    if host.exists(f"/var/lib/qsysd/intents/{name}.json"):
-        said = host.qsysd("create", other, *tiny_options("tiny=no-network")).stderr
-        assert f"{name}: a create was killed; what it left has been removed" in said
-        assert not host.exists(f"/etc/qsysd/vms/{name}.yaml")
-        host.qsysd("delete", "--yes", other)
-        assert traces(host) == before
+    note = f"/var/lib/qsysd/intents/{name}.json"
+    host.sh(f"{tiny(name, '--disk', '1M')} & until [ -e {note} ]; do :; done; kill -9 $!")
+    assert host.exists(note)
+    # `list` only reports; it changes nothing.
+    host.qsysd("list")
+    assert host.exists(note)
+    said = host.qsysd("create", other, *tiny_options("tiny=no-network")).stderr
+    assert f"{name}: a create was killed; what it left has been removed" in said
+    assert not host.exists(f"/etc/qsysd/vms/{name}.yaml")
+    host.qsysd("delete", "--yes", other)
+    assert traces(host) == before
 
 
 # at once
