@@ -1,0 +1,10 @@
+"""`pytest tests/golden --regenerate` writes the expected files again: read the difference then."""
+
+from __future__ import annotations
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the switch that writes expected files instead of comparing with them."""
+    parser.addoption("--regenerate", action="store_true", help="write the golden files again")

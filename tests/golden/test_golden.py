@@ -1,0 +1,89 @@
+"""YAML in; argv, environment file, drop-in, seed documents, units and network files out, to the letter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from qsysd import config, qemuargs, render, seed
+from qsysd.paths import Scope
+from qsysd.spec import VMSpec
+
+HERE = Path(__file__).parent
+CASES = sorted((HERE / "cases").glob("*.yaml"))
+EXAMPLES = sorted((HERE.parents[1] / "examples").glob("*.yaml"))
+SCOPE = Scope()
+HELPER = ["/usr/bin/python3", "-I", "-S", "-E", "/var/lib/qsysd/helper/current/qsysd-helper"]
+
+
+def spec_of(case: Path) -> VMSpec:
+    """Return the spec of a case's definition."""
+    return config.parse_vm(case.read_text(), case.name, name=None)
+
+
+def compare(directory: str, files: dict[str, str], regenerate: bool) -> None:
+    """Compare texts with the expected files of a directory, or write those."""
+    expected = HERE / "expected" / directory
+    if regenerate:
+        expected.mkdir(parents=True, exist_ok=True)
+        for old in expected.iterdir():
+            old.unlink()
+        for name, text in files.items():
+            (expected / name).write_text(text)
+    assert {path.name for path in expected.iterdir()} == set(files)
+    for name, text in files.items():
+        assert text == (expected / name).read_text(), f"{directory}/{name}; meant so? --regenerate"
+
+
+@pytest.fixture
+def regenerate(request: pytest.FixtureRequest) -> bool:
+    """Tell whether expected files are to be written."""
+    return bool(request.config.getoption("--regenerate"))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.stem)
+def test_vm(case: Path, regenerate: bool) -> None:
+    spec = spec_of(case)
+    rendered = render.vm(spec, SCOPE)
+    files = {
+        "definition.yaml": config.dump_vm(spec),
+        "argv": "".join(f"{word}\n" for word in qemuargs.build(spec, SCOPE)),
+        "environment": rendered.environment,
+        "drop-in.conf": rendered.drop_in,
+    }
+    if spec.seed:
+        files |= seed.documents(spec)
+    compare(case.stem, files, regenerate)
+    assert rendered.digest in rendered.environment
+
+
+@pytest.mark.parametrize("version", [252, 257])
+def test_unit(version: int, regenerate: bool) -> None:
+    text = render.unit(SCOPE, systemd_version=version, helper=HELPER, qemu="/usr/bin/qemu-system-x86_64")
+    compare(f"unit-{version}", {"qemu-vm@.service": text}, regenerate)
+    assert ("RestartSteps=" in text) == (version >= 254)
+
+
+def test_network(regenerate: bool) -> None:
+    spec = config.parse_network("name: default\nkind: nat\nsubnet: 10.83.0.0/24\n", "default.yaml")
+    files = {Path(path).name: text for path, text in render.network_files(spec, SCOPE).items()}
+    compare("network", files | {"default.yaml": config.dump_network(spec)}, regenerate)
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.stem)
+def test_examples_are_valid(example: Path) -> None:
+    spec = spec_of(example)
+    assert spec.image or spec.kernel
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.stem)
+def test_definition_says_what_the_spec_says(case: Path) -> None:
+    spec = spec_of(case)
+    assert config.parse_vm(config.dump_vm(spec), case.name) == spec
+
+
+def test_every_key_is_exercised() -> None:
+    used = {key for case in CASES for key in yaml.safe_load(case.read_text())}
+    assert used == set(config.VM_KEYS)
