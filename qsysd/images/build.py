@@ -49,7 +49,17 @@ PACKAGES = (
         "openssh-server",
         "qemu-guest-agent",
     ),
-    *("sudo", "netbase", "ca-certificates", "iproute2", "e2fsprogs", "procps", "less", "nano"),
+    *(
+        "sudo",
+        "netbase",
+        "ca-certificates",
+        "iproute2",
+        "e2fsprogs",
+        "procps",
+        "less",
+        "nano",
+        "libnss-myhostname",
+    ),
 )
 # What systemd has in packages of their own from trixie on.
 MORE_PACKAGES = {"trixie": ("systemd-repart",)}

@@ -1,0 +1,111 @@
+"""Disk image files for the tests: sound ones, and those that try to reach out to other files.
+
+A maker of a file takes its path and the path of a file that is none of its business.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+MIB = 1024**2
+
+
+def qemu_img(*words: str | Path) -> str:
+    """Run qemu-img; return what it printed."""
+    argv = ["qemu-img", *map(str, words)]
+    return subprocess.run(argv, check=True, capture_output=True, text=True).stdout
+
+
+def info(path: str | Path) -> dict[str, object]:
+    """Return what qemu-img says of a file."""
+    return dict(json.loads(qemu_img("info", "--output=json", path)))
+
+
+def backing_on(source: Path, target: str) -> None:
+    qemu_img("create", "-u", "-f", "qcow2", "-b", target, "-F", "raw", source, "1M")
+
+
+def data_file(source: Path, target: str) -> None:
+    qemu_img("create", "-f", "qcow2", "-o", "data_file=" + str(source) + ".data", source, "1M")
+
+
+def encrypted(source: Path, target: str) -> None:
+    secret = ("--object", "secret,id=s,data=secret")
+    options = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10"
+    qemu_img("create", *secret, "-f", "qcow2", "-o", options, source, "1M")
+
+
+def luks(source: Path, target: str) -> None:
+    secret = ("--object", "secret,id=s,data=secret")
+    qemu_img("create", *secret, "-f", "luks", "-o", "key-secret=s,iter-time=10", source, "1M")
+
+
+def flat_vmdk(source: Path, target: str) -> None:
+    qemu_img("create", "-f", "vmdk", "-o", "subformat=monolithicFlat", source, "1M")
+
+
+def vmdk_description(source: Path, target: str) -> None:
+    text = '# Disk DescriptorFile\nversion=1\nCID=1\nparentCID=ffffffff\ncreateType="monolithicFlat"\n'
+    source.write_text(text + f'RW 1 FLAT "{target}" 0\n', encoding="utf-8")
+
+
+def vmdk_with_description_inside(source: Path, target: str) -> None:
+    """Make a sparse extent of no capacity: QEMU then opens what the description in it names."""
+    text = '# Disk DescriptorFile\nversion=1\nCID=1\nparentCID=ffffffff\ncreateType="monolithicFlat"\n'
+    header = struct.pack("<4sIIQQQQ", b"KDMV", 1, 3, 0, 128, 1, 20).ljust(512, b"\0")
+    source.write_bytes(header + (text + f'RW 1 FLAT "{target}" 0\n').encode().ljust(20 * 512, b"\0"))
+
+
+def vmdk_with_a_parent(source: Path, target: str) -> None:
+    qemu_img("create", "-f", "vmdk", str(source) + ".parent", "1M")
+    qemu_img("create", "-f", "vmdk", "-b", str(source) + ".parent", "-F", "vmdk", source)
+
+
+def packed(magic: bytes) -> Callable[[Path, str], None]:
+    def make(source: Path, target: str) -> None:
+        source.write_bytes(magic + bytes(5000))
+
+    return make
+
+
+def truncated(source: Path, target: str) -> None:
+    qemu_img("create", "-f", "qcow2", "-o", "preallocation=full", source, "4M")
+    os.truncate(source, os.stat(source).st_size - 2 * MIB)
+
+
+def cut_in_header(source: Path, target: str) -> None:
+    source.write_bytes(b"QFI\xfb\0\0\0\3" + bytes(20))
+
+
+def newer_qcow2(source: Path, target: str) -> None:
+    source.write_bytes(b"QFI\xfb\0\0\0\4" + bytes(500))
+
+
+def vhd(source: Path, target: str) -> None:
+    qemu_img("create", "-f", "vpc", source, "1M")
+
+
+def empty(source: Path, target: str) -> None:
+    source.touch()
+
+
+# What the refusal says → the files that it is said of.
+HOSTILE: dict[str, list[Callable[[Path, str], None]]] = {
+    "another file": [data_file],
+    "backing file": [backing_on],
+    "other files": [flat_vmdk, vmdk_description, vmdk_with_description_inside, vmdk_with_a_parent],
+    "encrypted": [encrypted, luks],
+    "truncated": [truncated],
+    "cut off": [cut_in_header],
+    "version 4": [newer_qcow2],
+    "vpc": [vhd],
+    "gzip": [packed(b"\x1f\x8b")],
+    "packed by xz": [packed(b"\xfd7zXZ\0")],
+    "zstd": [packed(b"\x28\xb5\x2f\xfd")],
+    "is empty": [empty],
+}

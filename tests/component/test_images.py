@@ -1,0 +1,353 @@
+"""Images and disks on the real qemu-img, and the files of others that try to reach out."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from image_files import HOSTILE, MIB, backing_on, info, qemu_img
+from stand_ins import StandIns
+
+from qsysd.errors import ExistsError, InvalidError, NotFoundError, QsysdError, StateError
+from qsysd.images import Images, convert, formats, partial
+from qsysd.paths import Scope
+
+SIZE = 8 * MIB
+
+
+@pytest.fixture
+def scope(tmp_path: Path) -> Scope:
+    return Scope(str(tmp_path / "host"))
+
+
+@pytest.fixture
+def images(scope: Scope) -> Images:
+    return Images(scope)
+
+
+@pytest.fixture(scope="module")
+def disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a raw disk with data at both ends and a hole between."""
+    path = tmp_path_factory.mktemp("disk") / "disk.raw"
+    with path.open("wb") as file:
+        file.truncate(SIZE)
+        file.write(os.urandom(MIB))
+        file.seek(SIZE - MIB)
+        file.write(os.urandom(MIB))
+    return path
+
+
+@pytest.fixture
+def base(images: Images, disk: Path) -> str:
+    """Return the path of an image `base`."""
+    return images.import_file(str(disk), "base", default_user="debian").path
+
+
+def left(scope: Scope) -> set[str]:
+    """Return what is in the images' directory."""
+    return set(os.listdir(scope.images_dir)) if os.path.isdir(scope.images_dir) else set()
+
+
+# import
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("raw",), ("qcow2",), ("qcow2", "-c"), ("qcow2", "-c", "-o", "compression_type=zstd"),
+        ("qcow2", "-o", "compat=0.10"), ("qcow2", "-o", "cluster_size=512"),
+        ("qcow2", "-o", "extended_l2=on"), ("qcow2", "-o", "preallocation=metadata"),
+        ("vmdk",), ("vmdk", "-o", "subformat=streamOptimized"), ("vdi",), ("vhdx",),
+    ],
+    ids=lambda options: "-".join(options).replace("--", "-"),
+)  # fmt: skip
+def test_import_keeps_every_byte(
+    images: Images, scope: Scope, disk: Path, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    source = tmp_path / "source"
+    qemu_img("convert", "-f", "raw", "-O", *options, disk, source)
+    told: list[str] = []
+    image = images.import_file(str(source), "base", default_user="me", progress=told.append)
+    assert qemu_img("compare", disk, image.path).strip() == "Images are identical."
+    assert info(image.path)["format"] == "qcow2"
+    assert image.sha256 == hashlib.sha256(Path(image.path).read_bytes()).hexdigest()
+    assert (image.virtual_size, image.default_user, image.cloud_init) == (SIZE, "me", True)
+    assert image.file_size == os.stat(image.path).st_size
+    assert image.source == f"imported: {source}"
+    assert image.problem is None
+    assert os.stat(image.path).st_mode & 0o777 == 0o644
+    assert left(scope) == {"base.qcow2", "base.yaml"}
+    assert told
+    assert images.get("base") == image
+
+
+def test_import_of_a_large_sparse_disk(images: Images, tmp_path: Path) -> None:
+    source = tmp_path / "large"
+    with source.open("wb") as file:
+        file.write(b"x")
+        file.truncate(1024**4)
+    image = images.import_file(str(source), "large")
+    assert image.virtual_size == 1024**4
+    assert image.file_size < MIB
+
+
+@pytest.mark.parametrize(
+    ("words", "make"), [(words, make) for words, all_ in HOSTILE.items() for make in all_]
+)
+def test_what_does_not_stand_alone_is_refused_before_qemu_img_sees_it(
+    images: Images,
+    scope: Scope,
+    tmp_path: Path,
+    stand_ins: StandIns,
+    words: str,
+    make: Callable[[Path, str], None],
+) -> None:
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"the host's secret".ljust(MIB))
+    source = tmp_path / "source"
+    make(source, str(secret))
+    stand_ins.add("qemu-img")
+    with pytest.raises(InvalidError, match=words):
+        images.import_file(str(source), "base")
+    assert stand_ins.calls("qemu-img") == []
+    assert left(scope) == set()
+
+
+def test_a_file_that_is_swapped_after_the_look_is_refused(
+    images: Images, scope: Scope, disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good, bad = tmp_path / "good", tmp_path / "bad"
+    qemu_img("convert", "-O", "qcow2", disk, good)
+    backing_on(bad, "/etc/hostname")
+    detect = formats.detect
+
+    def swapping(path: str) -> str:
+        kind = detect(path)
+        if path == str(good):
+            os.replace(bad, good)
+        return kind
+
+    monkeypatch.setattr(formats, "detect", swapping)
+    with pytest.raises(InvalidError, match="backing file"):
+        images.import_file(str(good), "base")
+    assert left(scope) == set()
+
+
+def test_damaged_tables_are_found(images: Images, scope: Scope, disk: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    qemu_img("convert", "-O", "qcow2", disk, source)
+    header = formats.read_header(str(source))
+    with source.open("r+b") as file:
+        file.seek(header.l1_offset)
+        (first,) = struct.unpack(">Q", file.read(8))
+        file.seek(header.l1_offset)
+        file.write(struct.pack(">Q", first + 512))  # not on a cluster's border
+    with pytest.raises(InvalidError, match="not a sound image"):
+        images.import_file(str(source), "base")
+    assert left(scope) == set()
+
+
+def test_import_of_what_is_not_a_file(images: Images, tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="no file"):
+        images.import_file(str(tmp_path / "none"), "base")
+    with pytest.raises(InvalidError, match="not a file"):
+        images.import_file(str(tmp_path), "base")
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(InvalidError, match="not a file"):
+        images.import_file(str(tmp_path / "fifo"), "base")
+
+
+@pytest.mark.parametrize("name", ["", "Base", "1base", "a/b", "../a", "a b", "a" * 64, "-a", ".a", "a\n"])
+def test_bad_names(images: Images, scope: Scope, disk: Path, name: str) -> None:
+    with pytest.raises(InvalidError):
+        images.import_file(str(disk), name)
+    with pytest.raises(NotFoundError):
+        images.get(name)
+    assert left(scope) == set()
+
+
+def test_a_taken_name_is_refused_and_kept(images: Images, base: str, disk: Path) -> None:
+    before = Path(base).read_bytes(), images.get("base")
+    with pytest.raises(ExistsError):
+        images.import_file(str(disk), "base")
+    assert (Path(base).read_bytes(), images.get("base")) == before
+
+
+def test_two_makers_of_one_image(images: Images, scope: Scope, disk: Path) -> None:
+    with partial.partial(scope.images_dir, "base"):
+        with pytest.raises(StateError, match="another command"):
+            images.import_file(str(disk), "base")
+        assert images.clean_partials() == []
+        images.import_file(str(disk), "other")
+    images.import_file(str(disk), "base")
+    assert images.names() == ["base", "other"]
+
+
+def test_an_image_that_appears_meanwhile_is_not_written_over(
+    images: Images, scope: Scope, disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = convert.digest
+
+    def slow(path: str, progress: Callable[[str], None]) -> str:
+        Path(scope.image("base")).write_bytes(b"another's")
+        return digest(path, progress)
+
+    monkeypatch.setattr(convert, "digest", slow)
+    with pytest.raises(ExistsError):
+        images.import_file(str(disk), "base")
+    assert Path(scope.image("base")).read_bytes() == b"another's"
+
+
+def test_a_full_disk_during_import(images: Images, scope: Scope, disk: Path, stand_ins: StandIns) -> None:
+    words = "qemu-img: error while writing: No space"
+    stand_ins.add(
+        "qemu-img", f'for last in "$@"; do :; done; echo half > "$last"; echo "{words}" >&2; exit 1'
+    )
+    with pytest.raises(QsysdError, match="error while writing: No space"):
+        images.import_file(str(disk), "base")
+    assert left(scope) == set()
+
+
+# what a killed command leaves
+
+SLOW_QEMU_IMG = "echo $$ > {pid}; sleep 60"
+IMPORT = """
+import sys
+from qsysd.images import Images
+from qsysd.paths import Scope
+Images(Scope(sys.argv[1])).import_file(sys.argv[2], "base")
+"""
+
+
+@pytest.fixture
+def importing(
+    scope: Scope, disk: Path, tmp_path: Path, stand_ins: StandIns
+) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """Yield a command that is in the middle of an import, and its qemu-img's number."""
+    pid = tmp_path / "pid"
+    stand_ins.add("qemu-img", SLOW_QEMU_IMG.format(pid=pid))
+    argv = [sys.executable, "-c", IMPORT, scope.root, str(disk)]
+    process = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True)
+    until(lambda: pid.exists() and pid.read_text().strip())
+    yield process, int(pid.read_text())
+    process.kill()
+    process.communicate()
+
+
+def until(condition: Callable[[], object], seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.02)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_killed_import(images: Images, scope: Scope, importing: tuple[subprocess.Popen[str], int]) -> None:
+    process, child = importing
+    assert images.clean_partials() == [], "it is still at work"
+    process.kill()
+    process.wait()
+    until(lambda: not alive(child))
+    assert left(scope) == {".base.part"}
+    assert images.names() == []
+    assert images.clean_partials() == ["base"]
+    assert left(scope) == set()
+
+
+def test_an_interrupted_import(
+    images: Images, scope: Scope, importing: tuple[subprocess.Popen[str], int]
+) -> None:
+    process, child = importing
+    process.send_signal(signal.SIGINT)
+    process.wait(20)
+    until(lambda: not alive(child))
+    assert left(scope) == set()
+
+
+def test_leftovers_do_not_hinder_the_next_import(images: Images, scope: Scope, disk: Path) -> None:
+    os.makedirs(os.path.join(scope.images_dir, ".base.part/work/root"))
+    Path(scope.images_dir, ".base.part/image.qcow2").write_bytes(b"half")
+    images.import_file(str(disk), "base")
+    assert left(scope) == {"base.qcow2", "base.yaml"}
+
+
+def test_cleaning_follows_no_link_and_touches_nothing_else(
+    images: Images, scope: Scope, tmp_path: Path
+) -> None:
+    os.makedirs(scope.images_dir)
+    keep = tmp_path / "keep"
+    keep.mkdir()
+    (keep / "file").touch()
+    os.symlink(keep, os.path.join(scope.images_dir, ".link.part"))
+    os.mkdir(os.path.join(scope.images_dir, ".dead.part"))
+    os.symlink(keep, os.path.join(scope.images_dir, ".dead.part/inside"))
+    Path(scope.images_dir, ".file.part").touch()
+    assert images.clean_partials() == ["dead"]
+    assert left(scope) == {".link.part", ".file.part"}
+    assert (keep / "file").exists()
+
+
+# list, get, remove
+
+
+def test_no_images_yet(images: Images) -> None:
+    assert images.list() == []
+    with pytest.raises(NotFoundError) as error:
+        images.get("debian")
+    assert error.value.hint == "qsysd image build debian"
+
+
+def test_unknown_image_names_the_known(images: Images, base: str) -> None:
+    with pytest.raises(NotFoundError) as error:
+        images.get("debian")
+    assert "base" in (error.value.hint or "")
+
+
+@pytest.mark.parametrize("note", [None, b"", b"[1, 2", b"- a\n", b"\xff\xfe", b"file_size: x\n"])
+def test_broken_notes_do_not_stop_the_list(
+    images: Images, scope: Scope, disk: Path, base: str, note: bytes
+) -> None:
+    images.import_file(str(disk), "second")
+    if note is None:
+        os.unlink(scope.image_origin("base"))
+    else:
+        Path(scope.image_origin("base")).write_bytes(note)
+    first, second = images.list()
+    assert (first.name, first.source, first.sha256, first.virtual_size) == ("base", "unknown", "", SIZE)
+    assert first.created.endswith("Z")
+    assert second.source == f"imported: {disk}"
+    images.check("base")
+
+
+def test_the_note_is_plain_yaml(images: Images, scope: Scope, base: str, disk: Path) -> None:
+    note = yaml.safe_load(Path(scope.image_origin("base")).read_text(encoding="utf-8"))
+    assert list(note)[:2] == ["name", "source"]
+    assert note["default_user"] == "debian"
+    assert note["file_size"] == os.stat(base).st_size
+    assert os.stat(scope.image_origin("base")).st_mode & 0o777 == 0o644
+
+
+def test_remove(images: Images, scope: Scope, base: str) -> None:
+    with pytest.raises(StateError, match="web1, web2") as error:
+        images.remove("base", ["web1", "web2"])
+    assert error.value.hint == "delete them first: qsysd delete web1 web2"
+    assert images.names() == ["base"]
+    images.remove("base", [])
+    assert left(scope) == set()
+    with pytest.raises(NotFoundError):
+        images.remove("base", [])
