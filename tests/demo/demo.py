@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lab"))
 import debian_image
 from labcli import lab_folder
 from labhost import Host
-from labproc import LabError, Progress
+from labproc import LabError
 
 HOST = "demo"
 SUITE = "bookworm"
@@ -91,22 +91,21 @@ class Demo:
         descriptor = process.stdout.fileno()
         started = time.monotonic()
         patience = FIRST_WORD
-        line_begins = True
+        begun = b""
         with selectors.DefaultSelector() as selector:
             selector.register(descriptor, selectors.EVENT_READ)
             while (passed := time.monotonic() - started) < COMMAND_TIMEOUT:
                 if not selector.select(timeout=patience):
-                    print(f"{'' if line_begins else chr(10)}   … {passed + patience:.0f} s", flush=True)
-                    line_begins = True
+                    self.note(f"… {passed + patience:.0f} s")
                     patience = NEXT_WORD
                     continue
                 data = os.read(descriptor, 65536)
+                *lines, begun = (begun + data).split(b"\n")
+                for line in lines if data or not begun else [begun]:
+                    # Of a line that was written over and over, the last state is what stays.
+                    print(line.rstrip(b"\r").rpartition(b"\r")[2].decode(errors="replace"), flush=True)
                 if not data:
                     return
-                sys.stdout.buffer.write(data)
-                sys.stdout.buffer.flush()
-                line_begins = data.endswith(b"\n")
-                patience = max(patience, FIRST_WORD)
         raise LabError(f"{shlex.join(argv)} did not end within {COMMAND_TIMEOUT:.0f} s")
 
     def state(self) -> dict[str, Any]:
@@ -201,14 +200,15 @@ class Demo:
         """Log in once more, when the guest has booted."""
         self.heading("and its guest answers again")
         command = ["qsysd", "ssh", VM, "--", "hostname"]
-        progress = Progress("the guest boots")
-        deadline = time.monotonic() + SSH_TIMEOUT
+        begun = told = time.monotonic()
         while self.host.run([*command[:-1], "true"], check=False, timeout=SSH_TIMEOUT).returncode != 0:
-            if time.monotonic() > deadline:
+            now = time.monotonic()
+            if now - begun > SSH_TIMEOUT:
                 raise LabError(f"{VM} did not answer on ssh within {SSH_TIMEOUT:.0f} s after the reboot")
-            progress.tick()
+            if now - told > FIRST_WORD:
+                self.note(f"the guest boots, and does not answer yet: {now - begun:.0f} s")
+                told = now + NEXT_WORD
             time.sleep(1)
-        progress.done()
         self.type(*command)
 
     def end(self) -> None:
@@ -217,7 +217,7 @@ class Demo:
         print(f"{self.bold}Done in {passed:.0f} s.{self.plain} The host and {VM} go on. How to go on:\n")
         for command, meaning in (
             (
-                "sudo tests/lab/lab shell",
+                f"sudo tests/lab/lab shell {HOST}",
                 f"a shell in the host: qsysd --help, qsysd console {VM}, qsysd doctor",
             ),
             (f"sudo tests/lab/lab crash {HOST}", "cut the host's power, and see the VM come back"),
