@@ -7,9 +7,9 @@ import re
 import shlex
 
 import pytest
-from conftest import VMFactory
 from labtest import LabHost
 
+from tests.integration.conftest import VMFactory
 from tests.integration.helpers import create, create_all, main_pid, unit, wait_ready
 
 # Tried inside the mount namespace of a VM's QEMU, as its user: prints what can be seen of each path.
