@@ -132,7 +132,7 @@ def _run() -> int:
         result = command.main(prog_name="qsysd", standalone_mode=False)
         return result if isinstance(result, int) else 0
     except SystemExit as error:
-        return error.code if isinstance(error.code, int) else 1
+        return int(error.code or 0) if isinstance(error.code, int | None) else 1
     except click.exceptions.Exit as error:
         return error.exit_code
     except click.ClickException as error:

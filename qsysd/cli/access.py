@@ -14,7 +14,12 @@ from qsysd.cli.common import json_option, make_host, print_json, vm_argument
 @vm_argument
 @json_option
 def ip(name: str, as_json: bool) -> None:
-    """Show the address of a VM."""
+    """Show the address of a VM.
+
+    \b
+    Example:
+      ping $(qsysd ip web1)
+    """
     from qsysd.operations import access
 
     host = make_host()
@@ -48,7 +53,12 @@ def ssh(name: str, words: Sequence[str], user: str | None) -> None:
 @click.command()
 @vm_argument
 def console(name: str) -> None:
-    """Open the serial console of a VM; Ctrl-] leaves it."""
+    """Open the serial console of a VM; Ctrl-] leaves it.
+
+    \b
+    Example:
+      qsysd console web1
+    """
     from qsysd.cli.terminal import talk
     from qsysd.operations import access
 

@@ -28,7 +28,7 @@ def make_host() -> Host:
 
 def complete_vm(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """Return the VM names that begin so; none without the permission to look."""
-    from qsysd.paths import Scope
+    from qsysd.paths import Scope, is_name
 
     del param
     chosen = ctx.params.get("names") or ()
@@ -37,7 +37,7 @@ def complete_vm(ctx: click.Context, param: click.Parameter, incomplete: str) -> 
     except OSError:
         return []
     names = sorted(entry.removesuffix(".yaml") for entry in entries if entry.endswith(".yaml"))
-    return [name for name in names if name.startswith(incomplete) and name not in chosen]
+    return [name for name in names if is_name(name) and name.startswith(incomplete) and name not in chosen]
 
 
 def complete_image(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:

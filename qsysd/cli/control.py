@@ -54,6 +54,10 @@ kill = _verb(
     """Pull the plug of VMs: the guest is not asked.
 
     Also helps while a stop waits for a guest that does not hear.
+
+    \b
+    Example:
+      qsysd kill web1
     """,
 )
 restart = _verb(
@@ -61,16 +65,57 @@ restart = _verb(
     """Stop VMs gracefully and start them again, with their definitions as they are now.
 
     A VM that is off is started.
+
+    \b
+    Examples:
+      qsysd restart web1
+      qsysd restart --all
     """,
 )
-reset = _verb("reset", """Press the reset button: the guest boots again at once, without a shutdown.""")
-pause = _verb("pause", """Stop the processors of VMs; memory and devices stay as they are.""")
+reset = _verb(
+    "reset",
+    """Press the reset button: the guest boots again at once, without a shutdown.
+
+    \b
+    Example:
+      qsysd reset web1
+    """,
+)
+pause = _verb(
+    "pause",
+    """Stop the processors of VMs; memory and devices stay as they are.
+
+    \b
+    Example:
+      qsysd pause web1 web2
+    """,
+)
 resume = _verb(
     "resume",
     """Let paused VMs go on.
 
     A VM that was paused by an I/O error (a full disk of this host) tries the request again.
+
+    \b
+    Example:
+      qsysd resume web1 web2
     """,
 )
-enable = _verb("enable", """Start VMs at host boot from now on; VMs that are off stay off until then.""")
-disable = _verb("disable", """Do not start VMs at host boot any more; VMs that run go on.""")
+enable = _verb(
+    "enable",
+    """Start VMs at host boot from now on; VMs that are off stay off until then.
+
+    \b
+    Example:
+      qsysd enable web1
+    """,
+)
+disable = _verb(
+    "disable",
+    """Do not start VMs at host boot any more; VMs that run go on.
+
+    \b
+    Example:
+      qsysd disable web1
+    """,
+)

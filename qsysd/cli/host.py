@@ -16,6 +16,10 @@ def setup() -> None:
     """Prepare this host: directories, units, the network `default`. Safe to repeat.
 
     The package runs it when it is installed; `pip install` does not.
+
+    \b
+    Example:
+      sudo qsysd setup
     """
     from qsysd.operations import setup as operation
 
@@ -29,7 +33,12 @@ def setup() -> None:
 @click.command()
 @json_option
 def doctor(as_json: bool) -> None:
-    """Check all that this host needs, and name the remedies; exits with 7 if something is missing."""
+    """Check all that this host needs, and name the remedies; exits with 7 if something is missing.
+
+    \b
+    Example:
+      sudo qsysd doctor
+    """
     from qsysd.operations import doctor as operation
 
     findings = operation.examine(make_host())
@@ -74,6 +83,10 @@ def recover() -> None:
     """Remove what a killed command left half-made.
 
     Every changing command begins with it, and so does each host boot.
+
+    \b
+    Example:
+      sudo qsysd recover
     """
     from qsysd.operations import delete
 

@@ -72,7 +72,12 @@ def import_image(file: str, name: str, user: str | None, cloud_init: bool, as_js
 @image.command("list")
 @json_option
 def list_images(as_json: bool) -> None:
-    """Show the images of this host."""
+    """Show the images of this host.
+
+    \b
+    Example:
+      qsysd image list
+    """
     from qsysd import values
     from qsysd.operations import image as operation
 
@@ -102,7 +107,12 @@ def list_images(as_json: bool) -> None:
 @click.argument("name", shell_complete=complete_image)
 @json_option
 def info(name: str, as_json: bool) -> None:
-    """Show an image, and the VMs that use it."""
+    """Show an image, and the VMs that use it.
+
+    \b
+    Example:
+      qsysd image info debian
+    """
     from qsysd import values
     from qsysd.operations import image as operation
 
@@ -130,7 +140,12 @@ def info(name: str, as_json: bool) -> None:
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 @click.option("--dry-run", is_flag=True, help="Only show what would be removed.")
 def remove(names: Sequence[str], yes: bool, dry_run: bool) -> None:
-    """Remove images; refused while a VM uses one."""
+    """Remove images; refused while a VM uses one.
+
+    \b
+    Example:
+      qsysd image rm debian12 --yes
+    """
     from qsysd.operations import image as operation
 
     host = make_host()

@@ -71,7 +71,13 @@ def _state(vm: ListedVM) -> str:
 @vms_arguments
 @json_option
 def status(names: Sequence[str], everything: bool, as_json: bool) -> None:
-    """Show VMs as systemd and QEMU see them, and what is pending."""
+    """Show VMs as systemd and QEMU see them, and what is pending.
+
+    \b
+    Examples:
+      qsysd status web1
+      qsysd status --all --json
+    """
     from qsysd.operations import inspect
 
     host = make_host()
@@ -125,7 +131,13 @@ def _print_status(vm: VMStatus) -> None:
 @vm_argument
 @json_option
 def show(name: str, as_json: bool) -> None:
-    """Show the definition of a VM: /etc/qsysd/vms/NAME.yaml."""
+    """Show the definition of a VM: /etc/qsysd/vms/NAME.yaml.
+
+    \b
+    Examples:
+      qsysd show web1
+      qsysd show web1 >web1.yaml
+    """
     from qsysd.operations import inspect
 
     host = make_host()
@@ -147,7 +159,13 @@ def show(name: str, as_json: bool) -> None:
 @click.option("--unit", "only", flag_value="unit", help="Only the unit and QEMU.")
 @click.option("--console", "only", flag_value="console", help="Only the guest's console.")
 def logs(name: str, lines: int, follow: bool, only: str | None) -> None:
-    """Show what the unit and QEMU said (the journal), and what the guest wrote to its console."""
+    """Show what the unit and QEMU said (the journal), and what the guest wrote to its console.
+
+    \b
+    Examples:
+      qsysd logs web1
+      qsysd logs web1 --console --follow
+    """
     from qsysd import process
     from qsysd.operations import journal
 

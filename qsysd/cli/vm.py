@@ -29,7 +29,7 @@ from qsysd.errors import InvalidError, QsysdError
 Examples:
   qsysd create web1 --image debian
   qsysd create web1 --image debian --memory 2G --cpus 2 --disk 20G --wait
-  qsysd create tiny --kernel /boot/vmlinuz --initrd /srv/initrd --append console=ttyS0 --memory 160M
+  qsysd create tiny --kernel /boot/vmlinuz --initrd /srv/initrd --append console=ttyS0
   qsysd create --file web1.yaml
 """
 )
@@ -201,6 +201,11 @@ def edit(name: str, file: Any) -> None:
 
     What is not valid is shown, and the file can be corrected. A running VM goes on with what it was
     started with until `qsysd restart`; `qsysd status` says so.
+
+    \b
+    Examples:
+      qsysd edit web1
+      qsysd edit web1 --file web1.yaml
     """
     from qsysd.operations import define
 

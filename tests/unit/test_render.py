@@ -101,7 +101,7 @@ def test_a_value_of_a_unit_survives(value: str) -> None:
 
 
 def test_what_the_unit_gets_is_what_was_asked_for() -> None:
-    for spec in any_vms(40, seed=6):
+    for spec in any_vms(15, seed=6):
         rendered = render.vm(spec, SCOPE)
         found = variables(rendered.environment)
         assert systemd_syntax.split(found["QEMU_ARGS"]) == qemuargs.build(spec, SCOPE)
@@ -127,7 +127,7 @@ def test_no_definition_can_say_more_in_the_drop_in_than_it_is_asked_for() -> Non
         ("Service", "TimeoutStopSec"),
         ("Service", "BindReadOnlyPaths"),
     }
-    for spec in any_vms(40, seed=9):
+    for spec in any_vms(15, seed=9):
         lines = systemd_syntax.unit(render.vm(spec, SCOPE).drop_in)
         assert {(section, name) for section, name, _ in lines} <= allowed
         for _, name, value in lines:
