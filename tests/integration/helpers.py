@@ -14,6 +14,9 @@ from labtest import LabError, LabHost, tiny_options
 BOOT = 90
 SOON = 30
 
+# Options for a VM that costs the machine nothing: its processors wait, and a stop ends it after a second.
+FROZEN = ("--qemu-arg=-S", "--stop-timeout=1s")
+
 RUN_MONITOR = """\
 import json, sys
 from qsysd.qmp import Monitor

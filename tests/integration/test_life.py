@@ -10,6 +10,7 @@ from labtest import TINY, LabHost, tiny_options
 from tests.integration.conftest import VMFactory
 from tests.integration.helpers import (
     BOOT,
+    FROZEN,
     SOON,
     active,
     assert_no_force,
@@ -24,6 +25,7 @@ from tests.integration.helpers import (
     main_pid,
     memory_in_force,
     moment,
+    monitor,
     refused,
     status,
     traces,
@@ -64,8 +66,8 @@ def test_refused_option_leaves_nothing(any_host: LabHost, vm: VMFactory) -> None
 
 def test_refused_option_fails_at_once_without_a_loop(any_host: LabHost, vm: VMFactory) -> None:
     name = vm()
-    create(any_host, name, "tiny=no-network")
-    edit(any_host, name, ("\nstop_timeout:", "\nqemu_args: [-device, nonsense]\nstop_timeout:"))
+    create(any_host, name, options=FROZEN)
+    edit(any_host, name, ("\nqemu_args:\n", "\nqemu_args:\n- -device\n- nonsense\n"))
     assert QEMU_SAYS in refused(any_host, "restart", name, status=1)
     assert active(any_host, name) == "failed/failed"
     assert any_host.property(unit(name), "Result") == "exit-code"
@@ -74,7 +76,7 @@ def test_refused_option_fails_at_once_without_a_loop(any_host: LabHost, vm: VMFa
     assert "Scheduled restart" not in unit_journal(any_host, name)
     assert not any_host.exists(f"/sys/class/net/qv-{name}-0")
     # Corrected, it starts as if nothing had been.
-    edit(any_host, name, ("qemu_args:\n- -device\n- nonsense\n", ""))
+    edit(any_host, name, ("- -device\n- nonsense\n", ""))
     any_host.qsysd("start", name)
     assert active(any_host, name) == "active/running"
 
@@ -138,7 +140,7 @@ def test_killed_qemu_comes_back(any_host: LabHost, vm: VMFactory) -> None:
 def test_crash_loop_ends_and_start_revives(any_host: LabHost, vm: VMFactory) -> None:
     name = vm()
     folder = drop_in(any_host, name, "[Service]", "RestartSec=50ms", "RestartSteps=0")
-    create(any_host, name, "tiny=no-network")
+    create(any_host, name, options=FROZEN)
     any_host.sh(
         f"""until [ "$(systemctl show -P ActiveState {unit(name)})" = failed ]; do
                 pid=$(systemctl show -P MainPID {unit(name)})
@@ -151,8 +153,8 @@ def test_crash_loop_ends_and_start_revives(any_host: LabHost, vm: VMFactory) -> 
     assert (shown["crash_loop"], shown["guest"]) == (True, None)
     assert "crash loop" in any_host.qsysd("status", name).stdout
     any_host.qsysd("start", name)
-    assert listed(any_host, name)["guest"] == "running"
-    any_host.sh(f"rm -r {folder}/90-test.conf")
+    assert listed(any_host, name)["guest"] == "prelaunch"
+    any_host.sh(f"rm {folder}/90-test.conf")
 
 
 # stopping
@@ -196,8 +198,7 @@ def test_deaf_guest_is_forced_off_and_holds_nobody_up(any_host: LabHost, vm: VMF
 def test_stop_is_never_undone_by_a_restart(any_host: LabHost, vm: VMFactory) -> None:
     pausing, stopping = vm("pausing"), vm("stopping")
     drop_in(any_host, pausing, "[Service]", "RestartSec=1h", "RestartSteps=0")
-    create_all(any_host, {pausing: ["tiny=no-network"], stopping: ["tiny=ignore-button"]})
-    wait_ready(any_host, stopping)
+    create_all(any_host, {pausing: (), stopping: ()}, options=["--qemu-arg=-S"])
     any_host.sh(f"kill -9 {main_pid(any_host, pausing)}")
     any_host.wait_property(unit(pausing), "SubState", ("auto-restart", "auto-restart-queued"))
     any_host.qsysd("stop", pausing)
@@ -218,7 +219,7 @@ def test_stop_is_never_undone_by_a_restart(any_host: LabHost, vm: VMFactory) -> 
 
 def test_edit_is_pending_until_restart(any_host: LabHost, vm: VMFactory) -> None:
     name = vm()
-    create(any_host, name)
+    create(any_host, name, options=FROZEN)
     assert status(any_host, name)["pending"] == []
     said = edit(any_host, name, ("memory: 160M", "memory: 176M"))
     assert f"qsysd restart {name}" in said
@@ -232,12 +233,11 @@ def test_edit_is_pending_until_restart(any_host: LabHost, vm: VMFactory) -> None
 
 def test_depends_on_orders_start_and_stop(any_host: LabHost, vm: VMFactory) -> None:
     first, second = vm("first"), vm("second")
-    create(any_host, first, options=["--no-start"])
-    create(any_host, second, options=["--no-start", "--depends-on", first])
+    create(any_host, first, options=[*FROZEN, "--no-start"])
+    create(any_host, second, options=[*FROZEN, "--no-start", "--depends-on", first])
     any_host.qsysd("start", second)
     assert active(any_host, first) == "active/running"
     assert moment(any_host, first, "Started") <= moment(any_host, second, "Starting")
-    wait_ready(any_host, first, second)
     any_host.qsysd("stop", first, second)
     assert moment(any_host, second, "Stopped") <= moment(any_host, first, "Stopping")
     assert_no_force(any_host, first)
@@ -279,45 +279,45 @@ def test_fifty_rounds_leave_nothing(host: LabHost) -> None:
 
 def test_host_reboots_and_loses_its_power(any_host: LabHost, vm: VMFactory) -> None:
     host = any_host
-    kept, off, done, second = vm("kept"), vm("off"), vm("done"), vm("second")
-    deaf = vm("deaf-a"), vm("deaf-b")
-    create_all(host, {kept: (), off: (), done: ["tiny=no-network tiny=poweroff-after=0"]})
-    create_all(host, dict.fromkeys(deaf, ("tiny=ignore-button",)), options=["--stop-timeout", "3s"])
-    create(host, second, options=["--depends-on", kept])
+    kept, second, deaf, off, done = vm("kept"), vm("second"), vm("deaf"), vm("off"), vm("done")
+    create(host, kept)
+    create_all(host, {name: ["tiny=ignore-button"] for name in (deaf, off)}, options=["--stop-timeout=3s"])
+    create(host, second, options=[*FROZEN, "--depends-on", kept])
+    create(host, done, options=FROZEN)
+    monitor(host, done, "quit")
     host.qsysd("disable", off)
-    wait_ready(host, kept, off, second, *deaf)
-    wait_active(host, done, "inactive", timeout=BOOT)
-    nics = {name: status(host, name)["nics"] for name in (kept, second, *deaf)}
+    wait_ready(host, kept, deaf, off)
+    wait_active(host, done, "inactive")
+    nics = {name: status(host, name)["nics"] for name in (kept, second, deaf, done)}
 
     host.reboot()
     before = "--boot=-1"
     assert "TINY POWEROFF" in console(host, kept)
-    for name in (kept, off, second, *deaf):
+    for name in (kept, second, deaf, off):
         assert_no_force(host, name, before)
     assert moment(host, second, "Stopped", before) <= moment(host, kept, "Stopping", before)
     # All at once: each of the deaf ones began before the other one's time was over.
-    for one, other in (deaf, deaf[::-1]):
+    for one, other in ((deaf, off), (off, deaf)):
         assert moment(host, one, "Stopping", before) < moment(host, other, "Stopped", before)
+    # Those that are enabled are back, also the one that had switched itself off.
     for name in nics:
-        assert listed(host, name)["guest"] == "running"
-        assert status(host, name)["nics"] == nics[name]
-        assert status(host, name)["pending"] == []
+        assert active(host, name) == "active/running"
+        shown = status(host, name)
+        assert (shown["nics"], shown["pending"], shown["enabled"]) == (nics[name], [], True)
     assert moment(host, kept, "Started") <= moment(host, second, "Starting")
     assert (active(host, off), listed(host, off)["enabled"]) == ("inactive/dead", False)
-    # It had powered itself off, until this boot of the host.
-    assert moment(host, done, "Started") > 0
     wait_ping(host, nics[kept][0]["address"])
 
     edited_since_boot(host, kept)
-    recreated_since_boot(host, deaf[0])
-
+    recreated_since_boot(host, deaf)
     crashed(host, kept, vm("writer"))
 
 
 def edited_since_boot(host: LabHost, name: str) -> None:
     """Change a VM that systemd has in memory since the host's boot, with the drop-in of then."""
     assert host.property(unit(name), "TimeoutStopUSec") == "2min"
-    edit(host, name, ("memory: 160M", "memory: 176M"), ("stop_timeout: 90s", "stop_timeout: 33s"))
+    changes = ("memory: 160M", "memory: 176M"), ("stop_timeout: 90s", "stop_timeout: 33s\nqemu_args: [-S]")
+    edit(host, name, *changes)
     assert host.property(unit(name), "TimeoutStopUSec") == "1min 3s"
     assert memory_in_force(host, name) == "size=160M"
     host.qsysd("restart", name)
@@ -331,7 +331,7 @@ def recreated_since_boot(host: LabHost, name: str) -> None:
     host.qsysd("delete", "--yes", name)
     assert host.property(unit(name), "LoadState") == "loaded"
     assert host.property(unit(name), "DropInPaths") == ""
-    create(host, name, options=["--stop-timeout", "77s", "--memory", "192M"])
+    create(host, name, options=["--qemu-arg=-S", "--stop-timeout=77s", "--memory=192M"])
     assert host.property(unit(name), "TimeoutStopUSec") == "1min 47s"
     assert memory_in_force(host, name) == "size=192M"
     shown = status(host, name)
@@ -347,7 +347,7 @@ def crashed(host: LabHost, kept: str, writer: str) -> None:
     wait_console(host, writer, "TINY WROTE")
     host.crash()
     for name in (kept, writer):
-        assert listed(host, name)["guest"] == "running"
+        assert active(host, name) == "active/running"
     wait_console(host, writer, "TINY WROTE", times=2)
     host.qsysd("kill", writer)
     disk = f"/var/lib/qsysd/vms/{writer}/disk0.qcow2"
