@@ -34,7 +34,6 @@ from qsysd.operations.host import Host
 from qsysd.paths import Scope
 from qsysd.spec import Accel, Disk, Kernel, Nic, VMSpec
 
-
 DEFINITIONS = {name: config.dump_vm(vm(name=name)) for name in ("web1", "web2")}
 
 
