@@ -110,6 +110,7 @@ def command(debug: bool) -> None:
 
 def main() -> None:
     """Run the command line and exit with its status, one of those in qsysd.errors."""
+    _open_streams()
     # What others must read (units, images, the helper) must not depend on the caller's umask.
     os.umask(0o022)
     # A polite end undoes what is half done, as Ctrl-C does.
@@ -121,9 +122,21 @@ def main() -> None:
         sys.stderr.flush()
     except BrokenPipeError:
         status = status or BROKEN_PIPE
+    except OSError as error:
+        status = status or _failed(error)
     # Not sys.exit: GLib's bus thread was seen to crash in an interpreter that is being taken down, and
     # taking it down costs time. Nothing here relies on it.
     os._exit(status)
+
+
+def _open_streams() -> None:
+    """Open the streams that the caller has closed: no file of ours may get their numbers."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        continue
+    os.close(descriptor)
+    sys.stdin = sys.stdin or os.fdopen(0, encoding="utf-8")
+    sys.stdout = sys.stdout or os.fdopen(1, "w", encoding="utf-8")
+    sys.stderr = sys.stderr or os.fdopen(2, "w", encoding="utf-8")
 
 
 def _run() -> int:

@@ -1,0 +1,369 @@
+"""The command as people run it, in a process of its own: what it loads, what it says, how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import own_qsysd
+import pytest
+from own_host import OwnHost
+from samples import KEY
+from stand_ins import StandIns
+
+import qsysd
+from qsysd.operations import define, setup, transaction
+
+ROOT = os.path.dirname(os.path.dirname(qsysd.__file__))
+HERE = os.path.dirname(own_qsysd.__file__)
+
+# Each costs 20 ms and more, or is a part that these commands do not need.
+HEAVY = {
+    "yaml",
+    "jinja2",
+    "pydbus",
+    "gi",
+    "subprocess",
+    "hashlib",
+    "ipaddress",
+    "tempfile",
+    "difflib",
+    "asyncio",
+}
+# The same for the helper, which each start and stop of a VM runs four times.
+HEAVY_FOR_A_HELPER = HEAVY | {
+    "typing",
+    "dataclasses",
+    "pathlib",
+    "click",
+    "shutil",
+    "ast",
+    "inspect",
+    "logging",
+}
+
+
+def command_line(*words: str) -> list[str]:
+    return [sys.executable, own_qsysd.__file__, *words]
+
+
+def environment(**more: str) -> dict[str, str]:
+    path = os.environ.get("PATH", "")
+    return {"PYTHONPATH": f"{ROOT}:{HERE}", "PATH": path, "HOME": os.getcwd(), "LANG": "C.UTF-8", **more}
+
+
+@pytest.fixture
+def run(host: OwnHost) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a command on the host below the current directory, without a terminal."""
+
+    def call(*words: str, stdin: str = "", **more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command_line(*words),
+            input=stdin,
+            capture_output=True,
+            text=True,
+            check=False,
+            env=environment(**more),
+        )
+
+    return call
+
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+CREATE = ("create", "web1", "--image", "tiny", "--disk", "1M", "--memory", "64M")
+
+
+def create(run: Run, *more: str) -> None:
+    done = run(*CREATE, *more)
+    assert done.returncode == 0, done.stderr
+
+
+# what is loaded
+
+
+def modules(run: Run, *words: str) -> set[str]:
+    """Return what a command imports."""
+    run(*words, SHOW_MODULES="modules")
+    return set(Path("modules").read_text(encoding="utf-8").splitlines())
+
+
+@pytest.mark.parametrize("words", ["--version", "--help", "zzz", "start --help"])
+def test_what_does_nothing_loads_nothing(run: Run, words: str) -> None:
+    found = modules(run, *words.split())
+    # a near verb is looked for by difflib
+    assert not found & (HEAVY - {"difflib"} if words == "zzz" else HEAVY)
+    own = {name for name in found if name.startswith("qsysd.") and not name.startswith("qsysd.cli")}
+    assert own <= {"qsysd.errors", "qsysd.paths", "qsysd.operations", "qsysd.operations.host"}
+
+
+@pytest.mark.parametrize("words", ["list", "list --json", "start web1", "stop web1", "kill web1"])
+def test_what_is_done_often_loads_little(run: Run, words: str) -> None:
+    create(run)
+    found = modules(run, *words.split())
+    # locks are named by digests
+    assert not found & (HEAVY if "list" in words else HEAVY - {"hashlib"})
+    heavy_parts = {"config", "render", "images", "network", "taps", "seed", "process", "spec"}
+    assert not found & {f"qsysd.{name}" for name in heavy_parts}
+
+
+@pytest.mark.parametrize(
+    ("verb", "more"), [("stop", set()), ("ready", {"qsysd.qmp"}), ("no-such-verb", set())]
+)
+def test_the_helper_loads_little(host: OwnHost, verb: str, more: set[str]) -> None:
+    python, *options, path = setup.helper_command(host)
+    done = subprocess.run(
+        [python, *options, "-X", "importtime", path, verb, "web1"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={},
+    )
+    lines = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
+    found = {line.rsplit("|", 1)[1].strip() for line in lines}
+    assert "qsysd.helper" in found
+    assert found & HEAVY_FOR_A_HELPER == set()
+    own = {name for name in found if name.startswith("qsysd.")}
+    assert own <= {"qsysd.helper", "qsysd.errors", "qsysd.paths"} | more
+
+
+# a whole life
+
+
+def test_the_life_of_a_vm(run: Run, host: OwnHost) -> None:
+    Path(".ssh").mkdir()
+    Path(".ssh/id.pub").write_text(f"{KEY}\n", encoding="utf-8")
+    create(run)
+    (listed,) = json.loads(run("list", "--json").stdout)
+    assert listed["name"] == "web1"
+    assert (listed["unit"], listed["active"], listed["enabled"]) == ("qemu-vm@web1.service", "active", True)
+    assert (listed["memory_mib"], listed["image"]) == (64, "tiny")
+    # there is no QEMU behind it
+    assert listed["guest"] == "unknown"
+    assert listed["ip"] == run("ip", "web1").stdout.strip()
+    assert KEY in run("show", "web1").stdout
+    assert json.loads(run("show", "web1", "--json").stdout)["memory"] == "64M"
+    (status,) = json.loads(run("status", "web1", "--json").stdout)
+    assert status["pending"] == []
+    assert run("render", "--check").returncode == 0
+    text = run("show", "web1").stdout.replace("memory: 64M", "memory: 96M")
+    done = run("edit", "web1", "--file", "-", stdin=text)
+    assert done.stdout == "web1: changed; in force after: qsysd restart web1\n"
+    assert json.loads(run("list", "--json").stdout)[0]["memory_mib"] == 96
+    assert run("disable", "web1").stdout == "web1: disabled\n"
+    assert run("stop", "web1").stdout == "web1: stopped\n"
+    assert run("stop", "web1").stdout == "web1: already off\n"
+    assert run("delete", "web1", "--yes").stdout == "web1: deleted\n"
+    assert run("list").stdout == ""
+    assert "no VMs yet" in run("list").stderr
+
+
+def test_what_is_shown_is_for_people_what_is_told_is_beside_it(run: Run) -> None:
+    done = run(*CREATE, "--memory", "900T", "--no-start")
+    assert done.stdout.startswith("web1: made at ")
+    assert done.stderr.startswith("warning: web1 has 900")
+    assert run("list", "--json").stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [("list", 0), ("show web2", 3), ("create web1 --image tiny", 4), ("create x --image tiny --cpus 0", 2),
+     ("create x --image nope", 3), ("pause web1", 1), ("resume off", 5), ("console off", 5),
+     ("delete web1", 2), ("zzz", 2),
+     ("image rm tiny --yes", 5), ("image info nope", 3)],
+)  # fmt: skip
+def test_exit_statuses(run: Run, words: str, status: int) -> None:
+    create(run)
+    assert run("create", "off", "--image", "tiny", "--disk", "1M", "--no-start").returncode == 0
+    done = run(*words.split())
+    assert done.returncode == status, done.stderr
+    assert "Traceback" not in done.stderr
+    assert bool(done.stderr) is bool(status)
+
+
+def test_nothing_is_written_where_nothing_can_be_asked(run: Run) -> None:
+    create(run)
+    done = run("delete", "web1", stdin="y\n")
+    assert done.returncode == 2
+    assert "error: nobody can be asked here, so nothing was done" in done.stderr
+    assert run("show", "web1").returncode == 0
+
+
+# how it ends
+
+
+def test_a_reader_that_has_enough_is_no_trouble(run: Run) -> None:
+    create(run)
+    shell = f"{' '.join(command_line('list', '--json'))} | head -n 1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", shell], capture_output=True, text=True, check=True, env=environment()
+    )
+    assert done.stdout.splitlines()[0] == "["
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(("redirection", "status"), [(">/dev/full", 1), (">&-", 0), ("2>&-", 0), ("<&-", 0)])
+def test_outputs_that_are_full_or_closed(run: Run, redirection: str, status: int) -> None:
+    create(run)
+    shell = f"{' '.join(command_line('list'))} {redirection}"
+    done = subprocess.run(
+        ["bash", "-c", shell], capture_output=True, text=True, check=False, env=environment()
+    )
+    assert done.returncode == status, done.stderr
+    assert "Traceback" not in done.stderr
+    assert ("No space left on device" in done.stderr) is (status == 1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_polite_end_undoes_what_is_half_done(
+    run: Run, host: OwnHost, stand_ins: StandIns, number: signal.Signals
+) -> None:
+    # in the middle of making the disk
+    stand_ins.add("qemu-img", "exec sleep 1000")
+    log = stand_ins.directory / "qemu-img.log"
+    process = subprocess.Popen(
+        command_line(*CREATE), stderr=subprocess.PIPE, text=True, env=environment(), start_new_session=True
+    )
+    while not log.exists():
+        assert process.poll() is None
+    assert transaction.pending(host.scope)
+    process.send_signal(number)
+    _, words = process.communicate(timeout=20)
+    assert (process.returncode, words.strip()) == (130, "interrupted")
+    assert transaction.pending(host.scope) == []
+    assert host.store.names() == []
+    assert not os.path.exists(host.scope.vm_dir("web1"))
+
+
+def test_a_bus_that_is_gone_is_told(run: Run, host: OwnHost) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "qsysd", "list"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**environment(), "DBUS_SYSTEM_BUS_ADDRESS": "unix:path=/nonexistent"},
+    )
+    assert done.returncode == 7
+    assert done.stderr.startswith("error: the system bus cannot be reached")
+    assert "hint: " in done.stderr
+
+
+def test_odd_bytes_on_the_command_line_are_refused(run: Run) -> None:
+    for words in (
+        [*CREATE, "--append", "\udcff"],
+        ["show", "\udcff"],
+        ["create", "\udcff", "--image", "tiny"],
+    ):
+        done = run(*words)
+        assert done.returncode in (2, 3)
+        assert "Traceback" not in done.stderr
+        assert done.stderr.startswith("error: ")
+
+
+@pytest.mark.parametrize("locale", ["C", "POSIX", "C.UTF-8", "xx_XX"])
+def test_any_locale_will_do(run: Run, locale: str) -> None:
+    create(run, "--ssh-key", str(write_key()))
+    done = run("show", "web1", LANG=locale, LC_ALL=locale)
+    assert done.returncode == 0
+    assert "jürgen" in done.stdout
+
+
+def write_key() -> Path:
+    path = Path("x.pub")
+    path.write_text("ssh-rsa AAAA jürgen\n", encoding="utf-8")
+    return path
+
+
+# several at once
+
+
+def at_once(*lines: tuple[str, ...]) -> list[subprocess.CompletedProcess[str]]:
+    """Run commands at the same time."""
+    processes: list[subprocess.Popen[str]] = [
+        subprocess.Popen(
+            command_line(*words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+        )
+        for words in lines
+    ]
+    done = []
+    for process in processes:
+        out, error = process.communicate(timeout=120)
+        done.append(subprocess.CompletedProcess(process.args, process.returncode, out, error))
+    return done
+
+
+def test_two_people_make_one_vm(run: Run, host: OwnHost) -> None:
+    done = at_once(CREATE, CREATE, CREATE)
+    assert sorted(each.returncode for each in done) == [0, 4, 4]
+    assert define.check(host, ["web1"]) == {"web1": []}
+
+
+def test_two_people_delete_one_vm(run: Run, host: OwnHost) -> None:
+    create(run)
+    done = at_once(("delete", "web1", "--yes"), ("delete", "web1", "--yes"))
+    assert sorted(each.returncode for each in done) == [0, 3]
+    assert host.store.names() == []
+    assert transaction.pending(host.scope) == []
+
+
+def test_a_vm_is_deleted_while_others_work_on_it(run: Run, host: OwnHost) -> None:
+    create(run)
+    done = at_once(
+        ("delete", "web1", "--yes"),
+        ("stop", "web1"),
+        ("restart", "web1"),
+        ("enable", "web1"),
+        ("render",),
+        ("list",),
+    )
+    for each in done:
+        assert each.returncode in (0, 3), each.stderr
+        assert "Traceback" not in each.stderr
+    assert host.store.names() == []
+    assert not os.path.lexists(os.path.join(host.scope.wants_dir, "qemu-vm@web1.service"))
+    assert not os.path.exists(host.scope.vm_dir("web1"))
+    assert not os.path.exists(host.scope.environment("web1"))
+
+
+def test_vms_are_made_and_deleted_side_by_side(run: Run, host: OwnHost) -> None:
+    names = [f"web{number}" for number in range(1, 7)]
+    done = at_once(*[("create", name, "--image", "tiny", "--disk", "1M") for name in names])
+    assert [each.returncode for each in done] == [0] * 6, [each.stderr for each in done]
+    assert len({host.store.summary(name).addresses for name in names}) == 6
+    done = at_once(*[("delete", name, "--yes") for name in names])
+    assert [each.returncode for each in done] == [0] * 6, [each.stderr for each in done]
+    assert host.store.names() == []
+
+
+# completion, in the shell itself
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"), [("sta", {"start", "status"}), ("show we", {"web1"}), ("image in", {"info"})]
+)
+def test_bash_completes(run: Run, words: str, offered: set[str]) -> None:
+    create(run)
+    Path("qsysd").write_text(f'#!/bin/sh\nexec {" ".join(command_line())} "$@"\n', encoding="utf-8")
+    Path("qsysd").chmod(0o755)
+    script = f"""
+        PATH=$PWD:$PATH
+        source <(qsysd completion bash)
+        COMP_WORDS=(qsysd {words}) COMP_CWORD={len(words.split())} COMP_LINE='qsysd {words}'
+        _qsysd_completion qsysd
+        printf '%s\\n' "${{COMPREPLY[@]}}"
+    """
+    done = subprocess.run(
+        ["bash", "-c", script], capture_output=True, text=True, check=False, env=environment()
+    )
+    assert set(done.stdout.split()) == offered, done.stderr
+
+
+def test_what_a_command_prints_stays_out_of_the_way_of_the_rest(run: Run, host: OwnHost) -> None:
+    outcome: Any = json.loads(run(*CREATE, "--json").stdout)
+    assert outcome["name"] == "web1"
+    assert outcome["ip"] == host.store.summary("web1").addresses[0]
