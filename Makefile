@@ -14,8 +14,8 @@ VENV := build/venv
 VERSION := $(shell sed -n '1s/.*(\(.*\)).*/\1/p' debian/changelog)
 DEB := build/qsysd_$(VERSION)_all.deb
 
-# What goes into the package. Folders are among them: a folder changes when a file in it comes or goes.
-PACKAGED := $(shell find qsysd templates units debian -not -name '*.pyc' -not -name __pycache__) \
+# What goes into the package.
+PACKAGED := $(shell find qsysd templates units debian -not -type d -not -path '*/__pycache__/*') \
   docs/qsysd.8 pyproject.toml setup.cfg $(wildcard LICENSE README.md CHANGELOG.md)
 
 # Debian packages that this machine needs: to build, and to run the tests that need no lab.
@@ -26,8 +26,13 @@ TEST_NEEDS := dbus-daemon dnsmasq-base dnsmasq-utils genisoimage iproute2 nftabl
   util-linux
 
 # Root that works in another's clone hands back what it made there; the lab's folder stays root's.
-give_back = if [ $$(id -u) = 0 ]; then find build -mindepth 1 -maxdepth 1 -not -name lab \
-  -exec chown -Rh --reference=. {} + ; chown --reference=. build; fi
+define give_back
+if [ ! -O . ]; then \
+  find build -mindepth 1 -maxdepth 1 -not -name lab -exec chown -Rh --reference=. {} +; \
+  find qsysd tests -name __pycache__ -exec chown -Rh --reference=. {} +; \
+  chown --reference=. build; \
+fi
+endef
 
 # $(call install,PACKAGES): install those that are missing.
 define install
@@ -42,7 +47,9 @@ if [ "$$missing" ]; then \
   fi; \
   echo 'installing' $$missing; \
   export DEBIAN_FRONTEND=noninteractive; \
-  apt-get update --quiet=2 && apt-get install --quiet=2 --yes --no-install-recommends $$missing </dev/null; \
+  apt-get update --quiet=2; \
+  apt-get install --quiet=2 --yes --no-install-recommends $$missing </dev/null | \
+    sed --unbuffered '/^(Reading database/d'; \
 fi
 endef
 
@@ -71,8 +78,14 @@ setup-build:
 .PHONY: deb
 deb: $(DEB) ## build the package, build/qsysd_*_all.deb
 
+# The names of the files, newer than the package when one has come or gone.
+build/packaged: FORCE
+	@mkdir -p build
+	@printf '%s\n' $(PACKAGED) | cmp --quiet - $@ || printf '%s\n' $(PACKAGED) >$@
+.PHONY: FORCE
+
 # Built in a copy: dpkg-buildpackage writes beside its source folder and into it.
-$(DEB): $(PACKAGED) | setup-build
+$(DEB): $(PACKAGED) build/packaged | setup-build
 	@echo 'building $@'
 	@rm -rf build/package && mkdir -p build/package/source
 	@cp -a --parents $(PACKAGED) build/package/source/
