@@ -84,7 +84,6 @@ def test_import_keeps_every_byte(
     assert image.file_size == os.stat(image.path).st_size
     assert image.source == f"imported: {source}"
     assert image.problem is None
-    assert os.stat(image.path).st_mode & 0o777 == 0o644
     assert left(scope) == {"base.qcow2", "base.yaml"}
     assert told
     assert images.get("base") == image
@@ -334,12 +333,21 @@ def test_broken_notes_do_not_stop_the_list(
     images.check("base")
 
 
-def test_the_note_is_plain_yaml(images: Images, scope: Scope, base: str, disk: Path) -> None:
+def test_an_image_is_readable_to_all_whatever_the_umask(images: Images, scope: Scope, disk: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        images.import_file(str(disk), "base")
+    finally:
+        os.umask(before)
+    for path in (scope.image("base"), scope.image_origin("base")):
+        assert os.stat(path).st_mode & 0o777 == 0o644
+
+
+def test_the_note_is_plain_yaml(images: Images, scope: Scope, base: str) -> None:
     note = yaml.safe_load(Path(scope.image_origin("base")).read_text(encoding="utf-8"))
     assert list(note)[:2] == ["name", "source"]
     assert note["default_user"] == "debian"
     assert note["file_size"] == os.stat(base).st_size
-    assert os.stat(scope.image_origin("base")).st_mode & 0o777 == 0o644
 
 
 def test_remove(images: Images, scope: Scope, base: str) -> None:

@@ -279,7 +279,9 @@ def of_this_build(tmp_path: Path) -> list[str]:
     for entry in os.listdir("/proc"):
         if entry.isdigit() and int(entry) != os.getpid():
             with contextlib.suppress(OSError):
-                line = Path("/proc", entry, "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                line = (
+                    Path("/proc", entry, "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                )
                 environment = Path("/proc", entry, "environ").read_bytes().decode(errors="replace")
                 if str(tmp_path) in line or f"WORK={tmp_path}" in environment:
                     found.append(line)
