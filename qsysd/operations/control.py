@@ -156,6 +156,9 @@ def stop(host: Host, names: Sequence[str]) -> list[Outcome]:
             )
             for name, result in zip(rest, results, strict=True):
                 outcomes[name] = _stopped(name, result)
+                if states[name].active == "activating" and result.done:
+                    # A start that was ended on purpose is no failure.
+                    host.systemd.reset_failed(paths.unit(name))
     return [outcomes[name] for name in names]
 
 
@@ -313,7 +316,7 @@ def pause(host: Host, names: Sequence[str]) -> list[Outcome]:
     """Stop the guest's processors; its memory stays."""
 
     def action(monitor: Monitor) -> str:
-        if monitor.run_state() == "paused":
+        if monitor.run_state() in ("paused", "prelaunch"):
             return "already paused"
         monitor.execute("stop")
         return "paused"

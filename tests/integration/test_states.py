@@ -1,0 +1,218 @@
+"""docs/states.md, cell by cell: each verb in each state of a VM, held there by real means."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from labtest import LabHost, tiny_options
+
+from tests.integration.helpers import active, at_once, listed, main_pid, unit, wait_active, wait_ready
+
+TABLE = Path(__file__).parents[2] / "docs" / "states.md"
+CELL = re.compile(r"(?P<status>\d) (?P<words>[^→]+?)(?: → (?P<then>[a-z]+))?")
+
+# While this file is there a start waits, or fails.
+HOLD = "/srv/hold-{name}"
+FAIL = "/srv/fail-{name}"
+DROP_IN = """\
+[Unit]
+StartLimitBurst={burst}
+[Service]
+RestartSec={pause}
+ExecStartPre=+/bin/sh -c 'while [ -e /srv/hold-%i ]; do sleep 0.05; done; [ ! -e /srv/fail-%i ]'
+"""
+
+
+def read_table() -> dict[str, dict[str, str]]:
+    """Return the table of docs/states.md: state → verb → cell."""
+    rows = [
+        line.strip("| \n").split(" | ") for line in TABLE.read_text().splitlines() if line.startswith("| ")
+    ]
+    start = next(index for index, row in enumerate(rows) if row[0] == "verb")
+    states = rows[start][1:]
+    table: dict[str, dict[str, str]] = {state: {} for state in states}
+    for row in rows[start + 2 :]:
+        for state, cell in zip(states, row[1:], strict=True):
+            table[state][row[0]] = cell
+    return table
+
+
+STATES = read_table()
+
+# systemd's ActiveState and SubState, and QEMU's run state, by which a state is recognised.
+SIGNS = {
+    "off": ("inactive/dead", None),
+    "starting": ("activating/start-pre", None),
+    "running": ("active/running", "running"),
+    "paused": ("active/running", "paused"),
+    "restarting": ("activating/auto-restart", None),
+    "failed": ("failed/failed", None),
+    "crash-loop": ("failed/failed", None),
+}
+
+
+def is_in(host: LabHost, name: str, state: str) -> bool:
+    """Return whether a VM is in a state of the table."""
+    if state == "gone":
+        return not host.exists(f"/etc/qsysd/vms/{name}.yaml")
+    now = active(host, name)
+    if state == "stopping":
+        return now.startswith("deactivating/")
+    sign, guest = SIGNS[state]
+    if now != sign or guest is None:
+        return now == sign
+    seen = listed(host, name)["guest"]
+    # after a reset QEMU calls a paused guest so
+    return ("paused" if seen == "prelaunch" else seen) == guest
+
+
+def wait_state(host: LabHost, name: str, state: str) -> None:
+    """Wait until a VM is in a state."""
+    host.wait_until(lambda: is_in(host, name, state) or None, timeout=60, what=f"{name} to be {state}")
+
+
+class Holder:
+    """Brings a VM into a state of the table, and lets go of it there."""
+
+    def __init__(self, host: LabHost, state: str) -> None:
+        self.host = host
+        self.state = state
+        self.name = f"state-{state}"
+        self.hold = HOLD.format(name=self.name)
+        self.fail = FAIL.format(name=self.name)
+
+    def make(self) -> None:
+        """Make the VM, if it is not there, and bring it into the state, if it is in another."""
+        if not self.host.exists(f"/etc/qsysd/vms/{self.name}.yaml"):
+            loop, pause = self.state == "crash-loop", self.state == "restarting"
+            text = DROP_IN.format(burst=1 if loop else 50, pause="1h" if pause else "10ms")
+            self.host.write(f"/etc/systemd/system/{unit(self.name)}.d/90-test.conf", text)
+            deaf = ("tiny=ignore-button",) if self.state == "stopping" else ()
+            self.host.qsysd("create", self.name, *tiny_options(*deaf), "--no-start", "--stop-timeout", "5min")
+        if not is_in(self.host, self.name, self.state):
+            self.off()
+            getattr(self, "to_" + self.state.replace("-", "_"))()
+            wait_state(self.host, self.name, self.state)
+
+    def off(self) -> None:
+        """Switch the VM off, whatever it is doing."""
+        self.host.qsysd("kill", self.name)
+        self.host.sh(
+            f"systemctl reset-failed {unit(self.name)} 2>/dev/null || true; rm -f {self.hold} {self.fail}"
+        )
+
+    def to_off(self) -> None:
+        """It is off."""
+
+    def to_starting(self) -> None:
+        """Start it, and hold it in its first step."""
+        self.host.sh(f"touch {self.hold}; systemctl start --no-block {unit(self.name)}")
+
+    def to_running(self) -> None:
+        """Start it, and wait until the guest hears the power button."""
+        booted = self.host.qsysd("logs", self.name, "--console", "-n", "5000").stdout.count("TINY READY")
+        self.host.qsysd("start", self.name)
+        wait_ready(self.host, self.name, times=booted + 1)
+
+    def to_paused(self) -> None:
+        """Start and pause it."""
+        self.to_running()
+        self.host.qsysd("pause", self.name)
+
+    def to_stopping(self) -> None:
+        """Tell a guest that does not hear to power off."""
+        self.host.qsysd("start", self.name)
+        self.host.sh(f"systemctl stop --no-block {unit(self.name)}")
+
+    def to_restarting(self) -> None:
+        """Let QEMU die, before a restart that is an hour off."""
+        self.host.qsysd("start", self.name)
+        self.host.sh(f"kill -9 {main_pid(self.host, self.name)}")
+
+    def to_failed(self) -> None:
+        """Let a start fail, and make the next one possible."""
+        self.host.sh(f"touch {self.fail}; systemctl start {unit(self.name)} || true; rm {self.fail}")
+
+    def to_crash_loop(self) -> None:
+        """Let QEMU die as often as one start in five minutes allows."""
+        self.host.qsysd("start", self.name)
+        self.host.sh(f"kill -9 {main_pid(self.host, self.name)}")
+
+    def release(self) -> str:
+        """Return a shell command that lets a held VM go on, once the verb waits for it."""
+        waits = f"until systemctl list-jobs | grep -q {self.name}; do sleep 0.1; done; sleep 0.5; "
+        if self.state == "starting":
+            return f"sleep 0.5; rm -f {self.hold}"
+        if self.state == "stopping":
+            return waits + f"systemctl kill --kill-whom=main -s TERM {unit(self.name)}"
+        return "true"
+
+
+@pytest.fixture(scope="module")
+def holders(session_host: LabHost) -> Iterator[dict[str, Holder]]:
+    """Give a holder for each state; their VMs are deleted at the end."""
+    session_host.up()
+    made = {state: Holder(session_host, state) for state in STATES}
+    yield made
+    for holder in made.values():
+        if session_host.exists(f"/etc/qsysd/vms/{holder.name}.yaml"):
+            session_host.qsysd("delete", holder.name, "--yes")
+        session_host.sh(f"rm -rf /etc/systemd/system/{unit(holder.name)}.d {holder.hold} {holder.fail}")
+
+
+def command_for(holder: Holder, verb: str) -> str:
+    """Return the shell command of a verb."""
+    name = holder.name
+    if verb == "edit":
+        # another size of memory each time, so that there is always something to change
+        change = "awk '/^memory:/ { sub(/[0-9]+/, int($2) + 1) } { print }'"
+        return f"qsysd show {name} | {change} > /tmp/{name}.yaml && qsysd edit {name} --file /tmp/{name}.yaml"
+    return f"qsysd {verb} {name}" + (" --yes" if verb == "delete" else "")
+
+
+@pytest.mark.parametrize(
+    ("state", "verb"), [(state, verb) for state, verbs in STATES.items() for verb in verbs]
+)
+def test_cell(state: str, verb: str, holders: dict[str, Holder]) -> None:
+    holder = holders[state]
+    host, name = holder.host, holder.name
+    holder.make()
+    found = CELL.fullmatch(STATES[state][verb])
+    assert found, f"docs/states.md: {state}, {verb}: {STATES[state][verb]!r} is no cell"
+    commands = [command_for(holder, verb)]
+    if found["then"]:
+        commands.append(holder.release())
+    (status, words), *_ = at_once(host, *commands, timeout=180)
+    assert status == int(found["status"]), words
+    assert found["words"] in words
+    if found["then"]:
+        wait_state(host, name, found["then"])
+    else:
+        assert is_in(host, name, state), active(host, name)
+
+
+def test_table_is_whole() -> None:
+    from qsysd.cli import VERBS
+
+    ours = {"create", "render", "ip", "ssh", "console", "image", "setup", "doctor", "completion", "recover"}
+    for verbs in STATES.values():
+        assert set(verbs) == set(VERBS) - ours
+    assert len(STATES) == len(SIGNS) + 1
+
+
+def test_start_while_stopping_undoes_no_stop(host: LabHost, holders: dict[str, Holder]) -> None:
+    """Who waits for the stop hears that another command started the VM again."""
+    holder = holders["stopping"]
+    holder.make()
+    (stopped, words), (started, _), _ = at_once(
+        host,
+        f"qsysd stop {holder.name}",
+        f"sleep 0.5; qsysd start {holder.name}",
+        "sleep 1.5; " + holder.release(),
+    )
+    assert started == 0
+    assert stopped == 0 or "started it again" in words
+    wait_active(host, holder.name, "active")
