@@ -35,14 +35,15 @@ def data_file(source: Path, target: str) -> None:
 
 
 def encrypted(source: Path, target: str) -> None:
-    secret = ("--object", "secret,id=s,data=secret")
-    options = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10"
-    qemu_img("create", *secret, "-f", "qcow2", "-o", options, source, "1M")
+    """Make a qcow2 file whose header says LUKS; a real key takes seconds to make."""
+    qemu_img("create", "-f", "qcow2", source, "1M")
+    with source.open("r+b") as file:
+        file.seek(32)
+        file.write(struct.pack(">I", 2))
 
 
 def luks(source: Path, target: str) -> None:
-    secret = ("--object", "secret,id=s,data=secret")
-    qemu_img("create", *secret, "-f", "luks", "-o", "key-secret=s,iter-time=10", source, "1M")
+    source.write_bytes(b"LUKS\xba\xbe\0\1".ljust(MIB, b"\0"))
 
 
 def flat_vmdk(source: Path, target: str) -> None:
