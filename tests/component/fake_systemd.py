@@ -23,7 +23,7 @@ class FakeSystemd(Systemd):
     """What operations need of systemd, on a scope below a directory.
 
     results: what a job for a unit ends as when it is not `done`. gone: the bus cannot be reached;
-    goes_at: not from this call on.
+    goes_at: not from this call on. main_process: QEMU's, by default this one, or $FAKE_MAIN_PID.
     during: called with method and unit while a job runs, as if from another program.
     """
 
@@ -34,6 +34,7 @@ class FakeSystemd(Systemd):
         self.results: dict[str, str] = {}
         self.gone = False
         self.goes_at = ""
+        self.main_process = int(os.environ.get("FAKE_MAIN_PID", os.getpid()))
         self.calls: list[str] = []
         self.during: Callable[[str, str], None] = lambda method, unit: None
 
@@ -130,7 +131,7 @@ class FakeSystemd(Systemd):
 
     def get(self, path: str, interface: str, name: str) -> Any:
         self._called("Get", path, name)
-        return {"MainPID": os.getpid(), "Version": "252.1", "SystemState": "running"}[name]
+        return {"MainPID": self.main_process, "Version": "252.1", "SystemState": "running"}[name]
 
     def properties(self, unit: str) -> Mapping[str, Any]:
         self._called("GetAll", unit)
