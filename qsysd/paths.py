@@ -17,6 +17,10 @@ _NAME_CHARACTERS = _NAME_FIRST | frozenset("0123456789-")
 UNIT_TEMPLATE = "qemu-vm@.service"
 UNIT_PATTERN = "qemu-vm@*.service"
 
+# A VM's drop-in that qsysd renders, and the variable in it that tells one rendering from another.
+DROP_IN = "50-qsysd.conf"
+DROP_IN_MARK = "QSYSD_DROP_IN"
+
 # Linux's IFNAMSIZ is 16 bytes with the closing NUL; sockaddr_un holds 108 with it (unix(7)).
 INTERFACE_NAME_MAX = 15
 SOCKET_PATH_MAX = 107
@@ -136,7 +140,7 @@ class Scope:
 
     def drop_in(self, vm: str) -> str:
         """Return the drop-in that qsysd renders for the VM."""
-        return os.path.join(self.drop_in_dir(vm), "50-qsysd.conf")
+        return os.path.join(self.drop_in_dir(vm), DROP_IN)
 
     def vm_dir(self, vm: str) -> str:
         """Return the directory of the VM's overlay and seed."""

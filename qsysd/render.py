@@ -139,7 +139,9 @@ def vm(spec: VMSpec, scope: Scope) -> Rendered:
         units=_ordering(spec),
         stop_backstop=spec.stop_timeout + STOP_BACKSTOP,
         boot_files=boot_files,
+        mark=paths.DROP_IN_MARK,
     )
+    drop_in = drop_in.replace("@DIGEST@", _digest(drop_in), 1)
     pinned = spec.accel is not Accel.AUTO
     environment = template(
         "vm.env.j2",
@@ -155,8 +157,12 @@ def vm(spec: VMSpec, scope: Scope) -> Rendered:
         processor=qemuargs.processor(spec.accel, spec.cpu) if pinned or spec.cpu else None,
         qemu_args=qemuargs.build(spec, scope),
     )
-    digest = hashlib.sha256((environment + drop_in).encode()).hexdigest()[:16]
+    digest = _digest(environment + drop_in)
     return Rendered(environment=environment.replace("@DIGEST@", digest, 1), drop_in=drop_in, digest=digest)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def network_files(spec: NetworkSpec, scope: Scope) -> dict[str, str]:

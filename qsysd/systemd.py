@@ -7,11 +7,13 @@ No proxy objects: introspecting one costs more than any call made here.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from qsysd import paths
 from qsysd.errors import HostError, NotFoundError, QsysdError, TimeoutExpired
 
 _NAME = "org.freedesktop.systemd1"
@@ -22,6 +24,10 @@ _SERVICE = "org.freedesktop.systemd1.Service"
 
 TICK = 2.0  # seconds of waiting until the first word about it
 CALL_TIMEOUT = 30.0  # seconds; PID 1 was seen busy for 2 s in a daemon-reload with 1000 units
+
+# A unit without files, so that nothing of its own is ever to be read again.
+_NEVER_CHANGED = "/org/freedesktop/systemd1/unit/init_2escope"
+_RELOAD_TAKES = 10.0  # seconds, for files that change in the middle of it
 
 _HINTS = {
     "org.freedesktop.DBus.Error.AccessDenied": "run it as root: sudo qsysd …",
@@ -60,6 +66,20 @@ class JobResult:
     def done(self) -> bool:
         """Whether the job did what was asked."""
         return self.result in ("done", "skipped")
+
+
+def _has_changed(path: str, environment: Sequence[str], read: float) -> bool:
+    """Return whether a unit's file may be another than the one that was read, at the time `read` or later.
+
+    One of qsysd's own says it exactly, by a mark that systemd shows among the unit's environment.
+    """
+    if os.path.basename(path) == paths.DROP_IN:
+        import re
+
+        with open(path, encoding="utf-8") as file:
+            mark = re.search(f"^Environment=({paths.DROP_IN_MARK}=.*)$", file.read(), re.MULTILINE)
+        return mark is None or mark[1] not in environment
+    return os.stat(path).st_mtime > read
 
 
 class Systemd:
@@ -253,12 +273,31 @@ class Systemd:
         drop-in needs the daemon-reload, which PID 1 pays for with all its units. Returns whether it
         was needed. Call it after ResetFailedUnit and once for all the units of a command.
         """
-        stale = False
-        for unit in self.states(units).values():
-            stale = stale or bool(self.get(unit.path, _UNIT, "NeedDaemonReload"))
-        if stale:
+        flagged = [
+            unit for unit in self.states(units).values() if self.get(unit.path, _UNIT, "NeedDaemonReload")
+        ]
+        if flagged and self.get(_NEVER_CHANGED, _UNIT, "NeedDaemonReload"):
+            # From systemd 256 on, enabling one unit says this of all units: look at their files instead.
+            flagged = [unit for unit in flagged if self._is_stale(unit)]
+        if flagged:
             self.reload()
-        return stale
+        return bool(flagged)
+
+    def _is_stale(self, unit: UnitState) -> bool:
+        """Return whether a loaded unit's files may be others than those that systemd has read."""
+        import glob
+
+        fragment = str(self.get(unit.path, _UNIT, "FragmentPath"))
+        used = list(self.get(unit.path, _UNIT, "DropInPaths"))
+        there = glob.glob(os.path.join(glob.escape(os.path.dirname(fragment)), f"{unit.name}.d", "*.conf"))
+        if not set(there) <= set(used):
+            return True
+        read = max(self.get(_PATH, _MANAGER, f"UnitsLoad{when}Timestamp") for when in ("Start", "")) / 1e6
+        environment = self.get(unit.path, _SERVICE, "Environment")
+        try:
+            return any(_has_changed(path, environment, read - _RELOAD_TAKES) for path in [fragment, *used])
+        except OSError:
+            return True
 
     def reload(self) -> None:
         """Let systemd read all unit files again (systemctl daemon-reload)."""

@@ -121,6 +121,7 @@ class ScriptedSystemd:
         self.interfaces = {info.name: info for info in Gio.DBusNodeInfo.new_for_xml(INTERFACES).interfaces}
         for name in (MANAGER, TEST):
             self.register(PATH, name)
+        self.register(f"{PATH}/unit/init_2escope", f"{NAME}.Unit")
         Gio.bus_own_name_on_connection(
             self.connection, NAME, Gio.BusNameOwnerFlags.NONE, lambda *_: print("ready", flush=True), None
         )

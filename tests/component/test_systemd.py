@@ -6,15 +6,16 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from scripted_systemd import Bus, private_bus
 
 from qsysd import systemd
 from qsysd.errors import HostError, NotFoundError, QsysdError, TimeoutExpired
-from qsysd.systemd import JobResult, Systemd
+from qsysd.systemd import JobResult, Systemd, UnitState
 
 LONG = 20.0  # seconds; nothing here takes that long unless it hangs
 
@@ -263,6 +264,71 @@ def test_stale_units_are_reloaded_once_for_all(bus: Bus) -> None:
     assert bus.calls().count("Reload") == 1
     assert client.refresh(units) is False
     assert bus.calls().count("Reload") == 1
+
+
+class Marked(Systemd):
+    """A systemd of which one unit was enabled since it read its files, so that it calls every unit stale."""
+
+    def __init__(self, folder: Path, *, used: list[str], mark: str) -> None:
+        super().__init__("none")
+        self.values = {
+            "NeedDaemonReload": True,
+            "FragmentPath": str(folder / "qemu-vm@.service"),
+            "DropInPaths": [str(folder / f"{unit('web1')}.d" / name) for name in used],
+            "Environment": [f"QSYSD_DROP_IN={mark}"],
+            "UnitsLoadStartTimestamp": 1_000_000_000,
+            "UnitsLoadTimestamp": 2_000_000_000,
+        }
+        self.reloads = 0
+
+    def states(self, units: Iterable[str]) -> dict[str, UnitState]:
+        return {name: UnitState(name, "loaded", "inactive", "dead", "/") for name in units}
+
+    def get(self, path: str, interface: str, name: str) -> Any:
+        return self.values[name]
+
+    def reload(self) -> None:
+        self.reloads += 1
+
+
+@pytest.fixture
+def unit_files(tmp_path: Path) -> Path:
+    """Give a folder with the files of web1's unit, all of them old."""
+    own = tmp_path / f"{unit('web1')}.d"
+    own.mkdir()
+    (tmp_path / "qemu-vm@.service").touch()
+    (own / "50-qsysd.conf").write_text("[Service]\nEnvironment=QSYSD_DROP_IN=1234\n")
+    for path in (tmp_path / "qemu-vm@.service", own / "50-qsysd.conf"):
+        os.utime(path, (100, 100))
+    return tmp_path
+
+
+def test_a_unit_that_only_shares_the_mark_of_all_is_not_reloaded_for(unit_files: Path) -> None:
+    client = Marked(unit_files, used=["50-qsysd.conf"], mark="1234")
+    # When it was written says nothing: systemd may have read it at the unit's first start.
+    os.utime(unit_files / f"{unit('web1')}.d" / "50-qsysd.conf")
+    assert client.refresh([unit("web1")]) is False
+    assert client.reloads == 0
+
+
+@pytest.mark.parametrize("change", ["another drop-in", "one more", "one less", "template", "own drop-in"])
+def test_a_marked_unit_whose_files_have_changed_is_reloaded_for(unit_files: Path, change: str) -> None:
+    own = unit_files / f"{unit('web1')}.d"
+    used = ["50-qsysd.conf"]
+    if change == "another drop-in":
+        (own / "50-qsysd.conf").write_text("[Service]\nEnvironment=QSYSD_DROP_IN=5678\n")
+    elif change == "one more":
+        (own / "90-mine.conf").touch()
+    elif change == "one less":
+        (own / "50-qsysd.conf").unlink()
+    elif change == "template":
+        os.utime(unit_files / "qemu-vm@.service")
+    else:
+        (own / "90-mine.conf").touch()
+        used.append("90-mine.conf")
+    client = Marked(unit_files, used=used, mark="1234")
+    assert client.refresh([unit("web1")]) is True
+    assert client.reloads == 1
 
 
 # reading

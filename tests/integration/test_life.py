@@ -231,6 +231,23 @@ def test_edit_is_pending_until_restart(any_host: LabHost, vm: VMFactory) -> None
     assert memory_in_force(any_host, name) == "size=176M"
 
 
+def test_no_verb_lets_systemd_read_all_units_again(any_host: LabHost, vm: VMFactory) -> None:
+    one, two = vm("one"), vm("two")
+    any_host.systemctl("daemon-reload")
+    when = "UnitsLoadTimestampMonotonic"
+    read = any_host.systemctl("show", "-P", when)
+    create(any_host, one, options=FROZEN)
+    create(any_host, two, options=[*FROZEN, "--no-start"])
+    any_host.qsysd("disable", one)
+    any_host.qsysd("enable", one)
+    any_host.qsysd("start", two)
+    any_host.qsysd("kill", one)
+    any_host.qsysd("start", one)
+    any_host.qsysd("restart", one)
+    any_host.qsysd("delete", "--yes", one, two)
+    assert any_host.systemctl("show", "-P", when) == read
+
+
 def test_depends_on_orders_start_and_stop(any_host: LabHost, vm: VMFactory) -> None:
     first, second = vm("first"), vm("second")
     create(any_host, first, options=[*FROZEN, "--no-start"])
@@ -316,6 +333,9 @@ def test_host_reboots_and_loses_its_power(any_host: LabHost, vm: VMFactory) -> N
 def edited_since_boot(host: LabHost, name: str) -> None:
     """Change a VM that systemd has in memory since the host's boot, with the drop-in of then."""
     assert host.property(unit(name), "TimeoutStopUSec") == "2min"
+    # From now on newer systemds call every unit's files changed: the difference must be seen all the same.
+    host.qsysd("disable", name)
+    host.qsysd("enable", name)
     changes = ("memory: 160M", "memory: 176M"), ("stop_timeout: 90s", "stop_timeout: 33s\nqemu_args: [-S]")
     edit(host, name, *changes)
     assert host.property(unit(name), "TimeoutStopUSec") == "1min 3s"

@@ -124,6 +124,7 @@ def test_no_definition_can_say_more_in_the_drop_in_than_it_is_asked_for() -> Non
     allowed = {
         ("Unit", "Wants"),
         ("Unit", "After"),
+        ("Service", "Environment"),
         ("Service", "TimeoutStopSec"),
         ("Service", "BindReadOnlyPaths"),
     }
