@@ -11,7 +11,7 @@ from own_host import OwnHost
 from stand_ins import StandIns
 
 from qsysd.images import Images
-from qsysd.operations import setup
+from qsysd.operations import qemu, setup
 from qsysd.paths import Scope
 
 
@@ -32,6 +32,7 @@ def set_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
         host = OwnHost(Scope(""))
         os.makedirs(host.scope.unit_dir)
         setup.setup(host)
+        qemu.pinned_machine(host.scope, "q35")  # remembered from here on
         Path("tiny.raw").write_bytes(b"\1" * 65536)
         Images(host.scope).import_file("tiny.raw", "tiny", default_user="me")
         os.unlink("tiny.raw")

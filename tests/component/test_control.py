@@ -30,7 +30,8 @@ def vm(host: OwnHost, monkeypatch: pytest.MonkeyPatch) -> OwnHost:
     """Return a host with the VMs web1 and web2, which are off."""
     monkeypatch.setattr(journal, "failure", lambda *_: "")
     for name in ("web1", "web2"):
-        create.create(host, f"name: {name}\nimage: tiny\ndisks: [{{}}]\n", "x", start=False, enable=False)
+        text = f"name: {name}\nimage: tiny\ndisks: [{{}}]\nseed: false\n"
+        create.create(host, text, "x", start=False, enable=False)
     host.fake.calls.clear()
     return host
 
