@@ -66,10 +66,17 @@ def test_unit(version: int, regenerate: bool) -> None:
     assert ("RestartSteps=" in text) == (version >= 254)
 
 
-def test_network(regenerate: bool) -> None:
-    spec = config.parse_network("name: default\nkind: nat\nsubnet: 10.83.0.0/24\n", "default.yaml")
+@pytest.mark.parametrize(
+    ("directory", "name", "subnet"),
+    [
+        ("network", "default", "10.83.0.0/24"),
+        ("network-long", "a-network-of-a-longer-name", "172.30.16.0/20"),
+    ],
+)
+def test_network(directory: str, name: str, subnet: str, regenerate: bool) -> None:
+    spec = config.parse_network(f"name: {name}\nkind: nat\nsubnet: {subnet}\n", f"{name}.yaml")
     files = {Path(path).name: text for path, text in render.network_files(spec, SCOPE).items()}
-    compare("network", files | {"default.yaml": config.dump_network(spec)}, regenerate)
+    compare(directory, files | {f"{name}.yaml": config.dump_network(spec)}, regenerate)
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.stem)
@@ -85,5 +92,12 @@ def test_definition_says_what_the_spec_says(case: Path) -> None:
 
 
 def test_every_key_is_exercised() -> None:
-    used = {key for case in CASES for key in yaml.safe_load(case.read_text())}
-    assert used == set(config.VM_KEYS)
+    documents = [yaml.safe_load(case.read_text()) for case in CASES]
+    assert {key for document in documents for key in document} == set(config.VM_KEYS)
+    for part, keys in (("disks", {"size"}), ("nics", {"network", "mac", "address"})):
+        assert {key for document in documents for item in document.get(part, []) for key in item} == keys
+
+
+def test_nothing_is_expected_of_what_is_not_there() -> None:
+    directories = {case.stem for case in CASES} | {"unit-252", "unit-257", "network", "network-long"}
+    assert {path.name for path in (HERE / "expected").iterdir()} == directories
