@@ -55,18 +55,23 @@ def timed(*argv: str) -> float:
     return time.perf_counter() - started
 
 
+def console_log(name: str) -> Path:
+    """Return the file of what a VM's guest has written to its console."""
+    return Path(f"/var/lib/qsysd/vms/{name}/console.log")
+
+
 def wait_ready(*names: str) -> None:
-    """Wait until the guests of VMs that have just been started are ready."""
+    """Wait until guests are ready; their logs are removed then, so that the next boot begins new ones."""
     deadline = time.monotonic() + READY_TIMEOUT
     for name in names:
-        log = Path(f"/var/lib/qsysd/vms/{name}/console.log")
-        # The log goes on over starts: what counts is behind its last boot.
-        while (
-            not log.exists() or "TINY READY" not in log.read_text(errors="replace").rpartition("TINY BOOT")[2]
-        ):
+        log = console_log(name)
+        while not log.exists() or "TINY READY" not in log.read_text(errors="replace"):
             if time.monotonic() > deadline:
                 raise SystemExit(f"{name}: its guest is not ready after {READY_TIMEOUT:.0f} s")
             time.sleep(0.05)
+    time.sleep(SETTLE)
+    for name in names:
+        console_log(name).unlink()
 
 
 def define(count: int) -> int:
@@ -103,7 +108,6 @@ def fleet(count: int) -> list[str]:
     for name in names:
         run("qsysd", "create", name, *KERNEL)
     wait_ready(*names)
-    time.sleep(SETTLE)
     return names
 
 
@@ -123,7 +127,6 @@ def ready() -> float:
             time.sleep(0.2)
         last = max(last, int(state["ActiveEnterTimestampMonotonic"]))
     wait_ready(*names)
-    time.sleep(SETTLE)
     return (last - started) / 1e6
 
 
@@ -134,7 +137,6 @@ def start_stop(runs: int) -> dict[str, list[float]]:
     for _ in range(runs):
         found["start"].append(timed("qsysd", "start", PROBE))
         wait_ready(PROBE)
-        time.sleep(SETTLE)
         found["stop"].append(timed("qsysd", "stop", PROBE))
         assert (
             run("systemctl", "show", "--value", "--property=Result", f"qemu-vm@{PROBE}").strip() == "success"
