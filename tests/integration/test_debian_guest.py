@@ -62,7 +62,7 @@ def guest(session_host: LabHost) -> Iterator[LabHost]:
 
 def inside(host: LabHost, script: str) -> str:
     """Run a shell script in the guest, as its user with sudo, and return what it printed."""
-    return host.qsysd("ssh", VM, "--", "sudo", "sh", "-c", f"'{script}'").stdout.strip()
+    return host.qsysd("ssh", VM, "--", "sudo", "sh", "-c", f"'{script}'", timeout=BOOT).stdout.strip()
 
 
 def test_guest_is_what_was_asked_for(guest: LabHost) -> None:
