@@ -210,12 +210,12 @@ COMPLETE = {
         echo "${COMPREPLY[@]}"
     """,
     "fish": "complete --do-complete 'qsysd TYPED'",
-    # zsh completes in its line editor only, so it types into another on a terminal.
+    # zsh completes in its line editor only, so it types into another on a terminal, at its prompt.
     "zsh": """
         zmodload zsh/zpty
         zpty other zsh -f -i
-        zpty -w other 'autoload -U compinit; compinit -D -u; bindkey ^D list-choices; print BE""GIN'
-        zpty -r other said '*BEGIN*'
+        zpty -w other 'autoload -U compinit; compinit -D -u; bindkey ^D list-choices; PS1=REA""DY'
+        zpty -r other said '*READY*'
         zpty -w -n other $'qsysd TYPED\\C-d'
         zpty -r other said '*WANTED*'
         print -r -- "$said"
