@@ -24,10 +24,12 @@ with Monitor(sys.argv[1], timeout=20) as monitor:
     print(json.dumps(monitor.execute(sys.argv[2], **json.loads(sys.argv[3]))))
 """
 
-# Everything of qsysd's on a host that a VM could leave something in. Locks are files that stay.
+# Everything of qsysd's on a host that a VM could leave something in. Locks are files that stay, and so
+# does what the host learned of itself: whether it has KVM, which machines its QEMU knows.
 TRACES = {
     "files": "find /etc/systemd /etc/qsysd /var/lib/qsysd /run/qsysd /run/systemd/system"
-    " -not -path '/run/qsysd/locks/*' -printf '%p %y %m %u %l\\n' | sort",
+    " -not -path '/run/qsysd/locks/*' -not -path /run/qsysd/started -not -path /run/qsysd/vms"
+    " -not -path '/run/qsysd/acceleration.env*' -not -path /run/qsysd/machines.json -printf '%p %y %m %u %l\\n' | sort",
     "links": "ip -brief link show | sed 's/ .*//' | sort",
     "aliases": "ip link show | grep -o 'alias .*' | sort || true",
     "rules": "nft list ruleset",
