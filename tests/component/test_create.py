@@ -15,7 +15,7 @@ from own_host import OwnHost
 from samples import KEY, UUID
 from stand_ins import StandIns
 
-from qsysd import config, network, paths, process, seed
+from qsysd import config, network, paths, process, render, seed, taps
 from qsysd.errors import ExistsError, HostError, InvalidError, NotFoundError, QsysdError
 from qsysd.images.formats import read_header
 from qsysd.operations import control, create, define, delete, inspect, journal, transaction
@@ -387,6 +387,19 @@ def test_a_vm_can_be_deleted_on_a_full_disk(host: OwnHost) -> None:
         delete.delete(host, ["web1"])
         assert os.listdir(host.scope.vms_dir) == ["full"]
         assert host.store.names() == []
+
+
+@pytest.mark.needs_root
+def test_taps_that_a_unit_left_go_with_their_vm_and_no_others(host: OwnHost) -> None:
+    with wire.namespace():
+        wire.run("ip", "link", "add", "qb-default", "type", "bridge")
+        for name in ("web1", "web2"):
+            spec = make(host, name, start=False)
+            taps.plug(render.ports(spec), 12345, name)
+        delete.delete(host, ["web1"])
+        assert list(taps.existing_taps()) == ["qv-web2-0"]
+        delete.delete(host, ["web2"])
+        assert not taps.existing_taps()
 
 
 @pytest.mark.parametrize("method", ["EnableUnitFiles", "StartUnit"])

@@ -531,6 +531,7 @@ def test_the_unprivileged_steps_give_up_all_that_is_roots(scope: Scope) -> None:
         capture_output=True,
         text=True,
         env={"PYTHONPATH": package},
+        extra_groups=[1, 4],
     )
     ids, capabilities = done.stdout.split("\n")[:2]
     assert ids == f"{(UID,) * 3} {(GID,) * 3} []"

@@ -104,6 +104,24 @@ def test_what_a_broken_out_qemu_planted_is_not_written_through(
     assert (directory / "seed.iso").stat().st_nlink == 1
 
 
+def test_a_qemu_that_plants_a_link_in_the_middle_is_too_late(
+    scope: Scope, directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.unlink
+
+    def unlink(path: str, **options: int) -> None:
+        try:
+            real(path, **options)
+        finally:
+            if path.endswith("seed.iso.part"):
+                os.symlink(tmp_path / "made", path)
+
+    monkeypatch.setattr(os, "unlink", unlink)
+    with pytest.raises(QsysdError, match=r"seed\.iso cannot be written: File exists"):
+        seed.write(vm(), scope)
+    assert not (tmp_path / "made").exists()
+
+
 def test_a_directory_in_its_place_is_told(scope: Scope, directory: Path) -> None:
     (directory / "seed.iso").mkdir()
     with pytest.raises(QsysdError, match=r"seed\.iso cannot be written: Is a directory"):

@@ -193,6 +193,23 @@ def test_locks_of_a_kind_are_taken_inside_those_of_another(host: OwnHost) -> Non
             assert len(os.listdir(host.scope.locks_dir)) >= 4
 
 
+def test_locks_are_always_taken_in_one_order(host: OwnHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[str] = []
+    real = transaction._open_lock
+
+    def open_lock(scope: Scope, name: str) -> int:
+        taken.append(name)
+        return real(scope, name)
+
+    monkeypatch.setattr(transaction, "_open_lock", open_lock)
+    names = [f"web{number}" for number in range(9)]
+    for order in (names, names[::-1], names[3:] + names[:3]):
+        with transaction.locked(host, order):
+            pass
+    assert taken[:9] == taken[9:18] == taken[18:]
+    assert sorted(taken[:9]) == names
+
+
 def test_commands_that_want_the_same_vms_in_another_order_do_not_wait_for_each_other(
     host: OwnHost, hold: Callable[..., Holder]
 ) -> None:
