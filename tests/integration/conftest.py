@@ -24,6 +24,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -162,9 +163,16 @@ def vm(request: pytest.FixtureRequest) -> Iterator[VMFactory]:
 
     yield name
     for host, new in made:
-        if host.leader() and host.exists(f"/etc/qsysd/vms/{new}.yaml"):
-            host.qsysd("kill", new, check=False)
-            host.qsysd("delete", "--yes", new)
+        if host.leader():
+            host.wait_until(partial(delete, host, new), timeout=60, what=f"{new} to be deleted")
+
+
+def delete(host: LabHost, name: str) -> bool | None:
+    """Delete a VM; return whether it is gone. A test may leave a command behind that still has its lock."""
+    if host.exists(f"/etc/qsysd/vms/{name}.yaml"):
+        host.qsysd("kill", name, check=False)
+        host.qsysd("delete", "--yes", name, check=False)
+    return not host.exists(f"/etc/qsysd/vms/{name}.yaml") or None
 
 
 # How many VM names were given out in this session: no two tests share one.
