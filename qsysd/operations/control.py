@@ -72,14 +72,15 @@ def start(host: Host, names: Sequence[str]) -> list[Outcome]:
     """Start VMs; a VM has started when its QEMU answers QMP."""
     host.require_ready()
     _recover(host)
-    _render_stale(host, names)
+    outcomes = _render_stale(host, names)
     with transaction.locked(host, names, exclusive=False):
         states = _states(host, names)
         running = [name for name in names if states[name].active == "active"]
-        outcomes = {name: Outcome(name, "already running") for name in running}
+        outcomes |= {name: Outcome(name, "already running") for name in running}
+        names_left = [name for name in names if name not in outcomes]
         # systemd keeps a start waiting for the pause before a restart; a person does not want to wait.
-        pausing = [name for name in names if states[name].sub.startswith("auto-restart")]
-        rest = [name for name in names if name not in running and name not in pausing]
+        pausing = [name for name in names_left if states[name].sub.startswith("auto-restart")]
+        rest = [name for name in names_left if name not in pausing]
         _prepare(host, [*rest, *pausing])
         for method, group in (("StartUnit", rest), ("RestartUnit", pausing)):
             outcomes |= start_jobs(host, method, group, "started")
@@ -130,11 +131,12 @@ def restart(host: Host, names: Sequence[str]) -> list[Outcome]:
     """Stop VMs gracefully and start them again, with their definitions as they are now."""
     host.require_ready()
     _recover(host)
-    _render_stale(host, names)
+    outcomes = _render_stale(host, names)
     with transaction.locked(host, names, exclusive=False):
         _states(host, names)
-        _prepare(host, names)
-        outcomes = start_jobs(host, "RestartUnit", names, "restarted")
+        rest = [name for name in names if name not in outcomes]
+        _prepare(host, rest)
+        outcomes |= start_jobs(host, "RestartUnit", rest, "restarted")
     return [outcomes[name] for name in names]
 
 
@@ -260,13 +262,21 @@ def reload_dhcp(host: Host, network: str) -> None:
             )
 
 
-def _render_stale(host: Host, names: Sequence[str]) -> None:
-    """Render definitions that were changed by hand: a person expects the file's words to be in force."""
-    stale = [name for name in names if host.store.is_stale(name)]
-    if stale:
-        from qsysd.operations import define
+def _render_stale(host: Host, names: Sequence[str]) -> dict[str, Outcome]:
+    """Render definitions that were changed by hand: a person expects the file's words to be in force.
 
-        define.render_again(host, stale)
+    Return the outcome of each VM whose definition is not valid.
+    """
+    failed: dict[str, Outcome] = {}
+    for name in names:
+        if host.store.is_stale(name):
+            from qsysd.operations import define
+
+            try:
+                define.render_again(host, [name])
+            except QsysdError as error:
+                failed[name] = Outcome(name, "", error)
+    return failed
 
 
 # inside the VM

@@ -18,7 +18,7 @@ from own_host import OwnHost
 from qmp_peer import Connection, Peer, Refuse, Script
 
 from qsysd import paths
-from qsysd.errors import HostError, NotFoundError, QsysdError, StateError, TimeoutExpired
+from qsysd.errors import HostError, InvalidError, NotFoundError, QsysdError, StateError, TimeoutExpired
 from qsysd.operations import access, control, create, inspect, journal
 from qsysd.operations.control import Outcome
 
@@ -71,6 +71,19 @@ def test_a_person_does_not_wait_for_the_pause_before_a_restart(vm: OwnHost, sub:
     vm.fake.set(UNIT, "activating", sub)
     assert one(control.start(vm, ["web1"])) == "started"
     assert jobs(vm) == ["RestartUnit web1"]
+
+
+@pytest.mark.parametrize("verb", ["start", "restart"])
+def test_a_definition_that_is_not_valid_hinders_no_other_vm(vm: OwnHost, verb: str) -> None:
+    path = Path(vm.scope.definition("web1"))
+    path.write_text("name: web1\nmemory: x\n", encoding="utf-8")
+    later = os.stat(vm.scope.environment("web1")).st_mtime_ns + 1_000_000_000
+    os.utime(path, ns=(later, later))
+    first, second = getattr(control, verb)(vm, ["web1", "web2"])
+    assert isinstance(first.error, InvalidError)
+    assert "web1.yaml:2: memory" in first.error.message
+    assert second.what == f"{verb}ed"
+    assert jobs(vm) == [f"{verb.title()}Unit web2"]
 
 
 @pytest.mark.parametrize(
