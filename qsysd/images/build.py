@@ -27,7 +27,7 @@ MIB = 1024 * 1024
 TEMPLATES = os.path.join(os.path.dirname(os.path.dirname(__file__)), "templates")
 BOOT_SECTOR = "/usr/lib/grub/i386-pc/boot.img"
 # What GRUB needs to find a file system and to read and boot a kernel from it.
-GRUB_MODULES = ("biosdisk", "part_gpt", "ext2", "normal", "linux", "test")
+GRUB_MODULES = ("biosdisk", "part_gpt", "ext2", "normal", "linux16", "test")
 
 # What is needed, and the package that brings it: these are what the qsysd package recommends.
 TOOLS = {
