@@ -17,6 +17,7 @@ from qsysd import taps
 
 CLONE_NEWNS = 0x00020000
 CLONE_NEWNET = 0x40000000
+DEADLINE = 20.0  # seconds
 RETRIES = 20
 RETRY_INTERVAL = 0.15  # seconds that a guest waits for an answer
 BROADCAST = "ff:ff:ff:ff:ff:ff"
@@ -44,7 +45,11 @@ def namespace() -> Iterator[None]:
         yield
     finally:
         for descriptor in before:
-            assert libc.setns(descriptor, 0) == 0, os.strerror(ctypes.get_errno())
+            # EINVAL while a thread that was joined has still to leave the kernel: it shares our root.
+            deadline = time.monotonic() + DEADLINE
+            while libc.setns(descriptor, 0) != 0:
+                assert time.monotonic() < deadline, os.strerror(ctypes.get_errno())
+                time.sleep(0.001)
             os.close(descriptor)
         os.chdir(directory)
 
