@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Mapping
 
-from qsysd import process, taps
+from qsysd import paths, process, taps
 from qsysd.errors import HostError, InvalidError
 
 KINDS = ("nat", "isolated")
@@ -50,11 +50,11 @@ def parse(environment: Mapping[str, str]) -> Network:
 
     name, kind, bridge = value("QSYSD_NETWORK"), value("QSYSD_KIND"), value("QSYSD_BRIDGE")
     gateway, rules = value("QSYSD_GATEWAY"), value("QSYSD_RULES")
-    if not taps.NETWORK.fullmatch(name):
+    if not paths.is_name(name):
         raise InvalidError(f"QSYSD_NETWORK: not a network: {name!r}")
     if kind not in KINDS:
         raise InvalidError(f"QSYSD_KIND: not one of {', '.join(KINDS)}: {kind!r}")
-    if not taps.BRIDGE.fullmatch(bridge):
+    if not taps.is_bridge(bridge):
         raise InvalidError(f"QSYSD_BRIDGE: not a bridge: {bridge!r}")
     address, _, prefix = gateway.partition("/")
     if not taps.is_address(address) or not re.fullmatch(r"[1-9]|[12][0-9]|30", prefix):

@@ -103,9 +103,9 @@ def allocate(subnet: str, taken: Iterable[str], name: str = "") -> str:
 
 def _check(vm: str, mac: str, address: str) -> None:
     """Raise InvalidError unless the values are what dnsmasq's files may hold."""
-    if not taps.NETWORK.fullmatch(vm):
+    if not paths.is_name(vm):
         raise InvalidError(f"not a VM's name: {vm!r}")
-    if not taps.MAC.fullmatch(mac):
+    if not taps.is_mac(mac):
         raise InvalidError(f"not a MAC: {mac!r}")
     if not taps.is_address(address):
         raise InvalidError(f"not an IPv4 address: {address!r}")

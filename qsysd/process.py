@@ -1,4 +1,4 @@
-"""Run other programs: the only user of `subprocess`.
+"""Run other programs: the only module that starts any.
 
 Each program gets an argument list (never a shell string), a closed standard input, LANG=C.UTF-8 so
 that its messages can be matched, and, where it can hang, a deadline. With debugging on, each
@@ -8,13 +8,16 @@ command is logged to standard error in a form that can be copied into a shell.
 from __future__ import annotations
 
 import os
-import shlex
-import shutil
-import subprocess
+import select
 import sys
-from collections.abc import Iterator, Mapping, Sequence
 
 from qsysd.errors import HostError, QsysdError, TimeoutExpired
+
+# Read by type checkers only: the helper that runs at each start and stop of a VM imports little.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Iterator, Mapping, Sequence
 
 # Which Debian package brings a program: the answer to "what now?" when it is not there.
 PACKAGES = {
@@ -32,6 +35,9 @@ PACKAGES = {
 
 # A user's PATH may lack the administrator's directories, where ip, nft and dnsmasq live.
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+_IGNORED_BY_PYTHON = (13, 25)  # SIGPIPE, SIGXFSZ
 
 
 class CommandError(QsysdError):
@@ -57,7 +63,14 @@ def search_path() -> str:
 
 def find(program: str) -> str | None:
     """Return the absolute path of `program`, or None where the host lacks it."""
-    return shutil.which(program, path=search_path())
+    # Not shutil.which: its import takes longer than `ip`, and the helper runs at each start and stop.
+    if os.path.isabs(program):
+        return program if os.access(program, os.X_OK) else None
+    for directory in search_path().split(":"):
+        path = os.path.join(directory, program)
+        if os.path.isfile(path) and os.access(path, os.X_OK):
+            return path
+    return None
 
 
 def require(program: str) -> str:
@@ -80,7 +93,104 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 def log_command(argv: Sequence[str]) -> None:
     """Show a command on standard error when QSYSD_DEBUG is set."""
     if os.environ.get("QSYSD_DEBUG"):
+        import shlex
+
         print("+ " + shlex.join(argv), file=sys.stderr, flush=True)
+
+
+class Done:
+    """A program that has ended: its exit status (minus the signal that ended it), and what it wrote."""
+
+    __slots__ = ("argv", "returncode", "stderr", "stdout")
+
+    def __init__(self, argv: Sequence[str], returncode: int, stdout: str, stderr: str) -> None:
+        self.argv = argv
+        self.returncode = returncode
+        self.stdout = stdout
+        self.stderr = stderr
+
+
+class Running:
+    """A program that was started, to be waited for: two that wait for the kernel do so together.
+
+    Without `subprocess`: the helper runs two programs at each start and stop of a VM, and importing
+    it takes longer than both. Input and output are files in memory, so that no pipe can fill up.
+    `stdin` is fed to the program (nothing by default). Raises HostError when it is not installed.
+    """
+
+    def __init__(
+        self,
+        argv: Sequence[str],
+        *,
+        stdin: str | None = None,
+        extra_environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self.argv = argv
+        command = [require(argv[0]), *argv[1:]]
+        log_command(command)
+        files = [os.memfd_create(name) for name in ("stdin", "stdout", "stderr")]
+        try:
+            os.pwrite(files[0], (stdin or "").encode(), 0)
+            self._pid = os.posix_spawn(
+                command[0],
+                command,
+                environment(extra_environment),
+                file_actions=[(os.POSIX_SPAWN_DUP2, file, number) for number, file in enumerate(files)],
+                # Python ignores them; a program must not.
+                setsigdef=_IGNORED_BY_PYTHON,
+            )
+        except BaseException:
+            for file in files:
+                os.close(file)
+            raise
+        os.close(files[0])
+        self._outputs = files[1:]
+
+    def finish(self, *, timeout: float | None = None, check: bool = True) -> Done:
+        """Wait for its end and return what it left. timeout: seconds.
+
+        Raises CommandError when it ends with another status than zero and `check` is set,
+        TimeoutExpired when it takes too long (it is killed then).
+        """
+        try:
+            self._wait(timeout)
+            _, status = os.waitpid(self._pid, 0)
+        except BaseException:
+            # Not waited for yet, so the number is still this program's.
+            os.kill(self._pid, 9)
+            os.waitpid(self._pid, 0)
+            self._close()
+            raise
+        returncode = os.waitstatus_to_exitcode(status)
+        stdout, stderr = (_text(file) for file in self._outputs)
+        self._close()
+        if check and returncode != 0:
+            raise CommandError(self.argv, returncode, stderr)
+        return Done(self.argv, returncode, stdout, stderr)
+
+    def _wait(self, timeout: float | None) -> None:
+        descriptor = os.pidfd_open(self._pid)
+        try:
+            poll = select.poll()
+            poll.register(descriptor, select.POLLIN)
+            if not poll.poll(None if timeout is None else timeout * 1000):
+                raise TimeoutExpired(f"{self.argv[0]} did not end within {timeout:g} s")
+        finally:
+            os.close(descriptor)
+
+    def _close(self) -> None:
+        for file in self._outputs:
+            os.close(file)
+
+
+def _text(file: int) -> str:
+    """Return what a program wrote into a file in memory, whatever bytes that are."""
+    parts = []
+    position = 0
+    while part := os.pread(file, 1024 * 1024, position):
+        parts.append(part)
+        position += len(part)
+    return b"".join(parts).decode("utf-8", "replace").replace("\r\n", "\n")
 
 
 def run(
@@ -90,32 +200,11 @@ def run(
     timeout: float | None = None,
     check: bool = True,
     extra_environment: Mapping[str, str] | None = None,
-) -> subprocess.CompletedProcess[str]:
-    """Run a program to its end and return its exit status and output as text.
-
-    `stdin` is fed to it (nothing by default), `timeout` is in seconds.
-    Raises CommandError when it ends with another status than zero and `check` is set,
-    TimeoutExpired when it takes too long (it is killed then), HostError when it is not installed.
-    """
-    command = [require(argv[0]), *argv[1:]]
-    log_command(command)
-    try:
-        done = subprocess.run(
-            command,
-            # subprocess refuses `stdin` together with `input`
-            **({"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}),
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=timeout,
-            check=False,
-            env=environment(extra_environment),
-        )
-    except subprocess.TimeoutExpired as error:
-        raise TimeoutExpired(f"{argv[0]} did not end within {timeout:g} s") from error
-    if check and done.returncode != 0:
-        raise CommandError(argv, done.returncode, done.stderr)
-    return done
+) -> Done:
+    """Run a program to its end and return what it left: as `Running` and its `finish`."""
+    return Running(argv, stdin=stdin, extra_environment=extra_environment).finish(
+        timeout=timeout, check=check
+    )
 
 
 def stream(
@@ -127,6 +216,8 @@ def stream(
     ends it: the program runs in a session of its own, so that `os.killpg` reaches its children.
     Raises HostError when it is not installed.
     """
+    import subprocess
+
     command = [require(argv[0]), *argv[1:]]
     log_command(command)
     return subprocess.Popen(
@@ -200,6 +291,8 @@ class Follower:
 
 def foreground(argv: Sequence[str]) -> int:
     """Run a program on the caller's own terminal (an editor, ssh, a pager); return its exit status."""
+    import subprocess
+
     command = [require(argv[0]), *argv[1:]]
     log_command(command)
     return subprocess.run(command, check=False, env={**os.environ, "PATH": search_path()}).returncode

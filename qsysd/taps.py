@@ -16,16 +16,19 @@ the rest from sysfs, and imports little: `typing` and `dataclasses` alone would 
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import os
-import re
 import struct
-from collections.abc import Iterable, Sequence
+import sys
 
-from qsysd import process
+from qsysd import paths, process
 from qsysd.errors import HostError, InvalidError, QsysdError, StateError
+
+# Read by type checkers only, as in the helper.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
 
 SYS_NET = "/sys/class/net"
 TUN_DEVICE = "/dev/net/tun"
@@ -43,16 +46,15 @@ IFF_NO_PI = 0x1000
 IFF_VNET_HDR = 0x4000
 IFF_TUN_EXCL = 0x8000
 
-NAME = "[a-z][a-z0-9-]{0,27}"
-TAP = re.compile(r"qv[-_][a-z0-9-]{1,12}")
-MAC = re.compile(r"[0-9a-f][02468ace](:[0-9a-f]{2}){5}")
-# A bridge may be the administrator's own: any name that is neither an option nor a path.
-BRIDGE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}")
-NETWORK = re.compile(NAME)
 TAP_PREFIXES = ("qv-", "qv_")
 GUARD_TABLE = "bridge qsysd"
+NFT = ("nft", "-f", "-")
 
-ALIAS = re.compile(rf"{ALIAS_PREFIX}({NAME})?:(.+)")
+# Sets of characters in the place of `re`, which takes longer to import than all that is checked here.
+_HEXADECIMAL = frozenset("0123456789abcdef")
+_NAME = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-")
+_WORD = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_")
+_BRIDGE = _WORD | frozenset(".-")
 
 
 class Port:
@@ -77,6 +79,30 @@ class Port:
         return ",".join((self.tap, self.mac, self.bridge, self.network, self.address or "-"))
 
     __repr__ = __str__
+
+
+def is_tap(text: str) -> bool:
+    """Tell whether `text` has the form of a TAP's name: `qv-` or `qv_`, and 1 to 12 characters of a name."""
+    return (
+        text.startswith(TAP_PREFIXES)
+        and 3 < len(text) <= paths.INTERFACE_NAME_MAX
+        and _NAME.issuperset(text[3:])
+    )
+
+
+def is_mac(text: str) -> bool:
+    """Tell whether `text` is a MAC of one machine (no multicast), in small letters with colons."""
+    parts = text.split(":")
+    return (
+        len(parts) == 6
+        and all(len(part) == 2 and _HEXADECIMAL.issuperset(part) for part in parts)
+        and parts[0][1] in "02468ace"
+    )
+
+
+def is_bridge(text: str) -> bool:
+    """Tell whether `text` can name a bridge: also an administrator's own, but no option and no path."""
+    return 0 < len(text) <= paths.INTERFACE_NAME_MAX and text[0] in _WORD and _BRIDGE.issuperset(text)
 
 
 def is_address(text: str) -> bool:
@@ -106,13 +132,13 @@ def _parse_port(text: str) -> Port:
     if len(fields) != 5:
         raise InvalidError(f"QSYSD_NICS: not tap,mac,bridge,network,address: {text!r}")
     tap, mac, bridge, network, address = fields
-    for what, pattern, value in (
-        ("TAP", TAP, tap),
-        ("MAC", MAC, mac),
-        ("bridge", BRIDGE, bridge),
-        ("network", NETWORK, network),
+    for what, is_one, value in (
+        ("TAP", is_tap, tap),
+        ("MAC", is_mac, mac),
+        ("bridge", is_bridge, bridge),
+        ("network", paths.is_name, network),
     ):
-        if not pattern.fullmatch(value):
+        if not is_one(value):
             raise InvalidError(f"QSYSD_NICS: not a {what}: {value!r}")
     if address != "-" and not is_address(address):
         raise InvalidError(f"QSYSD_NICS: not an IPv4 address: {address!r}")
@@ -178,11 +204,13 @@ def unplug(ports: Sequence[Port], vm: str = "") -> None:
             # What it may say is what it was plugged in with, whatever its definition says now.
             taps[tap] = text
             known.append(found[1])
+    # The kernel takes some 20 ms for each, most of it waiting. Neither is of use without the other.
+    expelling = _expel(dict.fromkeys(known))
     try:
-        # The guard goes first: without one, a TAP may say nothing.
-        _expel(dict.fromkeys(known))
-    finally:
         _delete(taps)
+    finally:
+        if expelling:
+            _expelled(expelling)
 
 
 def _delete(taps: Iterable[str]) -> None:
@@ -197,22 +225,26 @@ def _delete(taps: Iterable[str]) -> None:
 
 
 def _undo(ports: Sequence[Port]) -> None:
-    """Remove what a failed `plug` made; the error under way matters more than a second one."""
-    with contextlib.suppress(QsysdError):
+    """Remove what a failed `plug` made."""
+    try:
         unplug(ports)
+    except QsysdError as error:
+        print(f"{error}", file=sys.stderr)  # the error under way matters more than this second one
 
 
 def existing_taps() -> dict[str, str]:
     """Return the TAPs that qsysd made on this host, each with its alias (`` if it was cut short)."""
-    names = [name for name in sorted(os.listdir(SYS_NET)) if TAP.fullmatch(name)]
+    names = [name for name in sorted(os.listdir(SYS_NET)) if is_tap(name)]
     return {name: alias(name) for name in names if is_ours(name)}
 
 
 def parse_alias(text: str) -> tuple[str, Port] | None:
     """Return the VM and the port that a TAP's alias describes, or None if it is not qsysd's."""
-    match = ALIAS.fullmatch(text)
+    vm, _, port = text.removeprefix(ALIAS_PREFIX).partition(":")
+    if not text.startswith(ALIAS_PREFIX) or not (vm == "" or paths.is_name(vm)):
+        return None
     try:
-        return (match[1] or "", _parse_port(match[2])) if match else None
+        return vm, _parse_port(port)
     except InvalidError:
         return None
 
@@ -320,17 +352,21 @@ def guard(ports: Iterable[Port], *, rules: bool = False) -> None:
     nft(guard_rules() + elements)
 
 
-def _expel(ports: Iterable[Port]) -> None:
-    """Take from these ports what they may say; quiet where there is nothing to take.
+def _expel(ports: Iterable[Port]) -> process.Running | None:
+    """Begin to take from these ports what they may say.
 
     nft has `destroy` for that only from 1.0.7 on a kernel from 6.3 on, so it is added and deleted.
     """
     text = "".join(
         f"{verb} element {GUARD_TABLE} {_elements(port)}\n" for port in ports for verb in ("add", "delete")
     )
+    return process.Running(NFT, stdin=text) if text else None
+
+
+def _expelled(expelling: process.Running) -> None:
+    """Wait until it is done; quiet where there was nothing to take. Raises HostError."""
     try:
-        if text:
-            nft(text)
+        _nft_words(expelling.finish(timeout=TOOL_TIMEOUT, check=False))
     except HostError:
         if guard_is_there():
             raise
@@ -343,6 +379,8 @@ def guard_is_there() -> bool:
 
 def guarded() -> set[str]:
     """Return the TAPs that a guard lets say something. Raises HostError where nft fails."""
+    import re
+
     if not guard_is_there():
         return set()
     return set(re.findall(r'"([^"*]+)" \.', nft(f"list table {GUARD_TABLE}\n")))
@@ -362,6 +400,8 @@ def ip_batch(commands: Sequence[str]) -> None:
     done = process.run(["ip", "-batch", "-"], stdin=text, timeout=TOOL_TIMEOUT, check=False)
     if done.returncode == 0:
         return
+    import re
+
     # ip ends with "Command failed -:3"; what the kernel said is in the lines before.
     failed = re.search(r"Command failed -:(\d+)", done.stderr)
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
@@ -375,7 +415,10 @@ def nft(commands: str) -> str:
 
     Raises HostError with nft's own words.
     """
-    done = process.run(["nft", "-f", "-"], stdin=commands, timeout=TOOL_TIMEOUT, check=False)
+    return _nft_words(process.run(NFT, stdin=commands, timeout=TOOL_TIMEOUT, check=False))
+
+
+def _nft_words(done: process.Done) -> str:
     if done.returncode != 0:
         errors = [line.strip() for line in done.stderr.splitlines() if "Error:" in line]
         words = "; ".join(errors) or process.last_words(done.stderr) or f"exit status {done.returncode}"

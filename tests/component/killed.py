@@ -22,7 +22,7 @@ from typing import Any
 
 from own_host import OwnHost
 
-from qsysd.operations import create, define, delete, image, inspect, keys, setup
+from qsysd.operations import create, define, delete, image, inspect, keys, listing, setup
 from qsysd.operations.host import Host
 from qsysd.paths import Scope, dhcp_unit, unit
 
@@ -36,7 +36,7 @@ nics: [{{}}, {{}}]
 """
 EFFECTS = {
     "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "os.chown", "os.symlink", "os.link",
-    "os.truncate", "shutil.rmtree", "subprocess.Popen", "test.systemd",
+    "os.truncate", "shutil.rmtree", "os.posix_spawn", "subprocess.Popen", "test.systemd",
 }  # fmt: skip
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 # What is of no VM: it may be there or not.
@@ -169,7 +169,7 @@ def killed_before(verb: str, number: int) -> str | None:
 def state() -> str:
     """Return what the next command finds: `pending` when something is left to recover."""
     host = make_host()
-    listed = [vm.name for vm in inspect.list_vms(host)]
+    listed = [vm.name for vm in listing.list_vms(host)]
     for name in listed:
         inspect.status(host, [name])
     return ",".join(listed)

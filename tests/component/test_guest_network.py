@@ -244,7 +244,9 @@ def test_a_flushed_firewall_does_not_let_the_next_vm_loose(host: Host) -> None:
 def test_a_tap_without_a_guard_may_say_nothing(host: Host) -> None:
     stranger, listener = host.plug(WEB1), host.plug(WEB2)
     assert stranger.gateway_mac(GATEWAY) == listener.gateway_mac(GATEWAY)
-    taps._expel([WEB1])
+    expelling = taps._expel([WEB1])
+    assert expelling
+    taps._expelled(expelling)
     stranger.send(datagram(MINE, 4000, 4000))
     assert not listener.hears(b"hello", timeout=0.2)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ import pytest
 from qsysd import network
 from qsysd.errors import HostError, InvalidError
 from qsysd.paths import Scope
+from qsysd.process import Done
 
 MAC = "52:54:00:12:34:56"
 
@@ -31,9 +31,9 @@ def host_with(
     """Let `ip` and resolv.conf tell of a host with these addresses and routes."""
     links = [{"addr_info": [{"local": ip, "prefixlen": size}]} for ip, size in (addresses or {}).items()]
 
-    def run(argv: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+    def run(argv: list[str], **_: object) -> Done:
         answer = links if "address" in argv else [{"dst": route} for route in routes or []]
-        return subprocess.CompletedProcess(argv, 0, json.dumps(answer), "")
+        return Done(argv, 0, json.dumps(answer), "")
 
     monkeypatch.setattr("qsysd.process.run", run)
     monkeypatch.setattr(network, "name_servers", lambda: [resolver] if resolver else [])

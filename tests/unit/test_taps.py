@@ -10,6 +10,7 @@ import pytest
 
 from qsysd import bridges, taps
 from qsysd.errors import HostError, InvalidError
+from qsysd.process import Done
 from qsysd.taps import Port
 
 HELD = Port("qv-web1-0", "52:54:00:12:34:56", "qb-default", "default", "10.83.0.10")
@@ -112,12 +113,12 @@ def test_where_the_rules_are_gone_they_come_first(monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_tools_own_words_are_in_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(argv: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+    def run(argv: list[str], **_: object) -> Done:
         answers = {
             "ip": 'Error: argument "x" is wrong: no such thing\nCommand failed -:2\n',
             "nft": "/dev/stdin:1:1-3: Error: syntax error, unexpected foo\nfoo\n^^^\n",
         }
-        return subprocess.CompletedProcess(argv, 1, "", answers[argv[0]])
+        return Done(argv, 1, "", answers[argv[0]])
 
     monkeypatch.setattr("qsysd.process.run", run)
     with pytest.raises(HostError, match=r'^ip link set two: Error: argument "x" is wrong: no such thing$'):
@@ -138,6 +139,7 @@ def test_the_start_of_a_vm_imports_little() -> None:
     program = f"import sys; sys.path.insert(0, {top!r}); import qsysd.taps; print(*sys.modules)"
     found = subprocess.run([*argv, program], check=True, capture_output=True, text=True).stdout.split()
     assert not {"typing", "dataclasses", "json", "ipaddress", "socket", "hashlib", "inspect"} & set(found)
+    assert not {"subprocess", "enum", "re", "collections"} & set(found)
 
 
 # a network's environment file
@@ -180,4 +182,4 @@ def test_an_odd_networks_environment_is_refused(variable: str, value: str) -> No
 
 def test_a_bridges_mac_is_stable_and_unicast() -> None:
     assert bridges.mac("default") == bridges.mac("default") != bridges.mac("other")
-    assert taps.MAC.fullmatch(bridges.mac("default"))
+    assert taps.is_mac(bridges.mac("default"))
