@@ -25,7 +25,7 @@ from qsysd.errors import QsysdError
 # Read by type checkers only: importing typing takes long for a helper that runs at each start and stop.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, Self
 
 # A reply that is longer than this is not one of QEMU's; guests cannot make it longer either.
 LINE_MAX = 16 * 1024 * 1024
@@ -83,12 +83,14 @@ class Monitor:
         self._last_id = 0
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
-            self._negotiate(time.monotonic() + timeout, peer)
+            deadline = time.monotonic() + timeout
+            self._connect(deadline, peer)
+            self._negotiate(deadline)
         except BaseException:
             self._socket.close()
             raise
 
-    def _negotiate(self, deadline: float, peer: int | None) -> None:
+    def _connect(self, deadline: float, peer: int | None) -> None:
         self._socket.settimeout(max(0.001, deadline - time.monotonic()))
         try:
             self._socket.connect(self.path)
@@ -96,8 +98,18 @@ class Monitor:
             raise MonitorBusy(f"the monitor {self.path} is busy: another client holds it") from error
         except OSError as error:
             raise MonitorGone(f"no monitor at {self.path}: {error.strerror or error}") from error
-        if peer is not None and peer_pid(self._socket) != peer:
+        if peer is not None:
+            self._require_peer(peer)
+
+    def _require_peer(self, peer: int) -> None:
+        if peer_pid(self._socket) != peer:
             raise MonitorGone(f"the monitor {self.path} is not that of process {peer}")
+
+    def _negotiate(self, deadline: float) -> None:
+        self._read_greeting(deadline)
+        self.execute("qmp_capabilities", timeout=max(0.001, deadline - time.monotonic()))
+
+    def _read_greeting(self, deadline: float) -> None:
         try:
             greeting = self._read(deadline)
         except MonitorTimeout as error:
@@ -106,9 +118,8 @@ class Monitor:
             ) from error
         if "QMP" not in greeting:
             raise MonitorGone(f"{self.path} does not speak QMP")
-        self.execute("qmp_capabilities", timeout=max(0.001, deadline - time.monotonic()))
 
-    def __enter__(self) -> Monitor:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -127,11 +138,15 @@ class Monitor:
 
         timeout: seconds. Raises CommandRefused, MonitorTimeout, MonitorGone.
         """
+        deadline = time.monotonic() + (self.timeout if timeout is None else timeout)
+        return self._reply(command, self._send(command, deadline, arguments), deadline)
+
+    def _send(self, command: str, deadline: float, arguments: dict[str, Any] | None = None) -> int:
+        """Send a command and return its id."""
         self._last_id += 1
         message: dict[str, Any] = {"execute": command, "id": self._last_id}
         if arguments:
             message["arguments"] = arguments
-        deadline = time.monotonic() + (self.timeout if timeout is None else timeout)
         try:
             self._socket.settimeout(max(0.001, deadline - time.monotonic()))
             self._socket.sendall(json.dumps(message).encode() + b"\n")
@@ -139,12 +154,16 @@ class Monitor:
             raise MonitorTimeout(f"{command}: QEMU does not read its monitor") from error
         except OSError as error:
             raise MonitorGone(f"{command}: QEMU closed the monitor") from error
+        return self._last_id
+
+    def _reply(self, command: str, number: int, deadline: float) -> Any:
+        """Return the value of the reply to the command with this id."""
         while True:
             try:
                 reply = self._read(deadline)
             except MonitorTimeout as error:
                 raise MonitorTimeout(f"{command}: no answer from QEMU in time") from error
-            if reply.get("id") == self._last_id:
+            if reply.get("id") == number:
                 if "error" in reply:
                     refusal = reply["error"] if isinstance(reply["error"], dict) else {}
                     raise CommandRefused(command, _text(refusal.get("class")), _text(refusal.get("desc")))
@@ -155,7 +174,9 @@ class Monitor:
 
         Raises as `execute` does, and MonitorGone for what is none.
         """
-        reply = self.execute("query-status")
+        return self._run_state(self.execute("query-status"))
+
+    def _run_state(self, reply: Any) -> str:
         state = reply.get("status") if isinstance(reply, dict) else None
         if not isinstance(state, str) or not state.replace("-", "").isalnum() or len(state) > 32:
             raise MonitorGone(f"{self.path} does not speak QMP")
@@ -197,6 +218,28 @@ class Monitor:
             self.events.append(message)
             del self.events[:-EVENTS_MAX]
         return message
+
+
+class RunStateQuestion(Monitor):
+    """A question for the guest's run state, put now and answered later: many VMs are asked at once.
+
+    path, timeout: as for a Monitor; timeout counts for all of it. Raises as a Monitor does.
+    """
+
+    def __init__(self, path: str, *, timeout: float) -> None:
+        super().__init__(path, timeout=timeout)
+
+    def _negotiate(self, deadline: float) -> None:
+        # QEMU reads one command after the other, so nothing has to be waited for in between.
+        self._deadline = deadline
+        self._numbers = [(name, self._send(name, deadline)) for name in ("qmp_capabilities", "query-status")]
+
+    def answer(self, *, peer: int) -> str:
+        """Return the run state, as `run_state` does. peer: as for a Monitor; nobody else is believed."""
+        self._require_peer(peer)
+        self._read_greeting(self._deadline)
+        replies = [self._reply(name, number, self._deadline) for name, number in self._numbers]
+        return self._run_state(replies[-1])
 
 
 def _text(value: Any) -> str:

@@ -153,6 +153,8 @@ def vm(spec: VMSpec, scope: Scope) -> Rendered:
         memory_mib=spec.memory_mib,
         cpus=spec.cpus,
         image=spec.image or "",
+        uuid=spec.uuid,
+        depends_on=":".join(spec.depends_on),
         accelerator=qemuargs.accelerator(spec.accel) if pinned else None,
         processor=qemuargs.processor(spec.accel, spec.cpu) if pinned or spec.cpu else None,
         qemu_args=qemuargs.build(spec, scope),

@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qsysd.errors import NotFoundError, QsysdError
+from qsysd.errors import InvalidError, NotFoundError, QsysdError
 from qsysd.paths import Scope, is_name
 
 if TYPE_CHECKING:
     from qsysd.render import Rendered
-    from qsysd.spec import Defaults, NetworkSpec, VMSpec
+    from qsysd.spec import Defaults, NetworkSpec, Nic, VMSpec
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,16 @@ class Summary:
     image: str | None
     addresses: tuple[str, ...]
     digest: str | None
+
+
+@dataclass(frozen=True)
+class Claims:
+    """What a VM has that no other may have too, and the VMs that it waits for."""
+
+    name: str
+    uuid: str
+    nics: tuple[Nic, ...]
+    depends_on: tuple[str, ...]
 
 
 def write_atomic(path: str, text: str, mode: int) -> None:
@@ -141,13 +151,35 @@ class Store:
 
         return config.parse_vm(self.require(vm), self.scope.definition(vm), name=vm, defaults=self.defaults())
 
-    def load_all(self) -> Iterator[VMSpec]:
-        """Yield the specs of all VMs; what cannot be read is left out."""
-        for name in self.names():
+    def claims(self, *, but: str) -> list[Claims]:
+        """Return what all VMs but one claim, 1000 of them within 100 ms: most need no YAML.
+
+        A VM whose definition is broken at the moment keeps what it had.
+        """
+        return [self._claims(name) for name in self.names() if name != but]
+
+    def _claims(self, vm: str) -> Claims:
+        if self.is_stale(vm):
             try:
-                yield self.load(name)
+                spec = self.load(vm)
             except QsysdError:
-                continue
+                pass  # what was rendered from it last holds
+            else:
+                return Claims(vm, spec.uuid, spec.nics, spec.depends_on)
+        from qsysd import taps
+        from qsysd.spec import Nic
+
+        values = self._rendered_values(vm)
+        try:
+            ports = taps.parse_ports(values.get("QSYSD_NICS", ""))
+        except InvalidError:
+            ports = []
+        return Claims(
+            name=vm,
+            uuid=values.get("QSYSD_UUID", ""),
+            nics=tuple(Nic(port.network, port.mac, port.address) for port in ports),
+            depends_on=tuple(filter(None, values.get("QSYSD_DEPENDS_ON", "").split(":"))),
+        )
 
     def defaults(self) -> Defaults:
         """Return the host's defaults. Raises InvalidError."""
@@ -222,6 +254,19 @@ class Store:
 
     def summary(self, vm: str) -> Summary:
         """Return what a list shows of a VM; with a missing or broken environment file only its name."""
+        values = self._rendered_values(vm)
+        nics = [nic.split(",") for nic in values.get("QSYSD_NICS", "").split(";") if nic]
+        return Summary(
+            name=vm,
+            memory_mib=_number(values.get("QSYSD_MEMORY_MIB", "")),
+            cpus=_number(values.get("QSYSD_CPUS", "")),
+            image=values.get("QSYSD_IMAGE") or None,
+            addresses=tuple(nic[-1] for nic in nics if nic[-1] != "-"),
+            digest=values.get("QSYSD_DIGEST"),
+        )
+
+    def _rendered_values(self, vm: str) -> dict[str, str]:
+        """Return the QSYSD_ variables of a VM's environment file, those that stand on a line of their own."""
         values: dict[str, str] = {}
         try:
             text = read_text(self.scope.environment(vm)) or ""
@@ -233,12 +278,4 @@ class Store:
                 values[name] = value.strip('"')
             elif name == "QEMU_ARGS":
                 break
-        nics = [nic.split(",") for nic in values.get("QSYSD_NICS", "").split(";") if nic]
-        return Summary(
-            name=vm,
-            memory_mib=_number(values.get("QSYSD_MEMORY_MIB", "")),
-            cpus=_number(values.get("QSYSD_CPUS", "")),
-            image=values.get("QSYSD_IMAGE") or None,
-            addresses=tuple(nic[-1] for nic in nics if nic[-1] != "-"),
-            digest=values.get("QSYSD_DIGEST"),
-        )
+        return values

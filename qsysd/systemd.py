@@ -21,6 +21,9 @@ _PATH = "/org/freedesktop/systemd1"
 _MANAGER = "org.freedesktop.systemd1.Manager"
 _UNIT = "org.freedesktop.systemd1.Unit"
 _SERVICE = "org.freedesktop.systemd1.Service"
+_PROPERTIES = "org.freedesktop.DBus.Properties"
+
+_WITH_PROCESSES = ("active", "activating", "deactivating", "reloading")
 
 TICK = 2.0  # seconds of waiting until the first word about it
 CALL_TIMEOUT = 30.0  # seconds; PID 1 was seen busy for 2 s in a daemon-reload with 1000 units
@@ -47,6 +50,14 @@ class UnitState:
     path: str
 
 
+NOT_LOADED = "not-loaded"
+
+
+def not_loaded(unit: str) -> UnitState:
+    """Return the state of a unit that systemd has not in memory: off."""
+    return UnitState(unit, NOT_LOADED, "inactive", "dead", "")
+
+
 class UnitRefused(QsysdError):
     """systemd does not take a job for this unit: it is masked or broken, or the host shuts down."""
 
@@ -66,6 +77,14 @@ class JobResult:
     def done(self) -> bool:
         """Whether the job did what was asked."""
         return self.result in ("done", "skipped")
+
+
+@dataclass(frozen=True)
+class StopPlan:
+    """What bounds a unit's stop: TimeoutStopSec in seconds, and the units that it stops before."""
+
+    timeout: float
+    after: Sequence[str]
 
 
 def _has_changed(path: str, environment: Sequence[str], read: float) -> bool:
@@ -341,28 +360,67 @@ class Systemd:
 
     def state(self, unit: str) -> UnitState:
         """Return a unit's state; one that is not loaded is inactive and dead."""
-        return self.states([unit]).get(unit) or UnitState(unit, "not-loaded", "inactive", "dead", "")
+        return self.states([unit]).get(unit) or not_loaded(unit)
 
     def get(self, path: str, interface: str, name: str) -> Any:
         """Return one property of an object."""
-        (value,) = self._call(
-            "org.freedesktop.DBus.Properties", "Get", "(ss)", (interface, name), "(v)", path=path
-        )
+        (value,) = self._call(_PROPERTIES, "Get", "(ss)", (interface, name), "(v)", path=path)
         return value
 
     def main_pid(self, state: UnitState) -> int | None:
         """Return the main process of a service in this state, or None when it has none."""
-        if state.active not in ("active", "activating", "deactivating", "reloading"):
-            return None
-        return int(self.get(state.path, _SERVICE, "MainPID")) or None
+        return self.main_pids([state]).get(state.name)
+
+    def main_pids(self, states: Iterable[UnitState]) -> dict[str, int]:
+        """Return the main processes of those services that have one, by unit; all are asked at once."""
+        alive = [state for state in states if state.active in _WITH_PROCESSES]
+        values = self.get_all([state.path for state in alive], _SERVICE, "MainPID")
+        return {state.name: int(pid) for state, pid in zip(alive, values, strict=True) if pid}
+
+    def stop_plans(self, states: Iterable[UnitState]) -> Sequence[StopPlan]:
+        """Return what bounds the stops of these services; a service's whole properties take systemd 13 ms."""
+        objects = [state.path for state in states]
+        timeouts = self.get_all(objects, _SERVICE, "TimeoutStopUSec")
+        after = self.get_all(objects, _UNIT, "After")
+        return [
+            StopPlan(microseconds / 1e6, units) for microseconds, units in zip(timeouts, after, strict=True)
+        ]
+
+    def get_all(self, objects: Sequence[str], interface: str, name: str) -> Sequence[Any]:
+        """Return one property of several objects, asked for all at once. Raises as `get` does."""
+        from gi.repository import Gio, GLib
+
+        if not objects:
+            return []
+        connection = self._connection()
+        values: dict[str, Any] = {}
+
+        def arrived(_connection: Any, result: Any, path: str) -> None:
+            try:
+                values[path] = connection.call_finish(result).unpack()[0]
+            except GLib.Error as error:
+                values[path] = self._error(error, name)
+
+        arguments = GLib.Variant("(ss)", (interface, name))
+        reply = GLib.VariantType.new("(v)")
+        for path in objects:
+            connection.call(
+                *(_NAME, path, _PROPERTIES, "Get", arguments, reply, Gio.DBusCallFlags.NONE),
+                *(int(CALL_TIMEOUT * 1000), None, arrived, path),
+            )
+        context = GLib.MainContext.default()
+        while len(values) < len(set(objects)):
+            context.iteration(True)
+        for value in values.values():
+            if isinstance(value, QsysdError):
+                raise value
+        return [values[path] for path in objects]
 
     def properties(self, unit: str) -> Mapping[str, Any]:
         """Return a unit's properties, its service's included. The unit gets loaded if it is not."""
         (path,) = self._manager("LoadUnit", "(s)", (unit,), "(o)")
         values: dict[str, Any] = {}
         for interface in (_UNIT, _SERVICE):
-            (part,) = self._call(
-                "org.freedesktop.DBus.Properties", "GetAll", "(s)", (interface,), "(a{sv})", path=path
-            )
+            (part,) = self._call(_PROPERTIES, "GetAll", "(s)", (interface,), "(a{sv})", path=path)
             values.update(part)
         return values

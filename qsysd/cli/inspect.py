@@ -20,7 +20,8 @@ from qsysd.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from qsysd.operations.inspect import ListedVM, VMStatus
+    from qsysd.operations.inspect import VMStatus
+    from qsysd.operations.listing import ListedVM
 
 
 @click.command("list")
@@ -34,10 +35,10 @@ def list_vms(names: Sequence[str], as_json: bool) -> None:
       qsysd list
       qsysd list --json | jq '.[] | select(.guest == "running") | .ip'
     """
-    from qsysd.operations import inspect
+    from qsysd.operations import listing
 
     host = make_host()
-    vms = inspect.list_vms(host, names)
+    vms = listing.list_vms(host, names)
     if as_json:
         print_json([asdict(vm) for vm in vms])
         return

@@ -115,9 +115,9 @@ def create(name: str | None, as_json: bool, **options: Any) -> None:
 def _print_created(host: Any, name: str) -> None:
     from dataclasses import asdict
 
-    from qsysd.operations import inspect
+    from qsysd.operations import listing
 
-    print_json(asdict(inspect.list_vms(host, [name])[0]))
+    print_json(asdict(listing.list_vms(host, [name])[0]))
 
 
 def _definition(name: str | None, options: dict[str, Any]) -> tuple[str, str]:

@@ -11,7 +11,7 @@ from qsysd import network, paths
 from qsysd.errors import NotFoundError, StateError, TimeoutExpired
 from qsysd.operations.control import OFF, describe
 from qsysd.operations.host import Host
-from qsysd.operations.inspect import guest_state
+from qsysd.operations.listing import guest_state
 from qsysd.spec import VMSpec
 
 SSH_PORT = 22

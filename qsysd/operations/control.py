@@ -7,16 +7,19 @@ Each verb takes several VMs and works on them in parallel; one that fails does n
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from qsysd import paths
 from qsysd.errors import HostError, NotFoundError, QsysdError, StateError, TimeoutExpired
 from qsysd.operations import transaction
 from qsysd.operations.host import Host
-from qsysd.qmp import Monitor, MonitorError
-from qsysd.systemd import JobResult, UnitState
+from qsysd.systemd import NOT_LOADED, JobResult, UnitState, not_loaded
+
+if TYPE_CHECKING:
+    from qsysd.qmp import Monitor
 
 START_TIMEOUT = 180.0  # seconds; the unit's own TimeoutStartSec is 120, and networks may come up before
 KILL_TIMEOUT = 5.0  # seconds that QEMU has to flush its disks after SIGTERM, before SIGKILL
@@ -41,11 +44,7 @@ def _states(host: Host, names: Sequence[str]) -> dict[str, UnitState]:
         if not host.store.exists(name):
             host.store.require(name)
     loaded = host.systemd.states([paths.unit(name) for name in names])
-    return {
-        name: loaded.get(paths.unit(name))
-        or UnitState(paths.unit(name), "not-loaded", "inactive", "dead", "")
-        for name in names
-    }
+    return {name: loaded.get(paths.unit(name)) or not_loaded(paths.unit(name)) for name in names}
 
 
 def is_running(host: Host, name: str) -> bool:
@@ -53,9 +52,12 @@ def is_running(host: Host, name: str) -> bool:
     return host.systemd.state(paths.unit(name)).active not in OFF
 
 
-def _prepare(host: Host, names: Sequence[str]) -> None:
-    """Make sure that a start counts as the first one, and uses what is on disk."""
-    units = [paths.unit(name) for name in names]
+def prepare(host: Host, states: Iterable[UnitState]) -> None:
+    """Make sure that a start counts as the first one, and uses what is on disk.
+
+    A unit that systemd has not in memory needs neither.
+    """
+    units = [state.name for state in states if state.load != NOT_LOADED]
     for unit in units:
         host.systemd.reset_failed(unit)
     host.systemd.refresh(units)
@@ -81,7 +83,7 @@ def start(host: Host, names: Sequence[str]) -> list[Outcome]:
         # systemd keeps a start waiting for the pause before a restart; a person does not want to wait.
         pausing = [name for name in names_left if states[name].sub.startswith("auto-restart")]
         rest = [name for name in names_left if name not in pausing]
-        _prepare(host, [*rest, *pausing])
+        prepare(host, [states[name] for name in names_left])
         for method, group in (("StartUnit", rest), ("RestartUnit", pausing)):
             outcomes |= start_jobs(host, method, group, "started")
     return [outcomes[name] for name in names]
@@ -133,9 +135,9 @@ def restart(host: Host, names: Sequence[str]) -> list[Outcome]:
     _recover(host)
     outcomes = _render_stale(host, names)
     with transaction.locked(host, names, exclusive=False):
-        _states(host, names)
+        states = _states(host, names)
         rest = [name for name in names if name not in outcomes]
-        _prepare(host, rest)
+        prepare(host, [states[name] for name in rest])
         outcomes |= start_jobs(host, "RestartUnit", rest, "restarted")
     return [outcomes[name] for name in names]
 
@@ -149,7 +151,7 @@ def stop(host: Host, names: Sequence[str]) -> list[Outcome]:
         outcomes = {name: Outcome(name, "already off") for name in names if states[name].active in OFF}
         rest = [name for name in names if name not in outcomes]
         if rest:
-            rest, timeout = _stop_plan(host, rest)
+            rest, timeout = _stop_plan(host, rest, [states[name] for name in rest])
             results = host.systemd.run_jobs(
                 "StopUnit",
                 [paths.unit(name) for name in rest],
@@ -164,7 +166,7 @@ def stop(host: Host, names: Sequence[str]) -> list[Outcome]:
     return [outcomes[name] for name in names]
 
 
-def _stop_plan(host: Host, names: Sequence[str]) -> tuple[list[str], float]:
+def _stop_plan(host: Host, names: Sequence[str], states: Sequence[UnitState]) -> tuple[list[str], float]:
     """Return VMs in the order to stop them, and the seconds after which systemd has ended all for sure.
 
     systemd orders a job by those that it has already: a VM that others depend on is not to begin
@@ -172,13 +174,13 @@ def _stop_plan(host: Host, names: Sequence[str]) -> tuple[list[str], float]:
     """
     from graphlib import CycleError, TopologicalSorter
 
-    properties = {name: host.systemd.properties(paths.unit(name)) for name in names}
+    plans = host.systemd.stop_plans(states)
     # TimeoutStopSec counts for ExecStop, and again for SIGTERM and for SIGKILL.
-    limits = [3 * found["TimeoutStopUSec"] / 1e6 for found in properties.values()]
+    limits = [3 * plan.timeout for plan in plans]
     known = {paths.unit(name): name for name in names}
     after = {
-        name: [known[unit] for unit in found.get("After", ()) if unit in known]
-        for name, found in properties.items()
+        name: [known[unit] for unit in plan.after if unit in known]
+        for name, plan in zip(names, plans, strict=True)
     }
     if not any(after.values()):
         return list(names), max(limits) + STOP_MARGIN
@@ -284,6 +286,8 @@ def _render_stale(host: Host, names: Sequence[str]) -> dict[str, Outcome]:
 
 def ask(host: Host, name: str, action: Callable[[Monitor], str]) -> Outcome:
     """Do something over the monitor of a running VM."""
+    from qsysd.qmp import Monitor, MonitorError
+
     try:
         state = _states(host, [name])[name]
         if state.active != "active":

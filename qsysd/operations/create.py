@@ -14,6 +14,7 @@ from qsysd.operations import control, qemu, transaction
 from qsysd.operations.delete import recover, remove_everything
 from qsysd.operations.host import Host
 from qsysd.spec import Defaults, Disk, NetworkSpec, Nic, VMSpec
+from qsysd.store import Claims
 
 
 def create(
@@ -41,8 +42,9 @@ def create(
         with ExitStack() as undo:
             # No two VMs choose an address at once; it is taken when it stands in a definition.
             with transaction.locked(host, [paths.ADDRESSES]):
-                spec = complete(host, spec, defaults, ssh_keys)
-                _check(host, spec)
+                others = host.store.claims(but=spec.name)
+                spec = complete(host, spec, defaults, others, ssh_keys)
+                _check(host, spec, others)
                 undo.enter_context(
                     transaction.intent(
                         host, spec.name, "create", lambda: remove_everything(host, [spec.name])
@@ -67,7 +69,7 @@ def examine(host: Host, text: str, source: str) -> VMSpec:
     spec = config.parse_vm(text, source, defaults=host.store.defaults())
     recover(host)
     _check_free(host, spec.name)
-    check_references(host, spec)
+    check_references(host, spec, host.store.claims(but=spec.name))
     return spec
 
 
@@ -86,7 +88,9 @@ def _check_free(host: Host, name: str) -> None:
             )
 
 
-def complete(host: Host, spec: VMSpec, defaults: Defaults, ssh_keys: Sequence[str] = ()) -> VMSpec:
+def complete(
+    host: Host, spec: VMSpec, defaults: Defaults, others: Sequence[Claims], ssh_keys: Sequence[str] = ()
+) -> VMSpec:
     """Return the spec with what is made once and kept: UUID, machine type, MACs, addresses, disk size."""
     image = host.images.get(spec.image) if spec.image else None
     disks = spec.disks
@@ -101,7 +105,7 @@ def complete(host: Host, spec: VMSpec, defaults: Defaults, ssh_keys: Sequence[st
         uuid=spec.uuid or str(uuid.uuid4()),
         machine=pinned(host, spec.machine or "q35"),
         disks=disks,
-        nics=complete_nics(host, spec),
+        nics=complete_nics(host, spec, others),
         seed=seeded,
         user=user,
         ssh_keys=tuple(dict.fromkeys([*spec.ssh_keys, *(ssh_keys if seeded else ())])),
@@ -113,14 +117,11 @@ def pinned(host: Host, machine: str) -> str:
     return machine if "-" in machine else qemu.pinned_machine(host.scope, machine)
 
 
-def complete_nics(host: Host, spec: VMSpec) -> tuple[Nic, ...]:
+def complete_nics(host: Host, spec: VMSpec, others: Sequence[Claims]) -> tuple[Nic, ...]:
     """Return a VM's NICs, each with a MAC and, where its network gives them, an address of its own."""
-    others = [other for other in host.store.load_all() if other.name != spec.name]
-    macs = {nic.mac for other in others for nic in other.nics} | {nic.mac for nic in spec.nics}
-    taken = {(nic.network, nic.address) for vm in [*others, spec] for nic in vm.nics if nic.address}
-    # A VM whose definition is broken at the moment keeps what it had.
-    broken = set(host.store.names()) - {vm.name for vm in [*others, spec]}
-    kept = [known for name in broken for known in host.store.summary(name).addresses]
+    known_nics = [*spec.nics, *(nic for other in others for nic in other.nics)]
+    taken = {(nic.network, nic.address) for nic in known_nics if nic.address}
+    macs = {nic.mac for nic in known_nics}
     result = []
     for nic in spec.nics:
         mac = nic.mac
@@ -133,18 +134,18 @@ def complete_nics(host: Host, spec: VMSpec) -> tuple[Nic, ...]:
             claimed = [known for name, known in taken if name == nic.network and known]
             # dnsmasq gives nobody an address that another MAC still holds
             leased = [lease.address for lease in network.leases(host.scope, nic.network)]
-            address = network.allocate(subnet, [*claimed, *leased, *kept])
+            address = network.allocate(subnet, [*claimed, *leased])
             taken.add((nic.network, address))
         result.append(Nic(nic.network, mac, address))
     return tuple(result)
 
 
-def _check(host: Host, spec: VMSpec) -> None:
+def _check(host: Host, spec: VMSpec, others: Sequence[Claims]) -> None:
     """Raise what makes a VM impossible before anything is made; tell what is only odd."""
-    check_references(host, spec)
+    check_references(host, spec, others)
     if spec.image:
         host.images.check(spec.image)
-    _check_interfaces(host, spec)
+    _check_interfaces(spec, others)
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if spec.memory_mib * 1024**2 > total:
         host.tell(
@@ -153,7 +154,7 @@ def _check(host: Host, spec: VMSpec) -> None:
         )
 
 
-def check_references(host: Host, spec: VMSpec) -> None:
+def check_references(host: Host, spec: VMSpec, others: Sequence[Claims]) -> None:
     """Raise where a definition names what is not there, or what another VM has already."""
     for other in spec.depends_on:
         if not host.store.exists(other):
@@ -167,15 +168,14 @@ def check_references(host: Host, spec: VMSpec) -> None:
             )
         if path and not os.stat(path).st_mode & 0o004:
             raise InvalidError(f"{path} cannot be read by the VM's own user", hint=f"chmod o+r {path}")
-    others = [other for other in host.store.load_all() if other.name != spec.name]
     _check_order(spec, others)
     _check_identity(spec, others)
     _check_addresses(host, spec, others)
 
 
-def _check_order(spec: VMSpec, others: Sequence[VMSpec]) -> None:
+def _check_order(spec: VMSpec, others: Sequence[Claims]) -> None:
     """Raise where VMs would wait for each other: systemd would start one of them not at all."""
-    needs = {vm.name: vm.depends_on for vm in [*others, spec]}
+    needs = {vm.name: vm.depends_on for vm in others}
     ways: list[tuple[str, ...]] = [(spec.name, need) for need in spec.depends_on]
     seen: set[str] = set()
     while ways:
@@ -187,7 +187,7 @@ def _check_order(spec: VMSpec, others: Sequence[VMSpec]) -> None:
             ways += [(*way, need) for need in needs.get(way[-1], ())]
 
 
-def _check_identity(spec: VMSpec, others: Sequence[VMSpec]) -> None:
+def _check_identity(spec: VMSpec, others: Sequence[Claims]) -> None:
     """Raise where another VM has the same UUID, or a NIC with the same MAC on the same network."""
     nics = {(nic.network, nic.mac) for nic in spec.nics if nic.mac}
     for other in others:
@@ -202,7 +202,7 @@ def _check_identity(spec: VMSpec, others: Sequence[VMSpec]) -> None:
                 )
 
 
-def _check_addresses(host: Host, spec: VMSpec, others: Sequence[VMSpec]) -> None:
+def _check_addresses(host: Host, spec: VMSpec, others: Sequence[Claims]) -> None:
     """Raise where an address is not for a VM on its network, or another VM's."""
     import ipaddress
 
@@ -223,13 +223,14 @@ def _check_addresses(host: Host, spec: VMSpec, others: Sequence[VMSpec]) -> None
             )
 
 
-def _check_interfaces(host: Host, spec: VMSpec) -> None:
+def _check_interfaces(spec: VMSpec, others: Sequence[Claims]) -> None:
     """Raise where a TAP's name, which is a digest for a long VM name, is another VM's."""
-    mine = {paths.tap(spec.name, index) for index in range(len(spec.nics))}
-    for name in host.store.names():
-        if name != spec.name and mine & {paths.tap(name, index) for index in range(8)}:
+    mine = paths.tap(spec.name, 0)
+    for other in others:
+        if paths.tap(other.name, 0) == mine:
             raise ExistsError(
-                f"the TAPs of {spec.name!r} would have the names of {name!r}'s", hint="take another name"
+                f"the TAPs of {spec.name!r} would have the names of {other.name!r}'s",
+                hint="take another name",
             )
 
 
@@ -262,8 +263,7 @@ def write_hosts(host: Host, spec: VMSpec) -> None:
 def _start(host: Host, spec: VMSpec) -> None:
     unit = paths.unit(spec.name)
     # A unit of that name may still be in memory, from a VM that was deleted.
-    host.systemd.reset_failed(unit)
-    host.systemd.refresh([unit])
+    control.prepare(host, [host.systemd.state(unit)])
     outcome = control.start_jobs(host, "StartUnit", [spec.name], "started")[spec.name]
     if outcome.error:
         raise QsysdError(outcome.error.message, hint="the VM was not made; correct it and try again", code=1)

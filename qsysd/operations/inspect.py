@@ -1,10 +1,10 @@
-"""List, status and show: asked from systemd and QEMU at this moment, never cached."""
+"""Status and show: asked from systemd and QEMU at this moment, never cached."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -12,29 +12,10 @@ from qsysd import paths
 from qsysd.errors import QsysdError
 from qsysd.operations import transaction
 from qsysd.operations.host import Host
-from qsysd.qmp import Monitor, MonitorError
+from qsysd.operations.listing import ListedVM, list_vms
 from qsysd.store import read_text
-from qsysd.systemd import UnitState
 
-LIST_MONITOR_TIMEOUT = 0.5  # seconds; a hung QEMU shows as such and does not hold up the list
 STATUS_MONITOR_TIMEOUT = 2.0
-
-
-@dataclass(frozen=True)
-class ListedVM:
-    """A line of the list. active, sub: systemd's; guest: QMP's run state, None when QEMU does not run."""
-
-    name: str
-    unit: str
-    active: str
-    sub: str
-    guest: str | None
-    enabled: bool
-    pid: int | None
-    ip: str | None
-    image: str | None
-    memory_mib: int | None
-    cpus: int | None
 
 
 @dataclass(frozen=True)
@@ -56,64 +37,9 @@ class VMStatus(ListedVM):
     problem: str | None = None
 
 
-def guest_state(host: Host, name: str, pid: int, timeout: float) -> str:
-    """Return QMP's run state: running, paused, io-error, …; `unknown` when QEMU does not answer in time.
-
-    pid: QEMU's. timeout: seconds.
-    """
-    try:
-        with Monitor(host.scope.monitor(name, "cli"), timeout=timeout, peer=pid) as monitor:
-            return monitor.run_state()
-    except MonitorError:
-        return "unknown"
-
-
-def enabled_names(host: Host) -> set[str]:
-    """Return the VMs that start at host boot: systemd's own links tell."""
-    try:
-        entries = os.listdir(host.scope.wants_dir)
-    except FileNotFoundError:
-        return set()
-    return {paths.vm_of_unit(entry) for entry in entries if entry.startswith("qemu-vm@")}
-
-
-def list_vms(host: Host, names: Iterable[str] = ()) -> list[ListedVM]:
-    """Return the VMs of this host, or those named. Raises NotFoundError for a name that is none."""
-    chosen = list(names) or host.store.names()
-    for name in chosen:
-        if not host.store.exists(name):
-            host.store.require(name)
-    units = host.systemd.list(paths.UNIT_PATTERN)
-    enabled = enabled_names(host)
-    return [_listed(host, name, units.get(paths.unit(name)), name in enabled) for name in chosen]
-
-
-def _listed(
-    host: Host, name: str, state: UnitState | None, enabled: bool, timeout: float = LIST_MONITOR_TIMEOUT
-) -> ListedVM:
-    summary = host.store.summary(name)
-    state = state or UnitState(paths.unit(name), "not-loaded", "inactive", "dead", "")
-    pid = host.systemd.main_pid(state)
-    return ListedVM(
-        name=name,
-        unit=state.name,
-        active=state.active,
-        sub=state.sub,
-        guest=guest_state(host, name, pid, timeout) if pid else None,
-        enabled=enabled,
-        pid=pid,
-        ip=summary.addresses[0] if summary.addresses else None,
-        image=summary.image,
-        memory_mib=summary.memory_mib,
-        cpus=summary.cpus,
-    )
-
-
 def status(host: Host, names: Sequence[str]) -> list[VMStatus]:
     """Return all that is known of VMs. Raises NotFoundError."""
-    units = host.systemd.list(*[paths.unit(name) for name in names])
-    enabled = enabled_names(host)
-    return [_status(host, name, units.get(paths.unit(name)), name in enabled) for name in names]
+    return [_status(host, listed) for listed in list_vms(host, names, timeout=STATUS_MONITOR_TIMEOUT)]
 
 
 # How a QEMU ends that systemd restarts: Restart=on-abnormal in systemd.service(5).
@@ -129,9 +55,8 @@ def _is_crash_loop(active: str, result: str, restarts: int) -> bool:
     return active == "failed" and (result == "start-limit-hit" or (result in _CRASHES and restarts > 0))
 
 
-def _status(host: Host, name: str, state: UnitState | None, enabled: bool) -> VMStatus:
-    host.store.require(name)
-    listed = _listed(host, name, state, enabled, STATUS_MONITOR_TIMEOUT)
+def _status(host: Host, listed: ListedVM) -> VMStatus:
+    name = listed.name
     properties = host.systemd.properties(paths.unit(name))
     details: dict[str, Any] = {}
     try:

@@ -9,7 +9,6 @@ that are never unlinked, so a lock dies with its holder and there is nothing to 
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -97,6 +96,8 @@ def pending(scope: Scope) -> list[Intent]:
 
 
 def _verb(scope: Scope, entry: str) -> str:
+    import json
+
     try:
         return str(json.loads(read_text(os.path.join(scope.intents_dir, entry)) or "")["verb"])
     except (ValueError, KeyError, TypeError):
@@ -114,6 +115,8 @@ def sync_directory(path: str) -> None:
 
 def begin(host: Host, vm: str, verb: str) -> None:
     """Write the note of intent, durably. The VM's exclusive lock must be held. Raises QsysdError."""
+    import json
+
     path = host.scope.intent(vm)
     try:
         # In place: a note that is cut off is one as well.

@@ -131,12 +131,15 @@ class FakeSystemd(Systemd):
 
     def get(self, path: str, interface: str, name: str) -> Any:
         self._called("Get", path, name)
-        return {"MainPID": self.main_process, "Version": "252.1", "SystemState": "running"}[name]
+        values = {"MainPID": self.main_process, "Version": "252.1", "SystemState": "running"}
+        return {**values, "TimeoutStopUSec": 120_000_000, "After": []}[name]
+
+    def get_all(self, objects: Sequence[str], interface: str, name: str) -> Sequence[Any]:
+        return [self.get(path, interface, name) for path in objects]
 
     def properties(self, unit: str) -> Mapping[str, Any]:
         self._called("GetAll", unit)
         return {
-            "TimeoutStopUSec": 120_000_000,
             "Result": "success",
             "NRestarts": 0,
             "MemoryCurrent": 2**64 - 1,

@@ -80,6 +80,7 @@ INTERFACES = """\
   <interface name="org.freedesktop.systemd1.Unit">
     <property name="NeedDaemonReload" type="b" access="read"/>
     <property name="InvocationID" type="ay" access="read"/>
+    <property name="After" type="as" access="read"/>
   </interface>
   <interface name="org.freedesktop.systemd1.Service">
     <property name="MainPID" type="u" access="read"/>
@@ -156,6 +157,7 @@ class ScriptedSystemd:
             "InvocationID": ("ay", b"\x01\xab"),
             "MainPID": ("u", 0 if text.startswith("off") else 4711),
             "TimeoutStopUSec": ("t", 2**64 - 1),
+            "After": ("as", ["network.target"]),
         }
         return self.glib.Variant(*values[name])
 

@@ -19,7 +19,7 @@ from qmp_peer import Connection, Peer, Refuse, Script
 
 from qsysd import paths
 from qsysd.errors import HostError, InvalidError, NotFoundError, QsysdError, StateError, TimeoutExpired
-from qsysd.operations import access, control, create, inspect, journal
+from qsysd.operations import access, control, create, inspect, journal, listing
 from qsysd.operations.control import Outcome
 
 UNIT = paths.unit("web1")
@@ -55,6 +55,7 @@ def one(outcomes: list[Outcome]) -> str | QsysdError:
 
 
 def test_a_start_counts_as_the_first_one_and_uses_what_is_on_disk(vm: OwnHost) -> None:
+    vm.fake.set(UNIT, "failed", "failed")
     assert one(control.start(vm, ["web1"])) == "started"
     calls = [call.split()[0] for call in vm.fake.calls if "web1" in call]
     assert calls.index("ResetFailedUnit") < calls.index("refresh") < calls.index("StartUnit")
@@ -248,7 +249,6 @@ def test_a_monitor_that_is_of_no_use_is_told(
     vm: OwnHost, monitor: Serve, monkeypatch: pytest.MonkeyPatch, script: str
 ) -> None:
     monkeypatch.setattr(control, "MONITOR_TIMEOUT", 0.1)
-    monkeypatch.setattr(inspect, "LIST_MONITOR_TIMEOUT", 0.1)
     released = threading.Event()
 
     def busy(connection: Connection) -> None:
@@ -269,7 +269,7 @@ def test_a_monitor_that_is_of_no_use_is_told(
     assert error.code == 1
     assert error.hint == "qsysd logs web1"
     # a list tells of the others all the same
-    assert [each.guest for each in inspect.list_vms(vm)] == ["unknown", None]
+    assert [each.guest for each in listing.list_vms(vm, timeout=0.1)] == ["unknown", None]
     released.set()
 
 
@@ -281,14 +281,14 @@ def test_a_monitor_of_another_process_is_not_spoken_with(vm: OwnHost, monitor: S
     assert isinstance(error, QsysdError)
     assert "is not that of process" in error.message
     assert peer.commands == []
-    assert inspect.list_vms(vm, ["web1"])[0].guest == "unknown"
+    assert listing.list_vms(vm, ["web1"])[0].guest == "unknown"
 
 
 # list and status
 
 
 def test_a_list_asks_systemd_once_for_all(vm: OwnHost) -> None:
-    found = inspect.list_vms(vm)
+    found = listing.list_vms(vm)
     assert [(each.name, each.active, each.guest, each.pid) for each in found] == [
         ("web1", "inactive", None, None), ("web2", "inactive", None, None),
     ]  # fmt: skip
@@ -297,7 +297,7 @@ def test_a_list_asks_systemd_once_for_all(vm: OwnHost) -> None:
 
 def test_a_list_only_reports_what_was_killed(vm: OwnHost) -> None:
     Path(vm.scope.intent("web2")).write_text('{"verb": "delete"}', encoding="utf-8")
-    assert len(inspect.list_vms(vm)) == 2
+    assert len(listing.list_vms(vm)) == 2
     assert os.path.exists(vm.scope.intent("web2"))
     (status,) = inspect.status(vm, ["web2"])
     assert status.pending == [
@@ -308,7 +308,7 @@ def test_a_list_only_reports_what_was_killed(vm: OwnHost) -> None:
 def test_a_broken_vm_is_in_the_list_and_its_status_tells_why(vm: OwnHost) -> None:
     Path(vm.scope.definition("web1")).write_text("name: web1\nmemory: x\n", encoding="utf-8")
     os.unlink(vm.scope.environment("web1"))
-    assert [each.name for each in inspect.list_vms(vm)] == ["web1", "web2"]
+    assert [each.name for each in listing.list_vms(vm)] == ["web1", "web2"]
     (status,) = inspect.status(vm, ["web1"])
     assert status.problem
     assert "web1.yaml:2: memory" in status.problem

@@ -18,7 +18,7 @@ from stand_ins import StandIns
 from qsysd import config, network, paths, process, render, seed, taps
 from qsysd.errors import ExistsError, HostError, InvalidError, NotFoundError, QsysdError
 from qsysd.images.formats import read_header
-from qsysd.operations import control, create, define, delete, inspect, journal, transaction
+from qsysd.operations import control, create, define, delete, journal, listing, transaction
 from qsysd.operations.create import examine
 from qsysd.spec import VMSpec
 
@@ -99,7 +99,7 @@ def test_a_new_vm_counts_as_started_for_the_first_time_and_reloads_nothing(host:
 def test_a_vm_can_be_left_off_and_out_of_host_boot(host: OwnHost) -> None:
     make(host, start=False, enable=False)
     assert host.fake.state("qemu-vm@web1.service").active == "inactive"
-    assert inspect.enabled_names(host) == set()
+    assert listing.enabled_names(host) == set()
 
 
 def test_a_definition_that_was_kept_makes_the_same_vm_again(host: OwnHost) -> None:
@@ -340,7 +340,7 @@ def test_a_qemu_that_does_not_start_leaves_nothing(host: OwnHost, monkeypatch: p
         make(host)
     assert caught.value.hint == "the VM was not made; correct it and try again"
     assert files() == before
-    assert inspect.enabled_names(host) == set()
+    assert listing.enabled_names(host) == set()
     assert host.fake.state("qemu-vm@web1.service").active == "inactive"
 
 

@@ -17,7 +17,15 @@ import pytest
 from qmp_peer import GREETING, Connection, Peer, Refuse, Script
 
 from qsysd import qmp
-from qsysd.qmp import CommandRefused, Monitor, MonitorBusy, MonitorError, MonitorGone, MonitorTimeout
+from qsysd.qmp import (
+    CommandRefused,
+    Monitor,
+    MonitorBusy,
+    MonitorError,
+    MonitorGone,
+    MonitorTimeout,
+    RunStateQuestion,
+)
 
 SHORT = 0.2  # seconds that a client waits in a test in which nothing comes
 Serve = Callable[[Script], Peer]
@@ -89,6 +97,42 @@ def test_a_refused_negotiation_is_an_error(serve: Serve) -> None:
     serve(script)
     with pytest.raises(CommandRefused):
         connect()
+
+
+# a question that is answered later
+
+
+def test_a_question_is_put_before_anything_is_answered(serve: Serve) -> None:
+    put = threading.Event()
+
+    def script(connection: Connection) -> None:
+        assert put.wait(20)
+        connection.serve({"query-status": {"status": "io-error"}})
+
+    peer = serve(script)
+    with RunStateQuestion("qmp.sock", timeout=20) as question:
+        put.set()  # nothing was waited for until here
+        assert question.answer(peer=os.getpid()) == "io-error"
+    assert peer.commands == ["qmp_capabilities", "query-status"]
+
+
+def test_an_answer_of_another_process_is_not_believed(serve: Serve) -> None:
+    serve(lambda connection: connection.serve({"query-status": {"status": "running"}}))
+    with (
+        RunStateQuestion("qmp.sock", timeout=20) as question,
+        pytest.raises(MonitorGone, match="not that of"),
+    ):
+        question.answer(peer=os.getppid())
+
+
+def test_a_question_that_is_refused_or_never_answered(serve: Serve) -> None:
+    serve(lambda connection: connection.serve({}))
+    with RunStateQuestion("qmp.sock", timeout=20) as question, pytest.raises(CommandRefused):
+        question.answer(peer=os.getpid())
+    with Monitor("qmp.sock"):
+        late = RunStateQuestion("qmp.sock", timeout=SHORT)
+        with late, pytest.raises(MonitorBusy):
+            late.answer(peer=os.getpid())
 
 
 # events

@@ -17,7 +17,7 @@ import qsysd
 from qsysd import config, render, store
 from qsysd.errors import InvalidError, NotFoundError, QsysdError
 from qsysd.paths import Scope
-from qsysd.store import Store, Summary, read_text, write_atomic
+from qsysd.store import Claims, Store, Summary, read_text, write_atomic
 
 PACKAGE = os.path.dirname(os.path.dirname(qsysd.__file__))
 
@@ -215,12 +215,11 @@ def test_only_a_name_names_a_vm(definitions: Store, scope: Scope, name: str) -> 
         definitions.load_network(name)
 
 
-def test_a_broken_definition_is_told_whole_and_left_out_of_all(definitions: Store, scope: Scope) -> None:
+def test_a_broken_definition_is_told_whole(definitions: Store, scope: Scope) -> None:
     definitions.write_definition(vm())
     Path(scope.definition("web2")).write_text("name: web2\nmemory: x\n", encoding="utf-8")
     with pytest.raises(InvalidError, match=r"web2\.yaml:2: memory: 'x' is not a size"):
         definitions.load("web2")
-    assert [spec.name for spec in definitions.load_all()] == ["web1"]
 
 
 def test_a_definition_survives(definitions: Store, scope: Scope) -> None:
@@ -290,6 +289,42 @@ def test_what_a_killed_write_left_is_removed_too(definitions: Store, scope: Scop
     definitions.remove("web1")
     assert os.listdir(scope.definitions_dir) == []
     assert os.listdir(scope.unit_dir) == []
+
+
+# what others claim
+
+
+def test_claims_are_what_the_definitions_say(definitions: Store, scope: Scope) -> None:
+    from samples import any_vms
+
+    specs = {spec.name: spec for spec in any_vms(20, seed=12)}
+    for number, spec in enumerate(specs.values()):
+        definitions.write_definition(spec)
+        if number % 2:  # the others were written by hand, and nothing is rendered yet
+            definitions.write_rendered(spec.name, render.vm(spec, scope))
+    found = definitions.claims(but="nobody")
+    assert [each.name for each in found] == sorted(specs)
+    for each in found:
+        spec = specs[each.name]
+        assert (each.uuid, each.nics, each.depends_on) == (spec.uuid, spec.nics, spec.depends_on)
+    assert "web1" not in [each.name for each in definitions.claims(but="web1")]
+
+
+def test_a_definition_changed_by_hand_claims_what_it_says_now(definitions: Store, scope: Scope) -> None:
+    definitions.write_definition(vm())
+    definitions.write_rendered("web1", render.vm(vm(), scope))
+    definitions.write_definition(vm(depends_on=("web2",)))
+    assert definitions.claims(but="")[0].depends_on == ("web2",)
+
+
+def test_a_broken_definition_claims_what_it_had(definitions: Store, scope: Scope) -> None:
+    definitions.write_definition(vm())
+    definitions.write_rendered("web1", render.vm(vm(), scope))
+    Path(scope.definition("web1")).write_text("name: [\n", encoding="utf-8")
+    assert definitions.claims(but="")[0].nics == vm().nics
+    Path(scope.environment("web1")).write_text("QSYSD_NICS=x\n", encoding="utf-8")
+    Path(scope.definition("web1")).touch()
+    assert definitions.claims(but="") == [Claims("web1", "", (), ())]
 
 
 # the list's short way

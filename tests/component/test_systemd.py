@@ -358,6 +358,28 @@ def test_the_loaded_units_are_listed_in_one_call(bus: Bus) -> None:
     assert client.main_pid(state) == 4711
 
 
+def test_all_processes_are_asked_for_at_once(bus: Bus) -> None:
+    client = Systemd(bus.address)
+    bus.load(unit("one"))
+    bus.load(unit("two"))
+    states = client.list("qemu-vm@*.service")
+    off = UnitState(unit("two"), "loaded", "inactive", "dead", states[unit("two")].path)
+    assert client.main_pids([states[unit("one")], off]) == {unit("one"): 4711}
+    assert client.main_pids(states.values()) == {unit("one"): 4711, unit("two"): 4711}
+    assert client.main_pids([]) == {}
+    gone = UnitState(unit("gone"), "loaded", "active", "running", "/org/freedesktop/systemd1/unit/gone")
+    with pytest.raises(QsysdError, match="MainPID: Object does not exist"):
+        client.main_pids([gone])
+
+
+def test_what_bounds_a_stop(bus: Bus) -> None:
+    client = Systemd(bus.address)
+    bus.load(unit("props"))
+    (plan,) = client.stop_plans([client.state(unit("props"))])
+    assert plan.timeout == client.properties(unit("props"))["TimeoutStopUSec"] / 1e6
+    assert list(plan.after) == ["network.target"]
+
+
 def test_no_names_are_no_call(bus: Bus) -> None:
     assert Systemd(bus.address).states([]) == {}
     assert bus.calls() == []

@@ -28,7 +28,7 @@ from qsysd.errors import (
     QsysdError,
     TimeoutExpired,
 )
-from qsysd.operations import access, control, create, define, delete, doctor, image, inspect, setup
+from qsysd.operations import access, control, create, define, delete, doctor, image, listing, setup
 from qsysd.operations.control import Outcome
 from qsysd.operations.host import Host
 from qsysd.paths import Scope
@@ -507,20 +507,20 @@ def test_render_check_tells_what_differs_by_its_status(qsysd_command: Run, rende
 # what shows something
 
 
-def listed(**changes: Any) -> inspect.ListedVM:
+def listed(**changes: Any) -> listing.ListedVM:
     values = {
         "name": "web1", "unit": "qemu-vm@web1.service", "active": "active", "sub": "running",
         "guest": "running",
         "enabled": True, "pid": 4711, "ip": "10.83.0.10", "image": "debian", "memory_mib": 512, "cpus": 2,
     }  # fmt: skip
-    return inspect.ListedVM(**{**values, **changes})
+    return listing.ListedVM(**{**values, **changes})
 
 
 def test_a_list(qsysd_command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     off = listed(name="database-of-web1", active="activating", sub="auto-restart", guest=None, pid=None,
     ip=None, enabled=False,
                  image=None, memory_mib=None, cpus=None)  # fmt: skip
-    monkeypatch.setattr(inspect, "list_vms", lambda host, names: [listed(), off])
+    monkeypatch.setattr(listing, "list_vms", lambda host, names: [listed(), off])
     assert qsysd_command("list").output == (
         "NAME              STATE                      GUEST    BOOT      IP          IMAGE   MEMORY   CPUS\n"
         "web1              active                     running  enabled   10.83.0.10  debian  512 MiB  2\n"
@@ -531,7 +531,7 @@ def test_a_list(qsysd_command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_empty_list(qsysd_command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inspect, "list_vms", lambda host, names: [])
+    monkeypatch.setattr(listing, "list_vms", lambda host, names: [])
     assert "no VMs yet" in qsysd_command("list").output
     assert json.loads(qsysd_command("list", "--json").output) == []
 
