@@ -133,7 +133,9 @@ format: $(VENV)/ready ## put the Python code in its form
 .PHONY: test
 test: setup-machine lint types deb ## all tests, those in the lab included (root)
 	@[ $$(id -u) = 0 ] || { echo 'the lab needs root: sudo make test' >&2; exit 1; }
-	@$(VENV)/bin/pytest tests $(TESTS) || { status=$$?; $(give_back); exit $$status; }
+	@$(VENV)/bin/pytest --quiet --numprocesses=auto tests/unit tests/golden tests/component || \
+	  { status=$$?; $(give_back); exit $$status; }
+	@$(VENV)/bin/pytest --durations=20 tests/integration || { status=$$?; $(give_back); exit $$status; }
 	@$(give_back)
 
 # Trying it

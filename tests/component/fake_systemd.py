@@ -5,6 +5,7 @@ Each call is announced by an audit event, `test.systemd`, before it takes effect
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import sys
@@ -55,14 +56,19 @@ class FakeSystemd(Systemd):
 
     def set(self, unit: str, active: str, sub: str) -> None:
         """Put a unit into a state."""
-        units = self._units()
-        units[unit] = [active, sub]
-        text = json.dumps(units)
-        # in one piece: the real one does not lose its state when a client is killed
-        temporary = os.open(self.file + ".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        os.write(temporary, text.encode())
-        os.close(temporary)
-        os.replace(self.file + ".new", self.file)
+        lock = os.open(self.scope.root or ".", os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            # one after the other: several commands work with the one systemd
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            units = self._units()
+            units[unit] = [active, sub]
+            # in one piece: the real one does not lose its state when a client is killed
+            temporary = os.open(self.file + ".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            os.write(temporary, json.dumps(units).encode())
+            os.close(temporary)
+            os.replace(self.file + ".new", self.file)
+        finally:
+            os.close(lock)
 
     def run_jobs(
         self,
