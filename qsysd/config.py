@@ -156,6 +156,7 @@ def _text(node: Any) -> str:
     if kind == "null":
         raise ValueError("an item without a value; write a text in quotes: ''")
     if kind in ("bool", "int", "float", "timestamp"):
+        kind = {"bool": "truth value", "timestamp": "time"}.get(kind, "number")
         raise ValueError(f"{text} is a {kind} in YAML, not a text; write it in quotes: '{text}'")
     if _CONTROL.search(text):
         raise ValueError("control characters and line breaks are not allowed")

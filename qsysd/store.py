@@ -194,9 +194,12 @@ class Store:
         path = self.scope.network_definition(network)
         text = read_text(path) if is_name(network) else None
         if text is None:
+            known = ", ".join(self.network_names())
             raise NotFoundError(
                 f"there is no network {network!r}",
-                hint="qsysd setup makes the network 'default'" if network == "default" else None,
+                hint=f"the networks of this host: {known}"
+                if known
+                else "qsysd setup makes the network 'default'",
             )
         return config.parse_network(text, path, name=network)
 
