@@ -130,12 +130,14 @@ format: $(VENV)/ready ## put the Python code in its form
 	@$(VENV)/bin/ruff check --fix --quiet
 	@$(VENV)/bin/ruff format
 
+# In the lab, each process has hosts of its own, and takes one file of tests after the other.
 .PHONY: test
 test: setup-machine lint types deb ## all tests, those in the lab included (root)
 	@[ $$(id -u) = 0 ] || { echo 'the lab needs root: sudo make test' >&2; exit 1; }
 	@$(VENV)/bin/pytest --quiet --numprocesses=auto tests/unit tests/golden tests/component || \
 	  { status=$$?; $(give_back); exit $$status; }
-	@$(VENV)/bin/pytest --durations=20 tests/integration || { status=$$?; $(give_back); exit $$status; }
+	@$(VENV)/bin/pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --durations=10 \
+	  tests/integration || { status=$$?; $(give_back); exit $$status; }
 	@$(give_back)
 
 # Trying it

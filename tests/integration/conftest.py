@@ -40,6 +40,15 @@ VMFactory = Callable[..., str]
 HOST_FIXTURES = ("host", "trixie_host", "any_host")
 
 
+# Takes longest: what is begun last has to be short, for the other processes wait for it.
+LONGEST = "test_life.py"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let the longest file come first."""
+    items.sort(key=lambda item: item.path.name != LONGEST)
+
+
 class Lab:
     """The lab of this test session. Each worker of pytest-xdist has hosts of its own in it."""
 
