@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -58,11 +59,22 @@ def _asked(host: Host, names: Iterable[str], timeout: float) -> Iterator[dict[st
         questions: dict[str, RunStateQuestion] = {}
         for name in names:
             path = host.scope.monitor(name, "cli")
-            if os.path.exists(path):
+            if _is_socket(path):
                 with suppress(MonitorError):
                     question = RunStateQuestion(path, timeout=timeout)
                     questions[name] = connections.enter_context(question)
         yield questions
+
+
+def _is_socket(path: str) -> bool:
+    """Return whether a monitor is there: not a link that a taken-over QEMU has put in its place.
+
+    Root asks before it knows QEMU's pid, and should not even greet what such a link leads to.
+    """
+    try:
+        return stat.S_ISSOCK(os.lstat(path).st_mode)
+    except OSError:
+        return False
 
 
 def _answers(questions: Mapping[str, RunStateQuestion], pids: Mapping[str, int]) -> dict[str, str]:

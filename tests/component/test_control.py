@@ -284,6 +284,15 @@ def test_a_monitor_of_another_process_is_not_spoken_with(vm: OwnHost, monitor: S
     assert listing.list_vms(vm, ["web1"])[0].guest == "unknown"
 
 
+def test_a_link_to_another_monitor_is_not_asked(vm: OwnHost, monitor: Serve) -> None:
+    peer = monitor(lambda connection: connection.serve({"query-status": {"status": "running"}}))
+    path = vm.scope.monitor("web1", "cli")
+    os.rename(path, f"{path}.other")
+    os.symlink(f"{path}.other", path)
+    assert listing.list_vms(vm, ["web1"])[0].guest == "unknown"
+    assert peer.clients == 0
+
+
 # list and status
 
 
