@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from qsysd.spec import Defaults, NetworkSpec, Nic, VMSpec
 
 
+# Bytes of an environment file: the variables before QEMU_ARGS are far fewer.
+_HEAD = 65536
+
+
 @dataclass(frozen=True)
 class Summary:
     """What a list shows of a VM, read from its environment file: no YAML, 100 VMs in a few milliseconds."""
@@ -270,15 +274,18 @@ class Store:
 
     def _rendered_values(self, vm: str) -> dict[str, str]:
         """Return the QSYSD_ variables of a VM's environment file, those that stand on a line of their own."""
-        values: dict[str, str] = {}
         try:
-            text = read_text(self.scope.environment(vm)) or ""
-        except QsysdError:
-            text = ""
-        for line in text.splitlines():
-            name, equals, value = line.partition("=")
-            if equals and name.startswith("QSYSD_"):
+            # Read in one go: a list reads 100 of them, a create beside 1000 VMs all.
+            file = os.open(self.scope.environment(vm), os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return {}
+        try:
+            text = os.read(file, _HEAD).decode("utf-8", "replace")
+        finally:
+            os.close(file)
+        values: dict[str, str] = {}
+        for line in text.partition("\nQEMU_ARGS=")[0].splitlines():
+            if line.startswith("QSYSD_"):
+                name, _, value = line.partition("=")
                 values[name] = value.strip('"')
-            elif name == "QEMU_ARGS":
-                break
         return values

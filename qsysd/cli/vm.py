@@ -78,15 +78,13 @@ def create(name: str | None, as_json: bool, **options: Any) -> None:
     and a NIC on the network `default`.
     """
     from qsysd.operations import create as operation
-    from qsysd.operations import image, keys
+    from qsysd.operations import keys
 
     host = make_host()
     if options["wait"] and not options["start"]:
         raise InvalidError("--wait needs a VM that is started", hint="leave out --no-start or --wait")
     text, source = _definition(name, options)
-    asked = operation.examine(host, text, source)
-    if asked.image:
-        image.ensure(host, asked.image)
+    operation.ensure_image(host, text, source)
     given = [key for path in options["ssh_keys"] for key in keys.read_keys(path)]
     spec = operation.create(
         host,

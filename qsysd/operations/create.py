@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from qsysd import config, network, paths, render, seed, values
 from qsysd.errors import ExistsError, InvalidError, NotFoundError, QsysdError
-from qsysd.operations import control, qemu, transaction
+from qsysd.operations import control, image, qemu, transaction
 from qsysd.operations.delete import recover, remove_everything
 from qsysd.operations.host import Host
 from qsysd.spec import Defaults, Disk, NetworkSpec, Nic, VMSpec
@@ -59,18 +59,20 @@ def create(
     return spec
 
 
-def examine(host: Host, text: str, source: str) -> VMSpec:
-    """Return the spec of a definition that could be made, its image aside, and make nothing.
+def ensure_image(host: Host, text: str, source: str) -> None:
+    """Make sure that the image which a definition names is there: one that has a recipe is built.
 
-    For what takes long before a create: a build of its image is not begun in vain.
-    Raises InvalidError, ExistsError, NotFoundError.
+    That takes minutes, so it is not begun for a VM that could not be made. Raises InvalidError,
+    ExistsError, NotFoundError.
     """
     host.require_ready()
     spec = config.parse_vm(text, source, defaults=host.store.defaults())
+    if not spec.image or host.images.exists(spec.image):
+        return
     recover(host)
     _check_free(host, spec.name)
     check_references(host, spec, host.store.claims(but=spec.name))
-    return spec
+    image.ensure(host, spec.image)
 
 
 def _check_free(host: Host, name: str) -> None:
@@ -92,14 +94,14 @@ def complete(
     host: Host, spec: VMSpec, defaults: Defaults, others: Sequence[Claims], ssh_keys: Sequence[str] = ()
 ) -> VMSpec:
     """Return the spec with what is made once and kept: UUID, machine type, MACs, addresses, disk size."""
-    image = host.images.get(spec.image) if spec.image else None
+    base = host.images.get(spec.image) if spec.image else None
     disks = spec.disks
-    if image and not disks:
-        disks = (Disk(max(defaults.disk_size, image.virtual_size)),)
+    if base and not disks:
+        disks = (Disk(max(defaults.disk_size, base.virtual_size)),)
     user, seeded = spec.user, spec.seed
-    if image:
-        user = user or image.default_user
-        seeded = spec.seed and image.cloud_init
+    if base:
+        user = user or base.default_user
+        seeded = spec.seed and base.cloud_init
     return replace(
         spec,
         uuid=spec.uuid or str(uuid.uuid4()),

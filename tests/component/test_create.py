@@ -19,7 +19,7 @@ from qsysd import config, network, paths, process, render, seed, taps
 from qsysd.errors import ExistsError, HostError, InvalidError, NotFoundError, QsysdError
 from qsysd.images.formats import read_header
 from qsysd.operations import control, create, define, delete, journal, listing, transaction
-from qsysd.operations.create import examine
+from qsysd.operations.create import ensure_image
 from qsysd.spec import VMSpec
 
 IMAGE_VM = "name: {}\nimage: tiny\ndisks: [{{size: 1M}}]\n"
@@ -249,10 +249,25 @@ def test_a_taken_name_is_refused_and_the_vm_is_not_touched(host: OwnHost) -> Non
     make(host)
     before, calls = files(), len(host.fake.calls)
     refused(host, IMAGE_VM.format("web1"), ExistsError, "there is already a VM 'web1'")
-    with pytest.raises(ExistsError):
-        examine(host, IMAGE_VM.format("web1"), "")
     assert files() == before
     assert not [call for call in host.fake.calls[calls:] if "Unit " in call or "disable" in call.lower()]
+
+
+def test_no_image_is_built_for_a_vm_that_could_not_be_made(
+    host: OwnHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[str] = []
+    monkeypatch.setattr("qsysd.operations.image.build", lambda host, name: built.append(name))
+    make(host)
+    with pytest.raises(ExistsError):
+        ensure_image(host, "name: web1\nimage: debian\n", "")
+    with pytest.raises(NotFoundError, match="depends on 'nope'"):
+        ensure_image(host, "name: web2\nimage: debian\ndepends_on: [nope]\n", "")
+    ensure_image(host, IMAGE_VM.format("web2"), "")  # it is there
+    ensure_image(host, "name: web2\ndisks: [{size: 1M}]\n", "")
+    assert built == []
+    ensure_image(host, "name: web2\nimage: debian\n", "")
+    assert built == ["debian"]
 
 
 @pytest.mark.parametrize("what", ["vm_dir", "environment", "drop_in"])

@@ -322,8 +322,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         return vm(name=spec.name)
 
     monkeypatch.setattr(create, "create", call)
-    monkeypatch.setattr(create, "examine", lambda host, text, source: config.parse_vm(text, source))
-    monkeypatch.setattr(image, "ensure", lambda host, name: False)
+    monkeypatch.setattr(create, "ensure_image", lambda host, text, source: None)
     monkeypatch.setattr("qsysd.operations.keys.for_new_guest", lambda scope: ["ssh-rsa AAAA mine"])
     return found
 
