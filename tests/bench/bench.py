@@ -20,6 +20,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lab"))
 
+from labnet import Network
 from labproc import LabError, Process
 from labtest import REPOSITORY, LabHost, lab_folder
 
@@ -200,6 +201,7 @@ def main() -> int:
         print(f"bench: {error}", file=sys.stderr)
         return 1
     host.down()
+    Network(host.lab).down_if_unused()
     REPORT.parent.mkdir(exist_ok=True)
     REPORT.write_text(json.dumps(dataclasses.asdict(report), indent=2) + "\n")
     print(report.table())
