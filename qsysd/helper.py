@@ -39,10 +39,10 @@ def say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-def setting(name: str, characters: str, length: int) -> str:
-    """Return a variable of the unit's environment: 1 to `length` of the characters. Raises InvalidError."""
+def setting(name: str, characters: str, lengths: range) -> str:
+    """Return a variable of the unit's environment: so many of these characters. Raises InvalidError."""
     value = os.environ.get(name, "")
-    if not 0 < len(value) <= length or not set(value) <= set(characters):
+    if len(value) not in lengths or not set(value) <= set(characters):
         raise InvalidError(f"{name} is {value!r} in the environment file", hint="qsysd render")
     return value
 
@@ -136,7 +136,7 @@ def check_readable() -> None:
 
 def note_start(scope: Scope, vm: str) -> None:
     """Keep the digest of the rendering that the VM starts with, for `status` to compare."""
-    digest = setting("QSYSD_DIGEST", "0123456789abcdef", 16)
+    digest = setting("QSYSD_DIGEST", "0123456789abcdef", range(16, 17))
     os.makedirs(scope.notes_dir, mode=0o755, exist_ok=True)
     with open(scope.note(vm), "w", encoding="ascii") as file:
         file.write(digest + "\n")
@@ -241,7 +241,7 @@ def stop(scope: Scope, vm: str) -> None:
         return
     from qsysd.qmp import MonitorError
 
-    timeout = int(setting("QSYSD_STOP_TIMEOUT", "0123456789", 6))
+    timeout = int(setting("QSYSD_STOP_TIMEOUT", "0123456789", range(1, 7)))
     deadline = time.monotonic() + timeout
     monitor: Monitor | None = None
     while not qemu.gone(0) and time.monotonic() < deadline:

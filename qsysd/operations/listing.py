@@ -112,9 +112,8 @@ def list_vms(
         units = host.systemd.list(*(map(paths.unit, named) if named else [paths.UNIT_PATTERN]))
         here = [units[unit] for unit in map(paths.unit, chosen) if unit in units]
         pids = {paths.vm_of_unit(unit): pid for unit, pid in host.systemd.main_pids(here).items()}
-        guests = _answers(questions, pids)
+        guests = dict.fromkeys(pids, "unknown") | _answers(questions, pids)
     guests |= guest_states(host, {name: pids[name] for name in pids if name not in questions}, timeout)
-    guests = dict.fromkeys(pids, "unknown") | guests
     enabled = enabled_names(host)
     return [
         _listed(host, name, units.get(paths.unit(name)), pids.get(name), guests.get(name), name in enabled)

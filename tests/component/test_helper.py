@@ -470,7 +470,8 @@ def test_after_stop_is_quiet_where_nothing_is(scope: Scope, monkeypatch: pytest.
 @pytest.mark.usefixtures("unit")
 @pytest.mark.parametrize(
     ("variable", "value"),
-    [("QSYSD_DIGEST", ""), ("QSYSD_DIGEST", "../../etc/x"), ("QSYSD_DIGEST", "0123456789ABCDEF"),
+    [("QSYSD_DIGEST", ""), ("QSYSD_DIGEST", "0123456789abcde"), ("QSYSD_DIGEST", "0123456789abcdef0"),
+     ("QSYSD_DIGEST", "../../etc/x"), ("QSYSD_DIGEST", "0123456789ABCDEF"),
      ("QSYSD_NICS", "eth0,52:54:00:00:00:01,qb-default,default,-"),
      ("QSYSD_NICS", "qv-a-0,x,qb-default,default,-"),
      ("QSYSD_NICS", "qv-a-0,52:54:00:00:00:01,qb-default,default,10.0.0.1;"),
