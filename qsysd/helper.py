@@ -124,14 +124,48 @@ def own(directory: str, uid: int, gid: int) -> None:
 
 
 def check_readable() -> None:
-    """Raise HostError where kernel or initrd cannot be read by QEMU's user."""
+    """Raise HostError where kernel or initrd are no files that QEMU's user can read."""
+    import stat
+
     for path in filter(None, os.environ.get("QSYSD_READ_FILES", "").split(":")):
         try:
             mode = os.stat(path).st_mode
         except OSError as error:
             raise HostError(f"{path}: {error.strerror}") from error
+        if not stat.S_ISREG(mode):
+            raise HostError(f"{path} is not a file")  # a directory would be shown to QEMU with all in it
         if not mode & 0o004:
             raise HostError(f"{path} cannot be read by the VM's user", hint=f"chmod o+r {path}")
+
+
+# What systemd mounts into a VM's root, and what Debian has in the place of directories of old.
+ROOT_DIRS = ("dev", "etc", "proc", "run", "sys", "tmp", "usr", "var", "var/tmp")
+ROOT_LINKS = ("bin", "lib", "lib32", "lib64", "libx32", "sbin")
+
+
+def make_root(directory: str) -> None:
+    """Make the directory that becomes QEMU's root; systemd mounts into it what QEMU may see."""
+    for name in ("", *ROOT_DIRS):
+        path = os.path.join(directory, name)
+        os.makedirs(path, exist_ok=True)
+        os.chmod(path, 0o755)  # whatever the umask is: QEMU's user has to get through
+    for name in ROOT_LINKS:
+        link = os.path.join(directory, name)
+        if os.path.isdir(f"/usr/{name}") and not os.path.lexists(link):
+            os.symlink(f"usr/{name}", link)
+
+
+def remove_root(directory: str) -> None:
+    """Remove the directory with the empty files and directories in it that systemd has mounted over."""
+    for parent, directories, files in os.walk(directory, topdown=False):
+        for name in (*directories, *files):
+            path = os.path.join(parent, name)
+            if os.path.isdir(path) and not os.path.islink(path):
+                os.rmdir(path)
+            else:
+                os.unlink(path)
+    if os.path.isdir(directory):
+        os.rmdir(directory)
 
 
 def note_start(scope: Scope, vm: str) -> None:
@@ -155,6 +189,7 @@ def before_start(scope: Scope, vm: str) -> None:
     # systemd made the unit's RuntimeDirectory for the uid that it chose for this start
     user = os.stat(scope.socket_dir(vm))
     own(scope.vm_dir(vm), user.st_uid, user.st_gid)
+    make_root(scope.root_dir(vm))
     taps.plug(ports, user.st_uid, vm)
     note_start(scope, vm)
 
@@ -167,6 +202,7 @@ def after_stop(scope: Scope, vm: str) -> None:
         taps.unplug(taps.parse_ports(os.environ.get("QSYSD_NICS", "")), vm)
     if os.path.isdir(scope.vm_dir(vm)):
         own(scope.vm_dir(vm), 0, 0)
+    remove_root(scope.root_dir(vm))
     if os.path.exists(scope.note(vm)):
         os.unlink(scope.note(vm))
 

@@ -118,6 +118,7 @@ class Scope:
         self.helper_dir = os.path.join(self.state_dir, "helper")
 
         self.sockets_dir = os.path.join(self.runtime_dir, "vms")
+        self.roots_dir = os.path.join(self.runtime_dir, "roots")
         self.notes_dir = os.path.join(self.runtime_dir, "started")
         self.locks_dir = os.path.join(self.runtime_dir, "locks")
         # There once the host has begun to shut down: qsysd-shutdown.service makes it.
@@ -182,12 +183,9 @@ class Scope:
         """Return the socket of the serial console."""
         return os.path.join(self.socket_dir(vm), "console.sock")
 
-    def boot_file(self, what: str) -> str:
-        """Return where the sandbox shows QEMU the kernel or the initrd of direct kernel boot.
-
-        A constant name, so that no directory above the original needs to be open to QEMU's user.
-        """
-        return os.path.join(self.runtime_dir, "boot", what)
+    def root_dir(self, vm: str) -> str:
+        """Return the directory that becomes QEMU's root: what it may see is mounted there for it alone."""
+        return os.path.join(self.roots_dir, vm)
 
     def note(self, vm: str) -> str:
         """Return the note of the rendering that the unit started with."""

@@ -30,7 +30,7 @@ def build(spec: VMSpec, scope: Scope) -> list[str]:
         *_console(spec, scope),
         *_disks(spec, scope),
         *_nics(spec),
-        *_kernel(spec, scope),
+        *_kernel(spec),
         *spec.qemu_args,
     ]
 
@@ -106,12 +106,12 @@ def _nics(spec: VMSpec) -> list[str]:
     return arguments
 
 
-def _kernel(spec: VMSpec, scope: Scope) -> list[str]:
+def _kernel(spec: VMSpec) -> list[str]:
     if spec.kernel is None:
         return []
-    arguments = ["-kernel", scope.boot_file("kernel")]
+    arguments = ["-kernel", spec.kernel.path]
     if spec.kernel.initrd:
-        arguments += ["-initrd", scope.boot_file("initrd")]
+        arguments += ["-initrd", spec.kernel.initrd]
     if spec.kernel.append:
         arguments += ["-append", spec.kernel.append]
     return arguments

@@ -98,7 +98,6 @@ def unit(scope: Scope, *, systemd_version: int, helper: Sequence[str], qemu: str
         scope=scope,
         systemd_version=systemd_version,
         helper=" ".join(helper),
-        host_namespace="/usr/bin/nsenter --target 1 --mount --",
         qemu=qemu,
     )
 
@@ -127,11 +126,7 @@ def _ordering(spec: VMSpec) -> list[str]:
 
 def vm(spec: VMSpec, scope: Scope) -> Rendered:
     """Return the environment file and the drop-in of a VM."""
-    boot_files: list[tuple[str, str]] = []
-    if spec.kernel:
-        boot_files.append((spec.kernel.path, scope.boot_file("kernel")))
-        if spec.kernel.initrd:
-            boot_files.append((spec.kernel.initrd, scope.boot_file("initrd")))
+    boot_files = [file for file in (spec.kernel.path, spec.kernel.initrd) if file] if spec.kernel else []
     drop_in = template(
         "vm.conf.j2",
         definition=scope.definition(spec.name),
@@ -149,7 +144,7 @@ def vm(spec: VMSpec, scope: Scope) -> Rendered:
         name=spec.name,
         nics=taps.format_ports(ports(spec)),
         stop_timeout=spec.stop_timeout,
-        read_files=":".join(source for source, _ in boot_files),
+        read_files=":".join(boot_files),
         memory_mib=spec.memory_mib,
         cpus=spec.cpus,
         image=spec.image or "",
