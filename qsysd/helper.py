@@ -2,7 +2,8 @@
 
     ExecStartPre=+  before-start VM   as root: the VM's directory to its uid, TAPs with their guards
     ExecStartPost=+ ready VM          as the VM's user: success only when QEMU answers QMP
-    ExecStop=+      stop VM           as the VM's user: power button, again and again, at last `quit`
+    ExecStop=+      stop VM           as the VM's user: power button, again and again, at last `quit`;
+                                      when QEMU has ended then as root what after-stop does
     ExecStopPost=+  after-stop VM     as root: TAPs away, the VM's directory back to root
                     network-up NET, network-down NET, trim-logs all
 
@@ -73,17 +74,25 @@ class Qemu:
 
 
 def become_user(scope: Scope, vm: str) -> None:
-    """Become, from root, the user that systemd chose for this VM: the owner of its sockets' directory.
+    """Act, from root on, as the user that systemd chose for this VM: the owner of its sockets' directory.
 
     QEMU may put anything into that directory. As its user, a link there leads to nothing that QEMU
-    itself could not reach.
+    itself could not reach. `become_root` leads back: as the real user stays root, QEMU's user may
+    neither signal nor trace this process (kill(2), ptrace(2)).
     """
-    if os.geteuid() != 0:
+    if os.getuid() != 0:
         return
     user = os.stat(scope.socket_dir(vm))
     os.setgroups([])
-    os.setresgid(user.st_gid, user.st_gid, user.st_gid)
-    os.setresuid(user.st_uid, user.st_uid, user.st_uid)
+    os.setegid(user.st_gid)
+    os.seteuid(user.st_uid)
+
+
+def become_root() -> None:
+    """Act as root again after `become_user`."""
+    if os.getuid() == 0:
+        os.seteuid(0)
+        os.setegid(0)
 
 
 # before start
@@ -177,7 +186,10 @@ def note_start(scope: Scope, vm: str) -> None:
 
 
 def before_start(scope: Scope, vm: str) -> None:
-    """Make ready, as root, what QEMU may not make itself."""
+    """Make ready, as root, what QEMU may not make itself.
+
+    The root comes first and goes last: where there is one, something is to be taken away.
+    """
     from qsysd import acceleration, taps
 
     ports = taps.parse_ports(os.environ.get("QSYSD_NICS", ""))
@@ -186,25 +198,29 @@ def before_start(scope: Scope, vm: str) -> None:
     check_readable()
     if os.path.exists(scope.shutdown_mark):
         os.unlink(scope.shutdown_mark)  # a soft reboot keeps /run
+    make_root(scope.root_dir(vm))
     # systemd made the unit's RuntimeDirectory for the uid that it chose for this start
     user = os.stat(scope.socket_dir(vm))
     own(scope.vm_dir(vm), user.st_uid, user.st_gid)
-    make_root(scope.root_dir(vm))
     taps.plug(ports, user.st_uid, vm)
     note_start(scope, vm)
 
 
 def after_stop(scope: Scope, vm: str) -> None:
-    """Take away, as root, what was made ready; quiet when nothing is there."""
-    if not os.path.exists(scope.shutdown_mark):
-        from qsysd import taps
+    """Take away, as root, what was made ready; quiet when nothing is there.
 
-        taps.unplug(taps.parse_ports(os.environ.get("QSYSD_NICS", "")), vm)
+    A host that goes down takes it away itself, and the next start hands the directory over anew.
+    """
+    if os.path.exists(scope.shutdown_mark):
+        return
+    from qsysd import taps
+
+    taps.unplug(taps.parse_ports(os.environ.get("QSYSD_NICS", "")), vm)
     if os.path.isdir(scope.vm_dir(vm)):
         own(scope.vm_dir(vm), 0, 0)
-    remove_root(scope.root_dir(vm))
     if os.path.exists(scope.note(vm)):
         os.unlink(scope.note(vm))
+    remove_root(scope.root_dir(vm))
 
 
 # ready
@@ -264,17 +280,27 @@ def press(monitor: Monitor) -> None:
 
 
 def stop(scope: Scope, vm: str) -> None:
-    """Power the guest off and return when QEMU has ended; at the time-out let QEMU quit.
+    """Power the guest off, and clean up when QEMU has ended: with that, after-stop costs no Python.
 
-    systemd also calls this after QEMU went by itself, without a MAINPID: then there is nothing to do.
+    systemd also calls this after QEMU went by itself, without a MAINPID.
     """
     pid = main_pid()
-    if pid is None:
-        return
-    become_user(scope, vm)
-    qemu = Qemu(pid)
+    if pid is not None:
+        become_user(scope, vm)
+        try:
+            ended = power_off(scope, vm, Qemu(pid))
+        finally:
+            become_root()
+        if not ended:
+            say("QEMU does not quit; systemd ends it")
+            return
+    after_stop(scope, vm)
+
+
+def power_off(scope: Scope, vm: str, qemu: Qemu) -> bool:
+    """Power the guest off, at the time-out let QEMU quit; return whether QEMU has ended."""
     if qemu.gone(0):
-        return
+        return True
     from qsysd.qmp import MonitorError
 
     timeout = int(setting("QSYSD_STOP_TIMEOUT", "0123456789", range(1, 7)))
@@ -290,9 +316,9 @@ def stop(scope: Scope, vm: str) -> None:
             monitor = None
         # A press is lost while the guest boots: press again until it is off.
         if qemu.gone(min(PRESS_INTERVAL, max(0.0, deadline - time.monotonic()))):
-            return
+            return True
     if qemu.gone(0):
-        return
+        return True
     say(f"the guest did not power off within {timeout} s; QEMU is told to quit")
     monitor = monitor or connect(scope, vm)
     if monitor:
@@ -300,9 +326,7 @@ def stop(scope: Scope, vm: str) -> None:
             monitor.execute("quit")
         except MonitorError as error:
             say(f"{error}")
-        if qemu.gone(QUIT_TIMEOUT):
-            return
-    say("QEMU does not quit; systemd ends it")
+    return qemu.gone(QUIT_TIMEOUT if monitor else 0)
 
 
 # the consoles' logs

@@ -91,13 +91,14 @@ class Rendered:
     digest: str
 
 
-def unit(scope: Scope, *, systemd_version: int, helper: Sequence[str], qemu: str) -> str:
-    """Return qemu-vm@.service. helper, qemu: the command and the program with absolute paths."""
+def unit(scope: Scope, *, systemd_version: int, helper: Sequence[str], after_stop: str, qemu: str) -> str:
+    """Return qemu-vm@.service. helper, after_stop, qemu: command, shell script and program, all absolute."""
     return template(
         "qemu-vm@.service.j2",
         scope=scope,
         systemd_version=systemd_version,
         helper=" ".join(helper),
+        after_stop=after_stop,
         qemu=qemu,
     )
 

@@ -35,6 +35,11 @@ from qsysd.helper import main
 
 sys.exit(main(sys.argv[1:]))
 """
+# ExecStopPost runs after every end. Mostly `stop` has seen to all before it, and at a host's shutdown
+# there is nothing to see to: no reason to start Python, twenty times at once.
+AFTER_STOP = """\
+[ -e {shutdown_mark} ] || [ ! -e {roots_dir}/"$1" ] || exec {helper} after-stop "$1"
+"""
 
 DEFAULTS_TEXT = """\
 # Defaults of this host for new VMs; remove the # of what is to change.
@@ -115,13 +120,22 @@ def helper_command(host: Host) -> list[str]:
     return [python(), "-I", "-S", "-E", os.path.join(host.scope.helper_dir, "current", "qsysd-helper")]
 
 
+def after_stop(host: Host) -> str:
+    """Return the shell script that the unit's last step runs."""
+    return os.path.join(host.scope.helper_dir, "current", "after-stop")
+
+
 def install_helper(host: Host) -> list[str]:
     """Copy what the units call to a place outside the package."""
+    scope = host.scope
+    script = AFTER_STOP.format(
+        shutdown_mark=scope.shutdown_mark, roots_dir=scope.roots_dir, helper=" ".join(helper_command(host))
+    )
     package = os.path.dirname(os.path.dirname(__file__))
     sources = {name: read_text(os.path.join(package, f"{name}.py")) or "" for name in HELPER_MODULES}
-    digest = hashlib.sha256("\0".join([HELPER_MAIN, *sources.values()]).encode()).hexdigest()[:12]
-    directory = os.path.join(host.scope.helper_dir, digest)
-    current = os.path.join(host.scope.helper_dir, "current")
+    digest = hashlib.sha256("\0".join([HELPER_MAIN, script, *sources.values()]).encode()).hexdigest()[:12]
+    directory = os.path.join(scope.helper_dir, digest)
+    current = os.path.join(scope.helper_dir, "current")
     if os.path.isdir(directory) and os.path.realpath(current) == os.path.realpath(directory):
         return []
     partial = f"{directory}.part"
@@ -130,6 +144,7 @@ def install_helper(host: Host) -> list[str]:
     for name, text in sources.items():
         write_atomic(os.path.join(partial, "qsysd", f"{name}.py"), text, 0o644)
     write_atomic(os.path.join(partial, "qsysd-helper"), HELPER_MAIN, 0o644)
+    write_atomic(os.path.join(partial, "after-stop"), script, 0o644)
     # Compiled by the interpreter that will run it, which need not be this one.
     process.run([python(), "-I", "-m", "compileall", "-q", partial])
     shutil.rmtree(directory, ignore_errors=True)
@@ -159,6 +174,7 @@ def _units(host: Host) -> list[str]:
             scope,
             systemd_version=host.systemd.version(),
             helper=helper_command(host),
+            after_stop=after_stop(host),
             qemu=process.require(PROGRAM),
         )
     }

@@ -48,11 +48,13 @@ button() { # DEVICE: wait for presses of the power button
     while set -- $(dd bs=24 count=1 2>/dev/null <&3 | od -An -v -tu2 -w24) && [ $# = 12 ]; do
         [ "$9 ${10} ${11}" = "1 116 1" ] || continue
         echo "TINY BUTTON"
-        mode ignore-button >/dev/null && continue
-        slow=$(mode slow-poweroff) && sleep "$slow"
+        [ "$ignore" ] && continue
+        [ "$slow" ] && sleep "$slow"
         echo "TINY POWEROFF"
         sync
-        poweroff -f
+        # As `poweroff -f` does it, without a process more: twenty guests may do it at once.
+        echo o >/proc/sysrq-trigger
+        sleep 60
     done
 }
 
@@ -88,6 +90,8 @@ network() {
 }
 
 while read -r module; do insmod "/modules/$module"; done </modules/order
+ignore=$(mode ignore-button)
+slow=$(mode slow-poweroff)
 for device in /dev/input/event*; do button "$device" & done
 mode count-boots >/dev/null && count_boots
 if mode no-network >/dev/null; then echo "TINY READY none"; else network; fi
