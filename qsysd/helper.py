@@ -95,6 +95,13 @@ def become_root() -> None:
         os.setegid(0)
 
 
+def forget_root() -> None:
+    """Make it impossible to act as root again after `become_user`."""
+    group, user = os.getegid(), os.geteuid()
+    os.setresgid(group, group, group)
+    os.setresuid(user, user, user)
+
+
 # before start
 
 
@@ -234,6 +241,7 @@ def ready(scope: Scope, vm: str) -> None:
     if pid is None:
         raise QsysdError("QEMU has already ended")
     become_user(scope, vm)
+    forget_root()
     qemu = Qemu(pid)
     path = scope.monitor(vm, "ready")
     deadline = time.monotonic() + READY_TIMEOUT

@@ -10,8 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from qsysd import paths
 from qsysd.errors import HostError, NotFoundError, QsysdError, TimeoutExpired
@@ -39,8 +38,7 @@ _HINTS = {
 }
 
 
-@dataclass(frozen=True)
-class UnitState:
+class UnitState(NamedTuple):
     """A loaded unit as systemd sees it at this moment (systemctl list-units)."""
 
     name: str
@@ -62,8 +60,7 @@ class UnitRefused(QsysdError):
     """systemd does not take a job for this unit: it is masked or broken, or the host shuts down."""
 
 
-@dataclass(frozen=True)
-class JobResult:
+class JobResult(NamedTuple):
     """How a job ended: `done`, or systemd's word for why not (failed, canceled, timeout, dependency, …).
 
     refusal: systemd's words where it took no job for the unit; the result is `refused` then.
@@ -79,8 +76,7 @@ class JobResult:
         return self.result in ("done", "skipped")
 
 
-@dataclass(frozen=True)
-class StopPlan:
+class StopPlan(NamedTuple):
     """What bounds a unit's stop: TimeoutStopSec in seconds, and the units that it stops before."""
 
     timeout: float
@@ -115,8 +111,12 @@ class Systemd:
     def _connection(self) -> Any:
         if self._bus is None:
             try:
+                from gi.repository import Gio, GLib
+
+                if not self._address:
+                    # GLib's own threads connect while pydbus is imported, and SystemBus() joins them.
+                    Gio.bus_get(Gio.BusType.SYSTEM, None, lambda *_: None)
                 import pydbus
-                from gi.repository import GLib
             except ImportError as error:
                 raise HostError(
                     f"pydbus cannot be used: {error}", hint="apt install python3-pydbus python3-gi"

@@ -9,8 +9,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from qsysd import paths
 from qsysd.errors import HostError, NotFoundError, QsysdError, StateError, TimeoutExpired
@@ -29,8 +28,7 @@ MONITOR_TIMEOUT = 5.0
 OFF = ("inactive", "failed")
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What a verb came to for one VM: `what` in words, or the error."""
 
     name: str

@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from qsysd.errors import QsysdError, TimeoutExpired
 from qsysd.operations.host import Host
@@ -25,8 +25,7 @@ TELL_AFTER = 2.0  # seconds of waiting after which the person is told what for
 _POLL = 0.01
 
 
-@dataclass(frozen=True)
-class Intent:
+class Intent(NamedTuple):
     """A create or delete that did not end: its command is dead, or still at work."""
 
     vm: str

@@ -113,7 +113,8 @@ def test_what_is_done_often_loads_little(run: Run, words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("verb", "more"), [("stop", set()), ("ready", {"qsysd.qmp"}), ("no-such-verb", set())]
+    ("verb", "more"),
+    [("stop", {"qsysd.taps", "qsysd.process"}), ("ready", {"qsysd.qmp"}), ("no-such-verb", set())],
 )
 def test_the_helper_loads_little(host: OwnHost, verb: str, more: set[str]) -> None:
     python, *options, path = setup.helper_command(host)

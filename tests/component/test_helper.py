@@ -79,6 +79,7 @@ def qemu(scope: Scope, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
     monkeypatch.setattr(helper, "PRESS_INTERVAL", 0.05)
     # the peers' sockets are this user's: nobody else has to be become
     monkeypatch.setattr(helper, "become_user", lambda scope, vm: None)
+    monkeypatch.setattr(helper, "forget_root", lambda: None)
     try:
         with stand_in.stack:
             yield stand_in
@@ -99,10 +100,13 @@ def journal(capfd: pytest.CaptureFixture[str]) -> Callable[[], list[str]]:
 
 def test_a_guest_that_obeys(qemu: StandIn, scope: Scope, journal: Callable[[], list[str]]) -> None:
     qemu.monitor(lambda connection: connection.serve(qemu.obedient()), "stop")
+    helper.make_root(scope.root_dir(VM))
     helper.stop(scope, VM)
     assert qemu.commands() == ["system_powerdown"]
     assert not qemu.is_running()
     assert journal() == []
+    # and nothing is left for after-stop
+    assert not os.path.exists(scope.root_dir(VM))
 
 
 def test_a_guest_that_hears_only_the_third_press(qemu: StandIn, scope: Scope) -> None:
@@ -201,9 +205,12 @@ def test_a_qemu_that_does_not_quit_is_left_to_systemd(
     monkeypatch.setenv("QSYSD_STOP_TIMEOUT", "0")
     monkeypatch.setattr(helper, "QUIT_TIMEOUT", 0.1)
     qemu.monitor(lambda connection: connection.serve({"quit": {}}), "stop")
+    helper.make_root(scope.root_dir(VM))
     helper.stop(scope, VM)
     assert qemu.commands() == ["quit"]
     assert journal()[-1] == "QEMU does not quit; systemd ends it"
+    # what a running QEMU needs is still there, and after-stop sees that there is something to do
+    assert os.path.exists(scope.root_dir(VM))
 
 
 def test_a_qemu_that_goes_in_the_middle_of_a_press(qemu: StandIn, scope: Scope) -> None:
@@ -235,8 +242,10 @@ def test_there_is_nothing_to_stop_when_qemu_went_by_itself(
     scope: Scope, monkeypatch: pytest.MonkeyPatch, pid: str, journal: Callable[[], list[str]]
 ) -> None:
     monkeypatch.setenv("MAINPID", pid)
+    helper.make_root(scope.root_dir(VM))
     helper.stop(scope, VM)
     assert journal() == []
+    assert not os.path.exists(scope.root_dir(VM))
 
 
 def test_a_pid_that_is_gone_is_quiet(qemu: StandIn, scope: Scope, journal: Callable[[], list[str]]) -> None:
@@ -460,6 +469,50 @@ def test_after_stop_takes_it_back_and_can_be_repeated(directory: Path, scope: Sc
         helper.after_stop(scope, VM)
         assert owners(directory) == {(0, 0)}
         assert not os.path.lexists(scope.note(VM))
+        assert not os.path.lexists(scope.root_dir(VM))
+
+
+@pytest.mark.usefixtures("unit")
+def test_a_host_that_goes_down_is_not_held_up(directory: Path, scope: Scope) -> None:
+    helper.before_start(scope, VM)
+    Path(scope.shutdown_mark).touch()
+    helper.after_stop(scope, VM)
+    assert os.path.exists(scope.root_dir(VM))
+    # a soft reboot keeps all of it; the next start finds its way through that
+    helper.before_start(scope, VM)
+    assert not os.path.exists(scope.shutdown_mark)
+    assert owners(directory) == {(UID, GID)}
+
+
+def test_a_root_is_open_to_its_user_and_leads_to_programs(scope: Scope) -> None:
+    before = os.umask(0o077)
+    try:
+        for _ in range(2):
+            helper.make_root(scope.root_dir(VM))
+    finally:
+        os.umask(before)
+    root = Path(scope.root_dir(VM))
+    assert os.readlink(root / "lib") == "usr/lib"
+    for path in [root, *root.rglob("*")]:
+        assert path.is_symlink() or (path.is_dir() and path.stat().st_mode & 0o777 == 0o755), path
+
+
+def test_a_root_goes_with_all_that_was_mounted_over_and_nothing_behind_it(
+    scope: Scope, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "file").touch()
+    root = Path(scope.root_dir(VM))
+    helper.make_root(str(root))
+    # what systemd makes to mount over it, and a link
+    (root / "var/lib/tiny").mkdir(parents=True)
+    (root / "var/lib/tiny/vmlinuz").touch()
+    (root / "srv").symlink_to(other)
+    helper.remove_root(str(root))
+    assert not root.exists()
+    assert (other / "file").exists()
+    helper.remove_root(str(root))
 
 
 def test_after_stop_is_quiet_where_nothing_is(scope: Scope, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -503,6 +556,9 @@ def test_a_kernel_that_qemus_user_cannot_read_is_named(
     monkeypatch.setenv("QSYSD_READ_FILES", f"{kernel}:{tmp_path}/gone")
     with pytest.raises(HostError, match="gone: No such file"):
         helper.before_start(scope, VM)
+    monkeypatch.setenv("QSYSD_READ_FILES", f"{kernel}:{tmp_path}")
+    with pytest.raises(HostError, match=f"{tmp_path} is not a file"):
+        helper.before_start(scope, VM)
 
 
 @pytest.mark.usefixtures("unit")
@@ -520,10 +576,21 @@ def test_the_unprivileged_steps_give_up_all_that_is_roots(scope: Scope) -> None:
     os.makedirs(scope.socket_dir(VM))
     os.chown(scope.socket_dir(VM), UID, GID)
     program = (
-        "import os, qsysd.helper, qsysd.paths\n"
-        f"qsysd.helper.become_user(qsysd.paths.Scope(''), {VM!r})\n"
-        "print(os.getresuid(), os.getresgid(), os.getgroups())\n"
-        "print(next(line for line in open('/proc/self/status') if line.startswith('CapEff')))\n"
+        "import os\n"
+        "from qsysd import helper, paths\n"
+        "def show():\n"
+        "    status = dict(line.split(':', 1) for line in open('/proc/self/status'))\n"
+        "    print(os.getresuid(), os.getresgid(), os.getgroups())\n"
+        "    print(*(int(status[name], 16) for name in ('CapEff', 'CapPrm')))\n"
+        f"helper.become_user(paths.Scope(''), {VM!r})\n"
+        "show()\n"
+        "helper.become_root()\n"
+        "show()\n"
+        f"helper.become_user(paths.Scope(''), {VM!r})\n"
+        "helper.forget_root()\n"
+        "show()\n"
+        "helper.become_root()\n"
+        "show()\n"
     )
     package = os.path.dirname(os.path.dirname(helper.__file__))
     done = subprocess.run(
@@ -534,9 +601,14 @@ def test_the_unprivileged_steps_give_up_all_that_is_roots(scope: Scope) -> None:
         env={"PYTHONPATH": package},
         extra_groups=[1, 4],
     )
-    ids, capabilities = done.stdout.split("\n")[:2]
-    assert ids == f"{(UID,) * 3} {(GID,) * 3} []"
-    assert int(capabilities.split()[1], 16) == 0
+    user, user_can, root, root_can, for_good, can_no_more, still, still_can = done.stdout.splitlines()
+    # the real and the saved user are root's: QEMU's user can neither signal nor trace it
+    assert user == f"{(0, UID, 0)} {(0, GID, 0)} []"
+    assert user_can.split()[0] == "0"
+    assert root == f"{(0,) * 3} {(0,) * 3} []"
+    assert root_can.split()[0] != "0"
+    assert for_good == still == f"{(UID,) * 3} {(GID,) * 3} []"
+    assert can_no_more == still_can == "0 0"
 
 
 # console logs

@@ -126,6 +126,28 @@ def test_the_helper_runs_without_the_package(host: OwnHost) -> None:
     assert (done.returncode, done.stderr) == (2, "the helper has no verb 'no-such-verb'\n")
 
 
+@pytest.mark.parametrize(
+    ("mark", "root", "runs"), [(False, True, True), (False, False, False), (True, True, False)]
+)
+def test_the_last_step_starts_python_only_for_something_to_do(
+    host: OwnHost, mark: bool, root: bool, runs: bool
+) -> None:
+    os.makedirs(host.scope.roots_dir)
+    if mark:
+        Path(host.scope.shutdown_mark).touch()
+    if root:
+        os.mkdir(host.scope.root_dir("web1"))
+    done = subprocess.run(
+        ["/bin/sh", setup.after_stop(host), "web1"],
+        check=False,
+        capture_output=True,
+        text=True,
+        # a variable that the helper has a word about tells that it ran
+        env={"QSYSD_NICS": "nonsense"},
+    )
+    assert ("QSYSD_NICS" in done.stderr, done.returncode) == ((True, 2) if runs else (False, 0))
+
+
 def test_the_helper_is_compiled_and_open_to_the_vms_users(host: OwnHost) -> None:
     directory = Path(host.scope.helper_dir, current(host))
     assert len(list(directory.glob("qsysd/__pycache__/*.pyc"))) == len(setup.HELPER_MODULES)

@@ -61,7 +61,13 @@ def test_vm(case: Path, regenerate: bool) -> None:
 
 @pytest.mark.parametrize("version", [252, 257])
 def test_unit(version: int, regenerate: bool) -> None:
-    text = render.unit(SCOPE, systemd_version=version, helper=HELPER, qemu="/usr/bin/qemu-system-x86_64")
+    text = render.unit(
+        SCOPE,
+        systemd_version=version,
+        helper=HELPER,
+        after_stop="/var/lib/qsysd/helper/current/after-stop",
+        qemu="/usr/bin/qemu-system-x86_64",
+    )
     compare(f"unit-{version}", {"qemu-vm@.service": text}, regenerate)
     assert ("RestartSteps=" in text) == (version >= 254)
 

@@ -132,7 +132,7 @@ def test_no_two_things_have_one_path() -> None:
         scope.console_log, scope.known_hosts, scope.intent, scope.socket_dir, scope.console, scope.note,
         scope.network_definition, scope.network_environment, scope.network_rules, scope.dnsmasq_config,
         scope.network_dir,
-        scope.dhcp_hosts_dir, scope.leases, scope.image, scope.image_origin, scope.boot_file,
+        scope.dhcp_hosts_dir, scope.leases, scope.image, scope.image_origin, scope.root_dir,
     ]  # fmt: skip
     found = [method(name) for method in methods for name in ("default", "web1")]
     found += [scope.monitor("web1", purpose) for purpose in ("cli", "ready", "stop")]

@@ -135,9 +135,9 @@ def test_no_definition_can_say_more_in_the_drop_in_than_it_is_asked_for() -> Non
             if name == "BindReadOnlyPaths":
                 assert spec.kernel
                 # a minus sign: what is missing is passed over
-                source, target = systemd_syntax.expand(value).removeprefix("-").split(":")
+                # at its own place: the privileged steps get this mount too
+                source = systemd_syntax.expand(value).removeprefix("-")
                 assert source in (spec.kernel.path, spec.kernel.initrd)
-                assert target.startswith("/run/qsysd/boot/")
             if name in ("Wants", "After"):
                 assert re.fullmatch(r"(qemu-vm|qsysd-network|qsysd-dhcp)@[a-z][a-z0-9-]*\.service", value)
 
@@ -190,7 +190,11 @@ def test_a_template_that_lacks_a_value_fails() -> None:
 def unit(request: pytest.FixtureRequest) -> list[tuple[str, str, str]]:
     helper = ["/usr/bin/python3", "-I", "/var/lib/qsysd/helper/current/qsysd-helper"]
     text = render.unit(
-        SCOPE, systemd_version=request.param, helper=helper, qemu="/usr/bin/qemu-system-x86_64"
+        SCOPE,
+        systemd_version=request.param,
+        helper=helper,
+        after_stop="/var/lib/qsysd/helper/current/after-stop",
+        qemu="/usr/bin/qemu-system-x86_64",
     )
     lines = systemd_syntax.unit(text)
     assert ("Service", "RestartSteps", "4") in lines if request.param >= 254 else "RestartSteps" not in text
@@ -221,10 +225,22 @@ def test_qemu_alone_is_never_privileged(
 ) -> None:
     for name, value in [(name, value) for _, name, value in unit if name.startswith("Exec")]:
         assert value.startswith("+") is (name != "ExecStart"), (name, value)
-        # what makes and removes interfaces and hands files over does it on the host, not in the sandbox
-        assert value.startswith("+/usr/bin/nsenter --target 1 ") is (name in ("ExecStartPre", "ExecStopPost"))
-        # one command, no shell, and nothing that systemd would expand but the instance and QEMU's arguments
+        # a shell reads a script of ours, never a line with the unit's words in it
+        assert value.startswith("+/bin/sh /var/lib/qsysd/helper/") is (name == "ExecStopPost")
+        assert " -c " not in value
+        # one command, and nothing that systemd would expand but the instance and QEMU's arguments
         assert not set(value) & set(";|&<>`\"'\\")
+
+
+def test_what_is_mounted_for_qemu_lies_at_its_own_place(unit: list[tuple[str, str, str]]) -> None:
+    """systemd applies these to the privileged steps too, on the host's root: they must see it as it is."""
+    assert values(unit, "RootDirectoryStartOnly") == ["yes"]
+    assert values(unit, "RootDirectory") == ["/run/qsysd/roots/%i"]
+    for name in ("BindPaths", "BindReadOnlyPaths"):
+        (value,) = values(unit, name)
+        assert ":" not in value
+    for _, name, _ in unit:
+        assert name not in ("TemporaryFileSystem", "InaccessiblePaths", "ReadOnlyPaths")
 
 
 def test_every_specifier_of_the_unit_is_the_instance_name(unit: list[tuple[str, str, str]]) -> None:
