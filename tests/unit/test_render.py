@@ -126,18 +126,22 @@ def test_no_definition_can_say_more_in_the_drop_in_than_it_is_asked_for() -> Non
         ("Unit", "After"),
         ("Service", "Environment"),
         ("Service", "TimeoutStopSec"),
-        ("Service", "BindReadOnlyPaths"),
+        ("Service", "BindPaths"),
+        ("Service", "ReadOnlyPaths"),
     }
     for spec in any_vms(15, seed=9):
         lines = systemd_syntax.unit(render.vm(spec, SCOPE).drop_in)
         assert {(section, name) for section, name, _ in lines} <= allowed
+        found = {
+            key: [systemd_syntax.expand(value) for _, name, value in lines if name == key]
+            for key in ("BindPaths", "ReadOnlyPaths")
+        }
+        files = [file for file in (spec.kernel.path, spec.kernel.initrd) if file] if spec.kernel else []
+        # at its own place: the privileged steps get this mount too; with a minus sign what is missing is
+        # passed over
+        assert found["BindPaths"] == [f"-{file}" for file in files]
+        assert found["ReadOnlyPaths"] == [f"-+{file}" for file in files]
         for _, name, value in lines:
-            if name == "BindReadOnlyPaths":
-                assert spec.kernel
-                # a minus sign: what is missing is passed over
-                # at its own place: the privileged steps get this mount too
-                source = systemd_syntax.expand(value).removeprefix("-")
-                assert source in (spec.kernel.path, spec.kernel.initrd)
             if name in ("Wants", "After"):
                 assert re.fullmatch(r"(qemu-vm|qsysd-network|qsysd-dhcp)@[a-z][a-z0-9-]*\.service", value)
 
@@ -236,11 +240,13 @@ def test_what_is_mounted_for_qemu_lies_at_its_own_place(unit: list[tuple[str, st
     """systemd applies these to the privileged steps too, on the host's root: they must see it as it is."""
     assert values(unit, "RootDirectoryStartOnly") == ["yes"]
     assert values(unit, "RootDirectory") == ["/run/qsysd/roots/%i"]
-    for name in ("BindPaths", "BindReadOnlyPaths"):
-        (value,) = values(unit, name)
-        assert ":" not in value
+    mounted = [path for value in values(unit, "BindPaths") for path in value.split()]
+    assert not any(":" in path for path in mounted)
+    # and of these, all but what is the VM's own is read-only to QEMU
+    (read_only,) = values(unit, "ReadOnlyPaths")
+    assert read_only.replace("+", "").split() == [path for path in mounted if not path.endswith("/%i")]
     for _, name, _ in unit:
-        assert name not in ("TemporaryFileSystem", "InaccessiblePaths", "ReadOnlyPaths")
+        assert name not in ("BindReadOnlyPaths", "TemporaryFileSystem", "InaccessiblePaths")
 
 
 def test_every_specifier_of_the_unit_is_the_instance_name(unit: list[tuple[str, str, str]]) -> None:
