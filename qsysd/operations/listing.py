@@ -109,7 +109,8 @@ def list_vms(
     chosen = named or host.store.names()
     # The QEMUs think about their answers while systemd is asked.
     with _asked(host, chosen[:QUESTIONS], timeout) as questions:
-        units = host.systemd.list(*(map(paths.unit, named) if named else [paths.UNIT_PATTERN]))
+        patterns = map(paths.unit, named) if named else [paths.UNIT_PATTERN]
+        units = host.systemd.not_off(*patterns)
         here = [units[unit] for unit in map(paths.unit, chosen) if unit in units]
         pids = {paths.vm_of_unit(unit): pid for unit, pid in host.systemd.main_pids(here).items()}
         guests = dict.fromkeys(pids, "unknown") | _answers(questions, pids)

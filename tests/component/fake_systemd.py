@@ -125,14 +125,16 @@ class FakeSystemd(Systemd):
             if os.path.lexists(link):
                 os.unlink(link)
 
-    def list(self, *patterns: str) -> dict[str, UnitState]:
+    def _list(self, active: Sequence[str], names: Sequence[str]) -> dict[str, UnitState]:
         import fnmatch
 
-        self._called("ListUnitsByPatterns", *patterns)
+        self._called("ListUnitsByPatterns", *names)
         return {
-            unit: UnitState(unit, "loaded", active, sub, f"/{unit}")
-            for unit, (active, sub) in self._units().items()
-            if any(fnmatch.fnmatchcase(unit, pattern) for pattern in patterns) and (active, sub) != OFF
+            unit: UnitState(unit, "loaded", state, sub, f"/{unit}")
+            for unit, (state, sub) in self._units().items()
+            if any(fnmatch.fnmatchcase(unit, pattern) for pattern in names)
+            and (state, sub) != OFF
+            and (not active or state in active)
         }
 
     def get(self, path: str, interface: str, name: str) -> Any:

@@ -202,10 +202,10 @@ class ScriptedSystemd:
         if method == "DisableUnitFiles":
             return variant("(a(sss))", ([],))
         if method == "ListUnitsByPatterns":
-            return variant("(a(ssssssouso))", (self.rows(values[1]),))
+            return variant("(a(ssssssouso))", (self.rows(*values),))
         return None
 
-    def rows(self, patterns: list[str]) -> list[tuple[Any, ...]]:
+    def rows(self, states: list[str], patterns: list[str]) -> list[tuple[Any, ...]]:
         """Return the loaded units that match, as ListUnitsByPatterns does."""
         import fnmatch
 
@@ -213,6 +213,7 @@ class ScriptedSystemd:
             (unit, "", "loaded", "active", "running", "", self.path_of(unit), 0, "", "/")
             for unit in self.loaded
             if any(fnmatch.fnmatchcase(unit, pattern) for pattern in patterns)
+            and (not states or "active" in states)
         ]
 
     def job(self, unit: str, call: Any) -> None:
