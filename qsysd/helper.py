@@ -154,8 +154,9 @@ def check_readable() -> None:
             raise HostError(f"{path} cannot be read by the VM's user", hint=f"chmod o+r {path}")
 
 
-# What systemd mounts into a VM's root, and what Debian has in the place of directories of old.
-ROOT_DIRS = ("dev", "etc", "proc", "run", "sys", "tmp", "usr", "var", "var/tmp")
+# What systemd mounts into a VM's root, and what Debian has in the place of directories of old. systemd
+# itself would make /root with a mode that hides a kernel in it.
+ROOT_DIRS = ("dev", "etc", "proc", "root", "run", "sys", "tmp", "usr", "var", "var/tmp")
 ROOT_LINKS = ("bin", "lib", "lib32", "lib64", "libx32", "sbin")
 
 

@@ -29,6 +29,7 @@ with Monitor(sys.argv[1], timeout=20) as monitor:
 TRACES = {
     "files": "find /etc/systemd /etc/qsysd /var/lib/qsysd /run/qsysd /run/systemd/system"
     " -not -path '/run/qsysd/locks/*' -not -path /run/qsysd/started -not -path /run/qsysd/vms"
+    " -not -path /run/qsysd/roots"
     " -not -path '/run/qsysd/acceleration.env*' -not -path /run/qsysd/machines.json"
     " -printf '%p %y %m %u %l\\n' | sort",
     "links": "ip -brief link show | sed 's/ .*//' | sort",

@@ -79,24 +79,57 @@ def test_two_vms_do_not_see_each_other(any_host: LabHost, vm: VMFactory) -> None
     seen = seen_by(
         any_host, pids[0], "/var/lib/qsysd", "/var/lib/qsysd/vms", f"/var/lib/qsysd/vms/{one}",
         f"/var/lib/qsysd/vms/{two}", "/run/qsysd", "/run/qsysd/vms", f"/run/qsysd/vms/{one}",
-        f"/run/qsysd/vms/{two}", "/etc/qsysd", f"/etc/qsysd/vms/{two}.env", "/run/dbus", "/root",
+        f"/run/qsysd/vms/{two}", "/etc", "/run/dbus", "/run/systemd/private", "/root", "/home", "/var/lib",
     )  # fmt: skip
-    assert seen["/var/lib/qsysd"] == ["helper", "images", "vms"]
+    # a root of its own, and in it hardly anything
+    assert set(seen["/etc"]) == {"ld.so.cache", "localtime"}
+    assert set(seen["/var/lib"]) == {"qsysd", "tiny"}
+    assert seen["/root"] == [] and seen["/home"] == "No such file or directory"
+    assert seen["/var/lib/qsysd"] == ["images", "vms"]
     assert seen["/var/lib/qsysd/vms"] == [one]
     assert "disk0.qcow2" in seen[f"/var/lib/qsysd/vms/{one}"]
-    assert seen["/run/qsysd"] == ["boot", "vms"]
+    assert seen["/run/qsysd"] == ["vms"]
     assert seen["/run/qsysd/vms"] == [one]
     assert "qmp-cli.sock" in seen[f"/run/qsysd/vms/{one}"]
-    for path in (f"/var/lib/qsysd/vms/{two}", f"/run/qsysd/vms/{two}", "/run/dbus"):
+    for path in (f"/var/lib/qsysd/vms/{two}", f"/run/qsysd/vms/{two}", "/run/dbus", "/run/systemd/private"):
         assert seen[path] == "No such file or directory", path
-    for path in ("/etc/qsysd", f"/etc/qsysd/vms/{two}.env", "/root"):
-        assert seen[path] == "Permission denied", path
     # and it holds no privilege
     status = any_host.read(f"/proc/{pids[0]}/status")
     for field in ("CapEff", "CapPrm", "CapBnd", "CapAmb"):
         assert re.search(rf"^{field}:\s*0+$", status, re.MULTILINE), field
     assert re.search(r"^NoNewPrivs:\s*1$", status, re.MULTILINE)
     assert re.search(r"^Seccomp:\s*2$", status, re.MULTILINE)
+
+
+def test_only_what_is_the_vms_own_can_be_written(any_host: LabHost, vm: VMFactory) -> None:
+    name = vm(on=any_host)
+    create(any_host, name, options=("--disk", "8M"))
+    mounts = [
+        line.split() for line in any_host.read(f"/proc/{main_pid(any_host, name)}/mountinfo").splitlines()
+    ]
+    # proc(5): field 5 is the place, field 6 the options
+    writable = {fields[4] for fields in mounts if "ro" not in fields[5].split(",")}
+    ours = (f"/var/lib/qsysd/vms/{name}", f"/run/qsysd/vms/{name}")
+    assert set(ours) <= writable
+    # what is the kernel's, and what is empty and for this unit alone
+    others = ("/dev", "/proc", "/sys", "/run", "/tmp", "/var/tmp")
+    for place in writable - set(ours):
+        assert place in others or place.startswith(("/dev/", "/proc/", "/sys/")), place
+
+
+def test_a_kernel_in_a_closed_directory_is_shown_alone(any_host: LabHost, vm: VMFactory) -> None:
+    name = vm(on=any_host)
+    any_host.sh("mkdir -m 0700 /root/closed && cp /var/lib/tiny/vmlinuz /var/lib/tiny/initrd /root/closed/")
+    try:
+        kernel = ("--kernel", "/root/closed/vmlinuz", "--initrd", "/root/closed/initrd")
+        any_host.qsysd("create", name, *kernel, "--append", "console=ttyS0", "--memory", "160M")
+        wait_ready(any_host, name)
+        seen = seen_by(any_host, main_pid(any_host, name), "/root", "/root/closed")
+        assert seen == {"/root": ["closed"], "/root/closed": ["initrd", "vmlinuz"]}
+        any_host.qsysd("delete", "--yes", name)
+        assert not any_host.exists(f"/run/qsysd/roots/{name}")
+    finally:
+        any_host.sh("rm -r /root/closed")
 
 
 def test_others_on_the_host_reach_nothing(host: LabHost, vm: VMFactory) -> None:
