@@ -124,6 +124,8 @@ def _start_error(host: Host, name: str, result: JobResult) -> QsysdError:
     except HostError as error:
         return HostError(f"{name} did not start: {error.message}", hint=error.hint)
     words = journal.failure(host, paths.unit(name))
+    if words.startswith("qemu") and "No such file or directory" in words:
+        words += " (QEMU sees its own files only; BindReadOnlyPaths= in a drop-in shows it more)"
     return QsysdError(f"{name} did not start: {words or f'systemd says {result.result}'}", hint=hint)
 
 

@@ -90,7 +90,7 @@ def remove_everything(host: Host, names: Sequence[str]) -> None:
         _remove_taps(name)
         for path in (scope.note(name), scope.known_hosts(name)):
             remove(path)
-        for directory in (scope.vm_dir(name), scope.seed_scratch(name)):
+        for directory in (scope.vm_dir(name), scope.root_dir(name), scope.seed_scratch(name)):
             if os.path.lexists(directory):
                 shutil.rmtree(directory)
         host.store.remove(name)

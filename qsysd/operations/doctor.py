@@ -73,6 +73,7 @@ def _setup(host: Host) -> Iterator[Finding]:
     needed = [
         os.path.join(host.scope.unit_dir, paths.UNIT_TEMPLATE),
         os.path.join(host.scope.helper_dir, "current", "qsysd-helper"),
+        os.path.join(host.scope.helper_dir, "current", "after-stop"),
         host.scope.vms_dir,
         host.scope.network_definition("default"),
     ]

@@ -117,6 +117,16 @@ def test_qemus_own_words_are_shown(vm: OwnHost, monkeypatch: pytest.MonkeyPatch)
     assert error.hint == "qsysd logs web1"
 
 
+def test_a_file_that_qemu_is_not_shown_is_told_as_such(vm: OwnHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = "qemu-system-x86_64: -cdrom /srv/x.iso: Could not open '/srv/x.iso': No such file or directory"
+    vm.fake.results[UNIT] = "failed"
+    monkeypatch.setattr(journal, "failure", lambda host, unit: words)
+    error = one(control.start(vm, ["web1"]))
+    assert isinstance(error, QsysdError)
+    assert words in error.message
+    assert "BindReadOnlyPaths= in a drop-in" in error.message
+
+
 @pytest.mark.parametrize(
     "verb", ["start", "stop", "kill", "restart", "reset", "pause", "resume", "enable", "disable"]
 )

@@ -15,7 +15,7 @@ from own_host import OwnHost
 from samples import KEY, UUID
 from stand_ins import StandIns
 
-from qsysd import config, network, paths, process, render, seed, taps
+from qsysd import config, helper, network, paths, process, render, seed, taps
 from qsysd.errors import ExistsError, HostError, InvalidError, NotFoundError, QsysdError
 from qsysd.images.formats import read_header
 from qsysd.operations import control, create, define, delete, journal, listing, transaction
@@ -405,14 +405,16 @@ def test_a_vm_can_be_deleted_on_a_full_disk(host: OwnHost) -> None:
 
 
 @pytest.mark.needs_root
-def test_taps_that_a_unit_left_go_with_their_vm_and_no_others(host: OwnHost) -> None:
+def test_what_a_unit_left_goes_with_its_vm_and_nothing_of_others(host: OwnHost) -> None:
     with wire.namespace():
         wire.run("ip", "link", "add", "qb-default", "type", "bridge")
         for name in ("web1", "web2"):
             spec = make(host, name, start=False)
             taps.plug(render.ports(spec), 12345, name)
+            helper.make_root(host.scope.root_dir(name))
         delete.delete(host, ["web1"])
         assert list(taps.existing_taps()) == ["qv-web2-0"]
+        assert os.listdir(host.scope.roots_dir) == ["web2"]
         delete.delete(host, ["web2"])
         assert not taps.existing_taps()
 
