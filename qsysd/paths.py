@@ -129,11 +129,12 @@ class Scope:
 
     def definition(self, vm: str) -> str:
         """Return the VM's definition: the only source of truth."""
-        return os.path.join(self.definitions_dir, f"{vm}.yaml")
+        # Not os.path.join: a create asks for this of each VM of the host.
+        return f"{self.definitions_dir}/{vm}.yaml"
 
     def environment(self, vm: str) -> str:
         """Return the unit's EnvironmentFile, rendered from the definition."""
-        return os.path.join(self.definitions_dir, f"{vm}.env")
+        return f"{self.definitions_dir}/{vm}.env"
 
     def drop_in_dir(self, vm: str) -> str:
         """Return the directory of the VM's drop-ins, ours and a person's own."""

@@ -280,9 +280,6 @@ class Store:
             text = os.read(file, _HEAD).decode("utf-8", "replace")
         finally:
             os.close(file)
-        values: dict[str, str] = {}
-        for line in text.partition("\nQEMU_ARGS=")[0].splitlines():
-            if line.startswith("QSYSD_"):
-                name, _, value = line.partition("=")
-                values[name] = value.strip('"')
-        return values
+        lines = text.partition("\nQEMU_ARGS=")[0].split("\n")
+        pairs = [line.partition("=") for line in lines if line.startswith("QSYSD_")]
+        return {name: value.strip('"') for name, _, value in pairs}
