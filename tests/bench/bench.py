@@ -119,6 +119,7 @@ class Bench:
         self.host.install(package)
         self.host.put(Path(__file__).with_name("measure.py"), MEASURE)
         report = Report(self.machine(package))
+        report.add("Python with click, pydbus and the bus alone", None, self.measure("floor", self.runs))
         report.residents = self.measure("residents")
         self.loaded(report)
         self.listing(report)

@@ -7,6 +7,7 @@
     measure.py start-stop RUNS   seconds of `qsysd start` and of `qsysd stop` of an idle guest
     measure.py create RUNS       seconds of `qsysd create` with an overlay on an image
     measure.py list RUNS         seconds of `qsysd list`
+    measure.py floor RUNS        seconds of Python with click, pydbus and a connection to the bus, and no more
     measure.py residents         what of qsysd's runs
 
 Times are a person's: from the shell to the prompt, so with Python's own start.
@@ -158,6 +159,19 @@ def create(runs: int) -> list[float]:
     return found
 
 
+def floor(runs: int) -> list[float]:
+    """Return what each command takes at least on this machine: the packages that it is made of."""
+    program = (
+        "import gc, os, sys\n"
+        "gc.disable()\n"
+        "sys.path.append('/usr/lib/python3/dist-packages')\n"
+        "import click, pydbus\n"
+        "pydbus.SystemBus()\n"
+        "os._exit(0)\n"
+    )
+    return [timed("/usr/bin/python3", "-I", "-S", "-c", program) for _ in range(runs)]
+
+
 def residents() -> list[dict[str, object]]:
     """Return the processes of qsysd's units: name, unit and resident memory in MiB."""
     found: list[dict[str, object]] = []
@@ -191,6 +205,8 @@ def main(arguments: list[str]) -> object:
             return create(int(runs))
         case ["list", runs]:
             return [timed("qsysd", "list") for _ in range(int(runs))]
+        case ["floor", runs]:
+            return floor(int(runs))
         case ["residents"]:
             return residents()
     raise SystemExit(__doc__)
