@@ -34,6 +34,8 @@ FIRST_WORD = 2.0
 NEXT_WORD = 10.0
 # Seconds. Without KVM the guest is at its prompt after about one minute.
 COMMAND_TIMEOUT = 600.0
+# Prints the first letters that whoever listens at the port of ssh says.
+GREETING = 'exec 3<>"/dev/tcp/$0/22" && head -c 4 <&3'
 SSH_TIMEOUT = 300.0
 
 
@@ -201,15 +203,21 @@ class Demo:
         self.heading("and its guest answers again")
         command = ["qsysd", "ssh", VM, "--", "hostname"]
         begun = told = time.monotonic()
-        while self.host.run([*command[:-1], "true"], check=False, timeout=SSH_TIMEOUT).returncode != 0:
+        # sshd greets before it lets anybody in, so a greeting alone is not the end.
+        greeting = ["timeout", "2", "bash", "-c", GREETING, self.state()["ip"]]
+        while (
+            self.host.run(greeting, check=False).stdout != "SSH-"
+            or (done := self.host.run(command, check=False, timeout=SSH_TIMEOUT)).returncode != 0
+        ):
             now = time.monotonic()
             if now - begun > SSH_TIMEOUT:
                 raise LabError(f"{VM} did not answer on ssh within {SSH_TIMEOUT:.0f} s after the reboot")
             if now - told > FIRST_WORD:
                 self.note(f"the guest boots, and does not answer yet: {now - begun:.0f} s")
                 told = now + NEXT_WORD
-            time.sleep(1)
-        self.type(*command)
+            time.sleep(0.5)
+        self.typed(*command)
+        print(done.stdout, flush=True)
 
     def end(self) -> None:
         """Say what to try next."""
