@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 import select
+import stat
 import sys
 import time
 
@@ -111,8 +112,6 @@ def own(directory: str, uid: int, gid: int) -> None:
     The directory may hold whatever a broken-out QEMU left there, so nothing is followed: symlinks,
     devices and files with a second name are refused. Raises HostError.
     """
-    import stat
-
     try:
         root = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
@@ -141,8 +140,6 @@ def own(directory: str, uid: int, gid: int) -> None:
 
 def check_readable() -> None:
     """Raise HostError where kernel or initrd are no files that QEMU's user can read."""
-    import stat
-
     for path in filter(None, os.environ.get("QSYSD_READ_FILES", "").split(":")):
         try:
             mode = os.stat(path).st_mode
@@ -174,6 +171,7 @@ def make_root(directory: str) -> None:
 
 def remove_root(directory: str) -> None:
     """Remove the directory with the empty files and directories in it that systemd has mounted over."""
+    # Not shutil.rmtree: importing it takes longer than the whole step.
     for parent, directories, files in os.walk(directory, topdown=False):
         for name in (*directories, *files):
             path = os.path.join(parent, name)
@@ -346,8 +344,6 @@ def trim_logs(scope: Scope) -> None:
 
     QEMU appends, so the file is cut in place. QEMU may write to the directory: nothing is followed.
     """
-    import stat
-
     for vm in os.listdir(scope.vms_dir):
         try:
             flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC

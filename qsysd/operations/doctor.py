@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from qsysd import acceleration, network, paths, process, values
 from qsysd.errors import QsysdError
-from qsysd.operations import transaction
+from qsysd.operations import setup, transaction
 from qsysd.operations.host import Host
 from qsysd.operations.qemu import PROGRAM
 
@@ -72,8 +72,8 @@ def _programs(host: Host) -> Iterator[Finding]:
 def _setup(host: Host) -> Iterator[Finding]:
     needed = [
         os.path.join(host.scope.unit_dir, paths.UNIT_TEMPLATE),
-        os.path.join(host.scope.helper_dir, "current", "qsysd-helper"),
-        os.path.join(host.scope.helper_dir, "current", "after-stop"),
+        setup.helper_command(host)[-1],
+        setup.after_stop(host),
         host.scope.vms_dir,
         host.scope.network_definition("default"),
     ]
