@@ -25,6 +25,8 @@ DROP_IN_MARK = "QSYSD_DROP_IN"
 INTERFACE_NAME_MAX = 15
 SOCKET_PATH_MAX = 107
 
+# Files for the locks of all VMs, and as many for those of the images.
+LOCK_FILES = 256
 # Locks that are no VM's.
 ADDRESSES = ":addresses"
 SETUP = ":setup"
@@ -247,4 +249,7 @@ class Scope:
         if name in (ADDRESSES, SETUP):
             return os.path.join(self.locks_dir, name[1:])
         kind = "image" if name.startswith("image:") else "vm"
-        return os.path.join(self.locks_dir, f"{kind}-{_digest(name)[:2]}")
+        # Not a digest: importing hashlib takes longer than all that a command does with its locks.
+        from binascii import crc32
+
+        return os.path.join(self.locks_dir, f"{kind}-{crc32(name.encode()) % LOCK_FILES:02x}")
