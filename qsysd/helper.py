@@ -26,7 +26,7 @@ from qsysd.paths import Scope, is_name
 # Read by type checkers only: importing typing takes longer than the rest of this module.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from qsysd.qmp import Monitor
+    from qsysd.wire import Wire
 
 READY_TIMEOUT = 60.0  # seconds until QEMU must answer; a host under load takes its time
 CONSOLE_LOG_MAX = 4 * 1024 * 1024  # bytes
@@ -234,7 +234,7 @@ def after_stop(scope: Scope, vm: str) -> None:
 
 def ready(scope: Scope, vm: str) -> None:
     """Return when QEMU answers QMP. Raises QsysdError when it ends first, TimeoutExpired when it does not."""
-    from qsysd.qmp import Monitor, MonitorError, MonitorGone
+    from qsysd.wire import MonitorError, MonitorGone, Wire
 
     pid = main_pid()
     if pid is None:
@@ -251,8 +251,8 @@ def ready(scope: Scope, vm: str) -> None:
             continue
         try:
             # The greeting comes from a thread of its own; a reply shows that QEMU's main loop runs.
-            with Monitor(path, timeout=max(0.1, deadline - time.monotonic())) as monitor:
-                monitor.execute("query-status")
+            with Wire(path, timeout=max(0.1, deadline - time.monotonic())) as monitor:
+                monitor.tell("query-status")
             return
         except MonitorGone:
             continue  # the socket exists a moment before it listens
@@ -264,26 +264,26 @@ def ready(scope: Scope, vm: str) -> None:
 # stop
 
 
-def connect(scope: Scope, vm: str) -> Monitor | None:
+def connect(scope: Scope, vm: str) -> Wire | None:
     """Return a monitor that answers, the stop path's own first, or None."""
-    from qsysd.qmp import Monitor, MonitorError
+    from qsysd.wire import MonitorError, Wire
 
     for purpose in ("stop", "ready", "cli"):
         try:
-            return Monitor(scope.monitor(vm, purpose), timeout=1.0)
+            return Wire(scope.monitor(vm, purpose), timeout=1.0)
         except MonitorError as error:
             say(f"{error}")
     return None
 
 
-def press(monitor: Monitor) -> None:
+def press(monitor: Wire) -> None:
     """Press the power button; a paused or sleeping guest is woken first, else it cannot hear it."""
     status = monitor.run_state()
     if status in ("paused", "io-error", "prelaunch"):
-        monitor.execute("cont")
+        monitor.tell("cont")
     elif status == "suspended":
-        monitor.execute("system_wakeup")
-    monitor.execute("system_powerdown")
+        monitor.tell("system_wakeup")
+    monitor.tell("system_powerdown")
 
 
 def stop(scope: Scope, vm: str) -> None:
@@ -308,11 +308,11 @@ def power_off(scope: Scope, vm: str, qemu: Qemu) -> bool:
     """Power the guest off, at the time-out let QEMU quit; return whether QEMU has ended."""
     if qemu.gone(0):
         return True
-    from qsysd.qmp import MonitorError
+    from qsysd.wire import MonitorError
 
     timeout = int(setting("QSYSD_STOP_TIMEOUT", "0123456789", range(1, 7)))
     deadline = time.monotonic() + timeout
-    monitor: Monitor | None = None
+    monitor: Wire | None = None
     while not qemu.gone(0) and time.monotonic() < deadline:
         monitor = monitor or connect(scope, vm)
         try:
@@ -330,7 +330,7 @@ def power_off(scope: Scope, vm: str, qemu: Qemu) -> bool:
     monitor = monitor or connect(scope, vm)
     if monitor:
         try:
-            monitor.execute("quit")
+            monitor.tell("quit")
         except MonitorError as error:
             say(f"{error}")
     return qemu.gone(QUIT_TIMEOUT if monitor else 0)

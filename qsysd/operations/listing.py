@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from qsysd import paths
 from qsysd.operations.host import Host
-from qsysd.qmp import MonitorError, RunStateQuestion
 from qsysd.systemd import UnitState, not_loaded
+from qsysd.wire import MonitorError, RunStateQuestion
 
 LIST_MONITOR_TIMEOUT = 0.5  # seconds; a hung QEMU shows as such and does not hold up the list
 QUESTIONS = 200  # at once: a process may have 1024 files open

@@ -24,7 +24,7 @@ DEFAULT_NETWORK = "default"
 
 # What the helper is made of: the lowest floors.
 HELPER_MODULES = (
-    "__init__", "acceleration", "bridges", "errors", "helper", "paths", "process", "qmp", "taps",
+    "__init__", "acceleration", "bridges", "errors", "helper", "paths", "process", "taps", "wire",
 )  # fmt: skip
 HELPER_MAIN = """\
 import os

@@ -163,7 +163,7 @@ def test_an_upgrade_switches_at_one_blow_and_keeps_the_one_before(
     second = current(host)
     assert helpers(host) == {first, second}
     # a stop that began before goes on with what it began with
-    assert os.path.exists(os.path.join(host.scope.helper_dir, first, "qsysd", "qmp.py"))
+    assert os.path.exists(os.path.join(host.scope.helper_dir, first, "qsysd", "wire.py"))
     assert upgrade(host, monkeypatch, 3)
     assert helpers(host) == {second, current(host)}
     assert upgrade(host, monkeypatch, 3) == []

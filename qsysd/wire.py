@@ -1,0 +1,261 @@
+"""A QMP socket line by line: all that it takes to see that QEMU answers, and to press its buttons.
+
+    MonitorError
+     ├─ MonitorGone      no QEMU answers at this socket: not there, refused, or closed on us
+     ├─ MonitorBusy      connected, but no greeting came: a socket serves one client at a time
+     ├─ MonitorTimeout   connected and greeted, but a reply did not come in time
+     └─ CommandRefused   QEMU answered a command with an error; `kind` and `description` hold it
+
+The helper that a unit calls at each start and stop speaks by this alone. So nothing here reads JSON:
+what is asked for is found in QEMU's lines, of which each is one message (docs/interop/qmp-spec.rst in
+QEMU's sources). `qmp` builds on it for everybody else.
+"""
+
+from __future__ import annotations
+
+# The half of `socket` that is written in C: the other one, which makes files and enums of it, takes
+# longer to import than a guest's button to press; and so does `json`. Twenty guests may go off at once.
+import _socket
+import select
+import sys
+import time
+
+from qsysd.errors import QsysdError
+
+# Read by type checkers only: importing typing takes long for a helper that runs at each start and stop.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Self
+
+# A reply that is longer than this is not one of QEMU's; guests cannot make it longer either.
+LINE_MAX = 16 * 1024 * 1024
+
+
+class MonitorError(QsysdError):
+    """The monitor could not be used."""
+
+
+class MonitorGone(MonitorError):
+    """Nothing listens at the socket, or QEMU closed the connection."""
+
+
+class MonitorBusy(MonitorError):
+    """No greeting within the deadline: another client holds the monitor, or QEMU hangs."""
+
+
+class MonitorTimeout(MonitorError):
+    """A reply did not come within the deadline."""
+
+
+class CommandRefused(MonitorError):
+    """QEMU answered with an error: `kind` is its class, `description` its words."""
+
+    def __init__(self, command: str, error: Any) -> None:
+        words = error if isinstance(error, dict) else {}
+        self.kind = _text(words.get("class"))
+        self.description = _text(words.get("desc"))
+        super().__init__(f"{command}: {self.description}")
+
+
+def peer_pid(connection: _socket.socket) -> int:
+    """Return the process that listens at the other end of a UNIX socket (unix(7), SO_PEERCRED)."""
+    credentials = connection.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, 12)
+    return int.from_bytes(credentials[:4], sys.byteorder)
+
+
+class Channel:
+    """A connection to one monitor socket, as a context manager; who builds on it gives the lines a meaning.
+
+    Connects, reads the greeting and leaves the negotiation mode before the constructor returns.
+
+    path: the UNIX socket. timeout: seconds for connecting, and for each command unless it names its own.
+    peer: the process that must listen there. The socket lies in a directory of QEMU's own, so root
+    has to make sure that it speaks with this VM's QEMU and not, through a link, with another's.
+    A connect that fails leaves no socket open. Raises MonitorGone, MonitorBusy, MonitorTimeout.
+    """
+
+    def __init__(self, path: str, *, timeout: float = 5.0, peer: int | None = None) -> None:
+        self.path = path
+        self.timeout = timeout
+        self._buffer = b""
+        self._last_id = 0
+        self._socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+        try:
+            deadline = time.monotonic() + timeout
+            self._connect(deadline, peer)
+            self._negotiate(deadline)
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def _connect(self, deadline: float, peer: int | None) -> None:
+        self._socket.settimeout(max(0.001, deadline - time.monotonic()))
+        try:
+            self._socket.connect(self.path)
+        except (TimeoutError, BlockingIOError) as error:  # EAGAIN: others wait for it already
+            raise MonitorBusy(f"the monitor {self.path} is busy: another client holds it") from error
+        except OSError as error:
+            raise MonitorGone(f"no monitor at {self.path}: {error.strerror or error}") from error
+        if peer is not None:
+            self._require_peer(peer)
+
+    def _require_peer(self, peer: int) -> None:
+        if peer_pid(self._socket) != peer:
+            raise MonitorGone(f"the monitor {self.path} is not that of process {peer}")
+
+    def _negotiate(self, deadline: float) -> None:
+        raise NotImplementedError
+
+    def _greets(self, line: bytes) -> bool:
+        return line.startswith(b'{"QMP":')
+
+    def _read_greeting(self, deadline: float) -> None:
+        try:
+            greeting = self._read_line(deadline)
+        except MonitorTimeout as error:
+            raise MonitorBusy(
+                f"the monitor {self.path} gave no greeting: another client holds it, or QEMU hangs"
+            ) from error
+        if not self._greets(greeting):
+            raise self._no_qmp()
+
+    def _no_qmp(self) -> MonitorGone:
+        return MonitorGone(f"{self.path} does not speak QMP")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection; the socket is free for the next client."""
+        self._socket.close()
+
+    def fileno(self) -> int:
+        """Return the descriptor, for select(2): readable means an event or the end."""
+        return self._socket.fileno()
+
+    def _no_answer(self, command: str) -> MonitorTimeout:
+        return MonitorTimeout(f"{command}: no answer from QEMU in time")
+
+    def _run_state(self, state: object) -> str:
+        if not isinstance(state, str) or not state.replace("-", "").isalnum() or len(state) > 32:
+            raise self._no_qmp()
+        return state
+
+    def _send(self, command: str, line: bytes, deadline: float) -> None:
+        try:
+            self._socket.settimeout(max(0.001, deadline - time.monotonic()))
+            self._socket.sendall(line)
+        except TimeoutError as error:
+            raise MonitorTimeout(f"{command}: QEMU does not read its monitor") from error
+        except OSError as error:
+            raise MonitorGone(f"{command}: QEMU closed the monitor") from error
+
+    def _read_line(self, deadline: float) -> bytes:
+        """Return the next message, without its end. Raises MonitorTimeout, MonitorGone."""
+        while b"\n" not in self._buffer:
+            left = deadline - time.monotonic()
+            if left <= 0 or not select.select([self._socket], [], [], left)[0]:
+                raise MonitorTimeout(f"no answer at {self.path} in time")
+            try:
+                chunk = self._socket.recv(65536)
+            except OSError as error:
+                raise MonitorGone(f"QEMU closed the monitor {self.path}") from error
+            if not chunk or len(self._buffer) > LINE_MAX:
+                raise MonitorGone(f"QEMU closed the monitor {self.path}")
+            self._buffer += chunk
+        line, self._buffer = self._buffer.split(b"\n", 1)
+        return line
+
+
+class Wire(Channel):
+    """A connection for commands without arguments; events are passed over. path, timeout, peer: as above."""
+
+    def _negotiate(self, deadline: float) -> None:
+        self._read_greeting(deadline)
+        self.tell("qmp_capabilities", timeout=max(0.001, deadline - time.monotonic()))
+
+    def tell(self, command: str, *, timeout: float | None = None) -> bytes:
+        """Run a command without arguments; return the line of its reply, without its blanks.
+
+        timeout: seconds. Raises CommandRefused, MonitorTimeout, MonitorGone.
+        """
+        deadline = time.monotonic() + (self.timeout if timeout is None else timeout)
+        self._last_id += 1
+        self._send(command, _command(command, self._last_id), deadline)
+        return self._answer(command, self._last_id, deadline)
+
+    def _answer(self, command: str, number: int, deadline: float) -> bytes:
+        """Return the reply to the command with this id, without its blanks."""
+        ends = (b'"id":%d}' % number, b'"id":%d,' % number)
+        while True:
+            try:
+                line = self._read_line(deadline)
+            except MonitorTimeout as error:
+                raise self._no_answer(command) from error
+            compact = line.replace(b" ", b"")
+            if b'"event":' not in compact and (ends[0] in compact or ends[1] in compact):
+                if b'"error":' in compact:
+                    raise _refused(command, line)
+                return compact
+
+    def run_state(self) -> str:
+        """Return the guest's run state: running, paused, io-error, … (RunState in qapi/run-state.json).
+
+        Raises as `tell` does, and MonitorGone for what is none.
+        """
+        return self._status(self.tell("query-status"))
+
+    def _status(self, reply: bytes) -> str:
+        status = reply.partition(b'"status":"')[2].partition(b'"')[0]
+        return self._run_state(status.decode("ascii", "replace"))
+
+
+class RunStateQuestion(Wire):
+    """A question for the guest's run state, put now and answered later: many VMs are asked at once.
+
+    path, timeout: as for a Wire; timeout counts for all of it. Raises as a Wire does.
+    """
+
+    _COMMANDS = ("qmp_capabilities", "query-status")
+
+    def __init__(self, path: str, *, timeout: float) -> None:
+        super().__init__(path, timeout=timeout)
+
+    def _negotiate(self, deadline: float) -> None:
+        # QEMU reads one command after the other, so nothing has to be waited for in between.
+        self._deadline = deadline
+        lines = [_command(command, number) for number, command in enumerate(self._COMMANDS, 1)]
+        self._send("query-status", b"".join(lines), deadline)
+
+    def answer(self, *, peer: int) -> str:
+        """Return the run state, as `run_state` does. peer: as for a Wire; nobody else is believed."""
+        self._require_peer(peer)
+        self._read_greeting(self._deadline)
+        reply = b""
+        for number, command in enumerate(self._COMMANDS, 1):
+            reply = self._answer(command, number, self._deadline)
+        return self._status(reply)
+
+
+def _command(command: str, number: int) -> bytes:
+    """Return the line of a command without arguments; `number` is the id that its reply will have."""
+    return b'{"execute": "%s", "id": %d}\n' % (command.encode(), number)
+
+
+def _refused(command: str, line: bytes) -> CommandRefused:
+    """Return the error for a line that holds one: only now is it worth reading."""
+    import json
+
+    try:
+        reply = json.loads(line)
+    except (ValueError, RecursionError):
+        reply = None
+    return CommandRefused(command, reply.get("error") if isinstance(reply, dict) else None)
+
+
+def _text(value: Any) -> str:
+    """Return what QEMU says in a form that a terminal can show: a guest may have taken QEMU over."""
+    return "".join(char if char.isprintable() else "?" for char in str(value))
