@@ -33,7 +33,11 @@ import sys
 sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
 from qsysd.helper import main
 
-sys.exit(main(sys.argv[1:]))
+status = main(sys.argv[1:])
+# Not sys.exit: taking the interpreter apart would cost each start and stop some milliseconds.
+sys.stdout.flush()
+sys.stderr.flush()
+os._exit(status)
 """
 # ExecStopPost runs after every end. Mostly `stop` has seen to all before it, and at a host's shutdown
 # there is nothing to see to: no reason to start Python, twenty times at once.
