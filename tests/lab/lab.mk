@@ -3,10 +3,13 @@
 LAB_PACKAGES := debian-archive-keyring e2fsprogs iproute2 mmdebstrap nftables procps python3 \
 	systemd-container util-linux
 
-.PHONY: lab-setup lab-clean
+.PHONY: lab-setup lab-build lab-clean
 
 lab-setup: ## install what the lab needs of this machine (root; only what is missing)
 	@$(call install,$(LAB_PACKAGES))
+
+lab-build: lab-setup ## build what the lab's hosts are made from, where its cache does not have it (root)
+	@tests/lab/lab build
 
 lab-clean: ## remove the lab's hosts, its network and its cache (root)
 	tests/lab/lab down --all

@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from labhost import Host, all_names, all_notes
+import labroot
+import tiny_guest
+from labhost import Host, all_names, all_notes, cache_folder
 from labnet import Network
 from labproc import LabError, say
 from labroot import SUITES
@@ -79,6 +82,9 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("source")
     command.add_argument("target")
 
+    command = add("build", run_build, "build what hosts are made from, where the cache does not have it")
+    command.add_argument("suites", nargs="*", metavar="SUITE", help=f"of {', '.join(SUITES)} (all)")
+
     add("status", run_status, "list the hosts").add_argument("name", nargs="?", metavar="NAME")
 
     command = add("down", run_down, "end hosts at once and remove all that they wrote")
@@ -97,6 +103,17 @@ def run_up(options: argparse.Namespace) -> int:
         host = Host(options.lab_dir, name)
         host.up(options.suite)
         say(f"{name} is up: {host.address()}")
+    return 0
+
+
+def run_build(options: argparse.Namespace) -> int:
+    """Build the roots, all at once, and the tiny guest."""
+    cache = cache_folder(options.lab_dir)
+    with ThreadPoolExecutor() as pool:
+        roots = [pool.submit(labroot.ensure, cache, suite) for suite in options.suites or SUITES]
+        tiny_guest.ensure(cache)
+        for root in roots:
+            root.result()
     return 0
 
 
