@@ -192,8 +192,8 @@ def _mend_ports(network: Network) -> list[str]:
     bare = {port.tap for port in mine} - taps.guarded()
     attached = ports(network.bridge)
     away = [port for port in mine if port.tap not in attached]
-    # The guards first, as in plug().
-    taps.guard(mine, rules=True)
+    # The guards first: these guests run.
+    taps.guard(mine)
     if away:
         taps.ip_batch([f"link set dev {port.tap} master {network.bridge} up" for port in away])
     return [f"guarded {tap} again" for tap in sorted(bare)] + [f"put {port.tap} back" for port in away]

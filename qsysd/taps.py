@@ -154,7 +154,7 @@ def plug(ports: Sequence[Port], owner_uid: int, vm: str = "") -> None:
     """Make the VM's TAPs, guard them, and put them on their bridges; all of them or none.
 
     `owner_uid` is the one user who may open them. A TAP that a crash left over is replaced.
-    A TAP joins its bridge only when its guard is in place.
+    Guards and TAPs are made at once: before this returns, nobody has a TAP open to send anything.
     Raises HostError where a bridge or a tool is missing or the kernel refuses, and StateError where
     the name belongs to an interface that is not qsysd's.
     """
@@ -173,21 +173,30 @@ def plug(ports: Sequence[Port], owner_uid: int, vm: str = "") -> None:
     if leftovers:
         unplug([port for port in ports if port.tap in leftovers])
     try:
-        for port in ports:
-            _create(port.tap, owner_uid)
-        guard(ports)
-        # Two steps: were it one, the kernel would bring the device up before it takes the
-        # address mode, and give the host an IPv6 address on the guest's wire.
-        ip_batch(
-            [f"link set dev {port.tap} alias {ALIAS_PREFIX}{vm}:{port} addrgenmode none" for port in ports]
-            + [f"link set dev {port.tap} master {port.bridge} up" for port in ports]
-        )
+        guarding = _begin_guard(ports)
+        try:
+            _connect(ports, owner_uid, vm)
+        finally:
+            done = guarding.finish(timeout=TOOL_TIMEOUT, check=False)
+        _finish_guard(done, ports)
     except QsysdError as error:
         _undo(ports)
         raise HostError(f"network {ports[0].network}: {error.message}", hint=error.hint) from error
     except BaseException:
         _undo(ports)
         raise
+
+
+def _connect(ports: Sequence[Port], owner_uid: int, vm: str) -> None:
+    """Make the TAPs and put them on their bridges. Raises HostError."""
+    for port in ports:
+        _create(port.tap, owner_uid)
+    # Two steps: were it one, the kernel would bring the device up before it takes the
+    # address mode, and give the host an IPv6 address on the guest's wire.
+    ip_batch(
+        [f"link set dev {port.tap} alias {ALIAS_PREFIX}{vm}:{port} addrgenmode none" for port in ports]
+        + [f"link set dev {port.tap} master {port.bridge} up" for port in ports]
+    )
 
 
 def unplug(ports: Sequence[Port], vm: str = "") -> None:
@@ -336,20 +345,28 @@ def _elements(port: Port) -> str:
     return f"held {{ {who} . {port.address}, {who} . 0.0.0.0 }}"
 
 
-def guard(ports: Iterable[Port], *, rules: bool = False) -> None:
-    """Let these ports say what is theirs, and nothing else; with `rules`, the rules are made anew too.
+def guard(ports: Iterable[Port]) -> None:
+    """Let these ports say what is theirs, and nothing else; the rules are made anew with it.
 
     Raises HostError with nft's own words.
     """
-    elements = "".join(f"add element {GUARD_TABLE} {_elements(port)}\n" for port in ports)
-    if not rules:
-        try:
-            nft(elements)
-            return
-        except HostError:
-            # The rules may be gone: some firewalls flush all tables. If not, this fails as well.
-            pass
-    nft(guard_rules() + elements)
+    nft(guard_rules() + _added(ports))
+
+
+def _added(ports: Iterable[Port]) -> str:
+    return "".join(f"add element {GUARD_TABLE} {_elements(port)}\n" for port in ports)
+
+
+def _begin_guard(ports: Iterable[Port]) -> process.Running:
+    """Begin to let these ports say what is theirs. Raises HostError without nft."""
+    return process.Running(NFT, stdin=_added(ports))
+
+
+def _finish_guard(done: process.Done, ports: Iterable[Port]) -> None:
+    """See to it that nft, which has ended, did what `_begin_guard` asked for. Raises HostError."""
+    if done.returncode != 0:
+        # The rules may be gone: some firewalls flush all tables. If not, this fails as well.
+        guard(ports)
 
 
 def _expel(ports: Iterable[Port]) -> process.Running | None:
