@@ -110,8 +110,7 @@ def test_what_does_nothing_loads_nothing(run: Run, words: str) -> None:
 def test_what_is_done_often_loads_little(run: Run, words: str) -> None:
     create(run)
     found = modules(run, *words.split())
-    # locks are named by digests
-    assert not found & (HEAVY if "list" in words else HEAVY - {"hashlib"})
+    assert not found & HEAVY
     heavy_parts = {"config", "render", "images", "network", "taps", "seed", "process", "spec"}
     assert not found & {f"qsysd.{name}" for name in heavy_parts}
 
