@@ -7,14 +7,12 @@ arguments in a variable of its own.
 from __future__ import annotations
 
 from qsysd import paths
+from qsysd.acceleration import CPU_MODELS
 from qsysd.paths import Scope
 from qsysd.spec import Accel, VMSpec
 
 # Each monitor socket serves one client; whoever holds one must not be in the way of the others.
 MONITORS = ("cli", "ready", "stop")
-
-# `host` and `max` give the guest all that the processor, or TCG, can do.
-CPU_MODEL = {Accel.KVM: "host", Accel.TCG: "max"}
 
 
 def comma(value: str) -> str:
@@ -124,4 +122,4 @@ def accelerator(accel: Accel) -> list[str]:
 
 def processor(accel: Accel, cpu: str | None) -> list[str]:
     """Return the arguments that choose the CPU model, under kvm or tcg."""
-    return ["-cpu", cpu or CPU_MODEL[accel]]
+    return ["-cpu", cpu or CPU_MODELS[accel.value]]

@@ -273,7 +273,7 @@ def test_kvm_that_runs_no_guest_is_not_chosen_and_the_reason_is_kept(
     assert accel == "tcg"
     assert reason in words
     lines = Path(scope.acceleration_file).read_text(encoding="utf-8").splitlines()
-    assert lines[1:] == ["QSYSD_ACCEL=-accel tcg", "QSYSD_CPU=-cpu max"]
+    assert lines[1:] == ["QSYSD_ACCEL=-accel tcg", "QSYSD_CPU=-cpu max,erms=off,fsrm=off"]
 
 
 @pytest.mark.usefixtures("kvm")
@@ -281,7 +281,10 @@ def test_words_of_qemu_cannot_become_a_line_of_their_own(scope: Scope, stand_ins
     stand_ins.add("qemu-system-x86_64", r"printf 'x\nA=\033[2J\ry\\' >&2; exit 1")
     acceleration.ensure(scope)
     text = Path(scope.acceleration_file).read_text(encoding="utf-8")
-    assert systemd_syntax.environment_file(text) == {"QSYSD_ACCEL": "-accel tcg", "QSYSD_CPU": "-cpu max"}
+    assert systemd_syntax.environment_file(text) == {
+        "QSYSD_ACCEL": "-accel tcg",
+        "QSYSD_CPU": "-cpu max,erms=off,fsrm=off",
+    }
     assert "\x1b" not in text
 
 

@@ -153,5 +153,5 @@ def test_the_accelerator_is_chosen_apart() -> None:
         assert "-cpu" not in build(accel=accel)
     assert qemuargs.accelerator(Accel.KVM) == ["-accel", "kvm"]
     assert qemuargs.processor(Accel.KVM, None) == ["-cpu", "host"]
-    assert qemuargs.processor(Accel.TCG, None) == ["-cpu", "max"]
+    assert qemuargs.processor(Accel.TCG, None) == ["-cpu", "max,erms=off,fsrm=off"]
     assert qemuargs.processor(Accel.KVM, "Haswell,-vmx") == ["-cpu", "Haswell,-vmx"]
