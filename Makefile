@@ -143,11 +143,11 @@ test-without-lab: lint types deb
 	  { status=$$?; $(give_back); exit $$status; }
 	@$(give_back)
 
-# Each process has hosts of its own, and takes one file of tests after the other.
+# Each process has hosts of its own, and takes one file of tests after the other, the longest first.
 .PHONY: test-in-lab
 test-in-lab: $(VENV)/ready deb
-	@$(VENV)/bin/pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --durations=10 \
-	  tests/integration || { status=$$?; $(give_back); exit $$status; }
+	@$(VENV)/bin/pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder \
+	  --durations=10 tests/integration || { status=$$?; $(give_back); exit $$status; }
 	@$(give_back)
 
 # Trying it
