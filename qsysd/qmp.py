@@ -40,7 +40,7 @@ class Monitor(Channel):
         super().__init__(path, timeout=timeout, peer=peer)
 
     def _negotiate(self, deadline: float) -> None:
-        self._read_greeting(deadline)
+        super()._negotiate(deadline)
         self.execute("qmp_capabilities", timeout=max(0.001, deadline - time.monotonic()))
 
     def _greets(self, line: bytes) -> bool:

@@ -6,9 +6,9 @@
      ├─ MonitorTimeout   connected and greeted, but a reply did not come in time
      └─ CommandRefused   QEMU answered a command with an error; `kind` and `description` hold it
 
-The helper that a unit calls at each start and stop speaks by this alone. So nothing here reads JSON:
-what is asked for is found in QEMU's lines, of which each is one message (docs/interop/qmp-spec.rst in
-QEMU's sources). `qmp` builds on it for everybody else.
+The helper that a unit calls at each start and stop speaks by this alone, and so does the list, with
+many at once. So nothing here reads JSON: what is asked for is found in QEMU's lines, of which each is
+one message (docs/interop/qmp-spec.rst in QEMU's sources). `qmp` builds on it for everybody else.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def peer_pid(connection: _socket.socket) -> int:
 class Channel:
     """A connection to one monitor socket, as a context manager; who builds on it gives the lines a meaning.
 
-    Connects, reads the greeting and leaves the negotiation mode before the constructor returns.
+    Connects and reads the greeting before the constructor returns; a client leaves the negotiation mode too.
 
     path: the UNIX socket. timeout: seconds for connecting, and for each command unless it names its own.
     peer: the process that must listen there. The socket lies in a directory of QEMU's own, so root
@@ -104,10 +104,11 @@ class Channel:
             raise MonitorGone(f"the monitor {self.path} is not that of process {peer}")
 
     def _negotiate(self, deadline: float) -> None:
-        raise NotImplementedError
+        """Do what comes before the first command of the caller's."""
+        self._read_greeting(deadline)
 
     def _greets(self, line: bytes) -> bool:
-        return line.startswith(b'{"QMP":')
+        return line.startswith(b'{"QMP":') and line.rstrip().endswith(b"}")
 
     def _read_greeting(self, deadline: float) -> None:
         try:
@@ -174,7 +175,7 @@ class Wire(Channel):
     """A connection for commands without arguments; events are passed over. path, timeout, peer: as above."""
 
     def _negotiate(self, deadline: float) -> None:
-        self._read_greeting(deadline)
+        super()._negotiate(deadline)
         self.tell("qmp_capabilities", timeout=max(0.001, deadline - time.monotonic()))
 
     def tell(self, command: str, *, timeout: float | None = None) -> bytes:
