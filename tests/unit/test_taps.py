@@ -99,6 +99,13 @@ def test_a_guard_is_an_element_that_follows_the_rules(commands: list[str]) -> No
     assert taps.guard_rules().splitlines()[-1] == "add rule bridge qsysd guest drop"
 
 
+def test_where_the_rules_are_gone_they_come_first(commands: list[str]) -> None:
+    taps._finish_guard(Done(taps.NFT, 0, "", ""), [HELD])
+    assert commands == []
+    taps._finish_guard(Done(taps.NFT, 1, "", "Error: No such file or directory"), [HELD])
+    assert commands == [taps.guard_rules() + taps._added([HELD])]
+
+
 def test_the_tools_own_words_are_in_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def run(argv: list[str], **_: object) -> Done:
         answers = {
