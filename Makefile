@@ -130,7 +130,7 @@ format: $(VENV)/ready ## put the Python code in its form
 	@$(VENV)/bin/ruff check --fix --quiet
 	@$(VENV)/bin/ruff format
 
-# What hosts are made from is built meanwhile: it takes minutes where the cache has none, and is mostly waiting.
+# What hosts are made from is built meanwhile: that takes minutes where the cache has none.
 .PHONY: test
 test: setup-machine ## all tests, those in the lab included (root)
 	@[ $$(id -u) = 0 ] || { echo 'the lab needs root: sudo make test' >&2; exit 1; }
