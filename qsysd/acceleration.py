@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 
+from qsysd.files import write_atomic
 from qsysd.paths import Scope
 
 # Accelerator → the CPU model of guests that do not ask for one: all that the processor, or TCG, can do.
@@ -83,10 +84,8 @@ def ensure(scope: Scope, *, again: bool = False) -> None:
         # Before systemd 254, a backslash at its end makes the next line part of a comment.
         words = "".join(filter(str.isprintable, reason or "")).rstrip("\\")
         comment = f"# tcg: {words}" if reason else "# kvm: it ran a guest"
-        partial = f"{scope.acceleration_file}.part"
-        with open(partial, "w", encoding="utf-8") as file:
-            file.write(f"{comment}\nQSYSD_ACCEL=-accel {accel}\nQSYSD_CPU=-cpu {CPU_MODELS[accel]}\n")
-        os.rename(partial, scope.acceleration_file)
+        text = f"{comment}\nQSYSD_ACCEL=-accel {accel}\nQSYSD_CPU=-cpu {CPU_MODELS[accel]}\n"
+        write_atomic(scope.acceleration_file, text, 0o644)
 
 
 def chosen(scope: Scope) -> tuple[str, str]:

@@ -6,7 +6,6 @@ runs by itself. Here is what commands need besides. Manual: dnsmasq(8).
 
 from __future__ import annotations
 
-import contextlib
 import ipaddress
 import json
 import os
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 
 from qsysd import paths, process, taps
 from qsysd.errors import HostError, InvalidError, QsysdError
+from qsysd.files import read_text, remove, write_atomic
 from qsysd.paths import Scope
 
 # The first address that a VM gets; those below are left for the gateway and for people.
@@ -138,15 +138,9 @@ def write_hosts(scope: Scope, network: str, vm: str, entries: Sequence[tuple[str
     if before == text:
         return False
     prepare(scope, network)
-    # dnsmasq passes over names that begin with a dot, and reads the file when it gets its name.
-    partial = _partial(path)
-    with open(partial, "w", encoding="utf-8") as file:
-        # dnsmasq's own user reads it, whatever the caller's umask says.
-        os.fchmod(file.fileno(), 0o644)
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    # dnsmasq passes over names that begin with a dot, and reads the file when it gets its name. Its own
+    # user reads it, whatever the caller's umask is.
+    write_atomic(path, text, 0o644, partial=_partial(path))
     return before is not None
 
 
@@ -162,12 +156,8 @@ def hosts(scope: Scope, network: str, vm: str) -> list[tuple[str, str]]:
 
 
 def _read(path: str) -> str | None:
-    """Return a file's text, or None where there is no such file."""
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read()
-    except FileNotFoundError:
-        return None
+    """Return a file's text, or None if it does not exist."""
+    return read_text(path, errors="replace")
 
 
 def remove_host(scope: Scope, network: str, vm: str) -> bool:
@@ -178,14 +168,8 @@ def remove_host(scope: Scope, network: str, vm: str) -> bool:
     reload was done, and reloads in any case.
     """
     path = scope.dhcp_host(network, vm)
-    # what a killed write left
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(_partial(path))
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        return False
-    return True
+    remove(_partial(path))  # what a killed write left
+    return remove(path)
 
 
 class Lease(NamedTuple):

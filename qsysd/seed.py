@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import os
 import shutil
-from contextlib import suppress
 from typing import Any
 
 from qsysd import process
 from qsysd.errors import QsysdError
+from qsysd.files import write_atomic
 from qsysd.paths import Scope
 from qsysd.spec import VMSpec
 
@@ -73,26 +73,9 @@ def write(spec: VMSpec, scope: Scope) -> None:
         process.run(
             ["genisoimage", "-quiet", "-output", disk, "-volid", VOLUME_LABEL, "-joliet", "-rock", files]
         )
-        _place(disk, scope.seed(spec.name))
+        with open(disk, "rb") as file:
+            write_atomic(scope.seed(spec.name), file.read(), 0o600)
     except OSError as error:
         raise QsysdError(f"{directory} cannot be written: {error.strerror}") from error
     finally:
         shutil.rmtree(directory, ignore_errors=True)
-
-
-def _place(source: str, path: str) -> None:
-    """Put a file into a VM's directory, which may be its QEMU's own: no link there is followed."""
-    partial = f"{path}.part"
-    try:
-        with suppress(FileNotFoundError):
-            os.unlink(partial)
-        target = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        try:
-            with open(source, "rb") as file, open(target, "wb") as copy:
-                shutil.copyfileobj(file, copy)
-            os.rename(partial, path)
-        except BaseException:
-            os.unlink(partial)
-            raise
-    except OSError as error:
-        raise QsysdError(f"{path} cannot be written: {error.strerror}") from error

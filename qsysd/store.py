@@ -1,7 +1,6 @@
-"""Definitions on disk, and what is rendered from them: atomic writes, plain reads.
+"""Definitions on disk, and what is rendered from them.
 
-A file is written beside its place, synced, and renamed over it, so that a power cut leaves the old
-or the new one. Locks are in operations.transaction; this module takes none.
+Locks are in operations.transaction; this module takes none.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from qsysd.errors import InvalidError, NotFoundError, QsysdError
+from qsysd.files import hint, read_text, remove, write_atomic
 from qsysd.paths import Scope, is_name
 
 if TYPE_CHECKING:
@@ -42,65 +42,8 @@ class Claims(NamedTuple):
     depends_on: tuple[str, ...]
 
 
-def write_atomic(path: str, text: str, mode: int) -> None:
-    """Write a file so that a crash leaves the old or the new one. Raises QsysdError."""
-    partial = f"{path}.part"
-    try:
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
-        try:
-            with open(descriptor, "w", encoding="utf-8") as file:
-                os.fchmod(file.fileno(), mode)
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.rename(partial, path)
-        except BaseException:
-            os.unlink(partial)
-            raise
-    except OSError as error:
-        raise cannot_write(path, error) from error
-
-
-def cannot_write(path: str, error: OSError) -> QsysdError:
-    """Return the error for a file that cannot be written, with what to do."""
-    return QsysdError(f"{path} cannot be written: {error.strerror}", hint=_hint(error))
-
-
-def _hint(error: OSError) -> str | None:
-    import errno
-
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "the disk is full: free some space and try again"
-    if error.errno in (errno.EACCES, errno.EPERM):
-        return "run it as root: sudo qsysd …"
-    return None
-
-
-def read_text(path: str) -> str | None:
-    """Return a file's text, or None where there is none. Raises QsysdError when it cannot be read."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            return file.read()
-    except FileNotFoundError:
-        return None
-    except (OSError, UnicodeDecodeError) as error:
-        words = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise QsysdError(
-            f"{path} cannot be read: {words}", hint=_hint(error) if isinstance(error, OSError) else None
-        ) from error
-
-
 def _number(text: str) -> int | None:
     return int(text) if text.isascii() and text.isdigit() else None
-
-
-def remove(path: str) -> bool:
-    """Remove a file; return whether it was there."""
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        return False
-    return True
 
 
 class Store:
@@ -123,7 +66,7 @@ class Store:
         except FileNotFoundError:
             return []
         except OSError as error:
-            raise QsysdError(f"{directory} cannot be read: {error.strerror}", hint=_hint(error)) from error
+            raise QsysdError(f"{directory} cannot be read: {error.strerror}", hint=hint(error)) from error
         names = (entry.removesuffix(".yaml") for entry in entries if entry.endswith(".yaml"))
         # Editors leave other files beside a definition (`.#web1.yaml`).
         return sorted(name for name in names if is_name(name))

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from qsysd import process
 from qsysd.errors import ExistsError, InvalidError, NotFoundError, QsysdError, StateError
+from qsysd.files import remove, write_atomic
 from qsysd.images import formats, partial
 from qsysd.images.formats import BrokenImageError, Header
 from qsysd.paths import Scope
@@ -233,10 +234,8 @@ class Images:
                 hint=f"delete them first: qsysd delete {' '.join(used_by)}",
             )
         with partial.partial(self.scope.images_dir, name):
-            for path in (self.scope.image(name), self.scope.image_origin(name)):
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(path)
-            partial.fsync_dir(self.scope.images_dir)
+            remove(self.scope.image(name))
+            remove(self.scope.image_origin(name))
 
     def clean_partials(self) -> Sequence[str]:
         """Remove what killed commands left half-made; return the names of those images."""
@@ -306,12 +305,8 @@ class Images:
         import yaml
 
         dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
-        with open(scratch, "w", encoding="utf-8") as file:
-            yaml.dump(dict(note), file, Dumper=dumper, sort_keys=False, allow_unicode=True)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(scratch, 0o644)
-        os.replace(scratch, self.scope.image_origin(name))
+        text: str = yaml.dump(dict(note), Dumper=dumper, sort_keys=False, allow_unicode=True)
+        write_atomic(self.scope.image_origin(name), text, 0o644, partial=scratch)
 
     # The last one: within the class its name hides the type.
     def list(self) -> list[Image]:

@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Iterator
 
 from qsysd.errors import ExistsError, StateError
+from qsysd.files import sync_directory
 
 PREFIX, SUFFIX = ".", ".part"
 
@@ -86,16 +87,7 @@ def publish(file: str, target: str) -> None:
     except FileExistsError as error:
         raise ExistsError(f"{target} exists") from error
     os.unlink(file)
-    fsync_dir(os.path.dirname(target))
-
-
-def fsync_dir(path: str) -> None:
-    """Make what was renamed, linked or removed in a directory outlive a power cut."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    sync_directory(os.path.dirname(target))
 
 
 def clean_partials(images_dir: str) -> list[str]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 
-from qsysd import config, network, paths, render, seed, values
+from qsysd import config, files, network, paths, render, seed, values
 from qsysd.errors import ExistsError, InvalidError, NotFoundError, QsysdError
 from qsysd.operations import control, image, qemu, transaction
 from qsysd.operations.delete import recover, remove_everything
@@ -251,7 +251,7 @@ def _make(host: Host, spec: VMSpec) -> None:
         seed.write(spec, scope)
     host.store.write_rendered(spec.name, render.vm(spec, scope))
     write_hosts(host, spec)
-    transaction.sync_directory(scope.vm_dir(spec.name))
+    files.sync_directory(scope.vm_dir(spec.name))
 
 
 def write_hosts(host: Host, spec: VMSpec) -> None:

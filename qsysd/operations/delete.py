@@ -9,10 +9,10 @@ from contextlib import suppress
 
 from qsysd import network, paths, taps
 from qsysd.errors import QsysdError
+from qsysd.files import remove
 from qsysd.operations import transaction
 from qsysd.operations.control import power_off, reload_dhcp
 from qsysd.operations.host import Host
-from qsysd.store import remove
 from qsysd.values import human_size, printable
 
 

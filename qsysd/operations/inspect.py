@@ -10,10 +10,10 @@ from typing import Any
 
 from qsysd import paths
 from qsysd.errors import QsysdError
+from qsysd.files import read_text
 from qsysd.operations import transaction
 from qsysd.operations.host import Host
 from qsysd.operations.listing import ListedVM, list_vms
-from qsysd.store import read_text
 
 STATUS_MONITOR_TIMEOUT = 2.0
 

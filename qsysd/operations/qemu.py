@@ -9,8 +9,8 @@ from contextlib import suppress
 
 from qsysd import process
 from qsysd.errors import HostError
+from qsysd.files import read_text, write_atomic
 from qsysd.paths import Scope
-from qsysd.store import read_text, write_atomic
 
 PROGRAM = "qemu-system-x86_64"
 

@@ -13,18 +13,18 @@ import sys
 
 from qsysd import config, network, paths, process, render
 from qsysd.errors import HostError, QsysdError
+from qsysd.files import read_text, write_atomic
 from qsysd.operations import keys, transaction
 from qsysd.operations.delete import recover
 from qsysd.operations.host import Host
 from qsysd.operations.qemu import PROGRAM
 from qsysd.spec import NetworkKind, NetworkSpec
-from qsysd.store import read_text, write_atomic
 
 DEFAULT_NETWORK = "default"
 
 # What the helper is made of: the lowest floors.
 HELPER_MODULES = (
-    "__init__", "acceleration", "bridges", "errors", "helper", "paths", "process", "taps", "wire",
+    "__init__", "acceleration", "bridges", "errors", "files", "helper", "paths", "process", "taps", "wire",
 )  # fmt: skip
 HELPER_MAIN = """\
 import os

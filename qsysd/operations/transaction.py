@@ -16,9 +16,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import NamedTuple
 
 from qsysd.errors import QsysdError, TimeoutExpired
+from qsysd.files import cannot_write, read_text, remove, sync_directory
 from qsysd.operations.host import Host
 from qsysd.paths import Scope
-from qsysd.store import cannot_write, read_text, remove
 
 LOCK_TIMEOUT = 600.0  # seconds; longer than any stop takes
 TELL_AFTER = 2.0  # seconds of waiting after which the person is told what for
@@ -103,15 +103,6 @@ def _verb(scope: Scope, entry: str) -> str:
         return "create"
 
 
-def sync_directory(path: str) -> None:
-    """Make the entries of a directory durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def begin(host: Host, vm: str, verb: str) -> None:
     """Write the note of intent, durably. The VM's exclusive lock must be held. Raises QsysdError."""
     import json
@@ -125,7 +116,8 @@ def begin(host: Host, vm: str, verb: str) -> None:
             os.fsync(file.fileno())
         sync_directory(host.scope.intents_dir)
     except OSError as error:
-        remove(path)
+        with suppress(OSError):
+            remove(path)
         raise cannot_write(path, error) from error
 
 
@@ -135,7 +127,6 @@ def end(host: Host, vm: str) -> None:
     A note that a power cut brought back would have the next host boot remove a whole VM.
     """
     remove(host.scope.intent(vm))
-    sync_directory(host.scope.intents_dir)
 
 
 @contextmanager

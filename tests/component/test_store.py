@@ -14,10 +14,11 @@ import wire
 from samples import vm
 
 import qsysd
-from qsysd import config, render, store
+from qsysd import config, render
 from qsysd.errors import InvalidError, NotFoundError, QsysdError
+from qsysd.files import SyncedTogether, read_text, remove, write_atomic
 from qsysd.paths import Scope
-from qsysd.store import Claims, Store, Summary, read_text, write_atomic
+from qsysd.store import Claims, Store, Summary
 
 PACKAGE = os.path.dirname(os.path.dirname(qsysd.__file__))
 
@@ -75,8 +76,9 @@ def test_what_is_written_is_on_the_disk_before_it_gets_its_name(
     sync, rename = os.fsync, os.rename
 
     def noted_sync(descriptor: int) -> None:
-        order.append("fsync")
-        assert os.fstat(descriptor).st_size == 4
+        status = os.fstat(descriptor)
+        order.append("directory" if stat.S_ISDIR(status.st_mode) else "file")
+        assert stat.S_ISDIR(status.st_mode) or status.st_size == 4
         sync(descriptor)
 
     def noted_rename(source: str, target: str) -> None:
@@ -86,7 +88,28 @@ def test_what_is_written_is_on_the_disk_before_it_gets_its_name(
     monkeypatch.setattr(os, "fsync", noted_sync)
     monkeypatch.setattr(os, "rename", noted_rename)
     write_atomic(f"{tmp_path}/x", "text", 0o644)
-    assert order == ["fsync", "rename"]
+    assert order == ["file", "rename", "directory"]
+
+
+def test_directories_that_change_together_are_synced_once_and_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+
+    def noted_sync(descriptor: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+
+    monkeypatch.setattr(os, "fsync", noted_sync)
+    (tmp_path / "gone").mkdir()
+    with SyncedTogether():
+        with SyncedTogether():
+            write_atomic(f"{tmp_path}/x", "text", 0o644)
+            write_atomic(f"{tmp_path}/gone/y", "text", 0o644)
+        remove(f"{tmp_path}/x")
+        remove(f"{tmp_path}/gone/y")
+        (tmp_path / "gone").rmdir()
+        assert str(tmp_path) not in synced
+    assert synced.count(str(tmp_path)) == 1
 
 
 def test_a_file_that_cannot_grow_leaves_the_old_one_and_nothing_else(tmp_path: Path) -> None:
@@ -94,7 +117,7 @@ def test_a_file_that_cannot_grow_leaves_the_old_one_and_nothing_else(tmp_path: P
     program = """
 import resource, signal
 from qsysd.errors import QsysdError
-from qsysd.store import write_atomic
+from qsysd.files import write_atomic
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 try:
@@ -165,8 +188,10 @@ def test_reading(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"\xff\xfe")
     with pytest.raises(QsysdError, match="x cannot be read: it is not UTF-8 text"):
         read_text(f"{tmp_path}/x")
-    with pytest.raises(QsysdError, match="cannot be read: Is a directory"):
-        read_text(str(tmp_path))
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path, tmp_path / "fifo"):
+        with pytest.raises(QsysdError, match="cannot be read: not a regular file"):
+            read_text(str(path))
 
 
 def test_names(definitions: Store, scope: Scope) -> None:
@@ -377,4 +402,4 @@ def test_definitions_are_written_as_they_are_read(definitions: Store) -> None:
     definitions.write_definition(vm(stop_timeout=7))
     text = definitions.require("web1")
     assert config.parse_vm(text, "x") == vm(stop_timeout=7)
-    assert store.remove("nothing") is False
+    assert remove("nothing") is False

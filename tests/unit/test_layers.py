@@ -16,7 +16,7 @@ PACKAGE = Path(setup.__file__).parents[1]
 # A module imports from lower floors only; within a package its modules may import each other.
 FLOORS = (
     ("errors",),
-    ("paths", "process", "spec", "values", "wire"),
+    ("files", "paths", "process", "spec", "values", "wire"),
     ("acceleration", "bridges", "qmp", "taps"),
     ("config", "qemuargs"),
     ("images", "network", "render", "seed", "store", "systemd"),
