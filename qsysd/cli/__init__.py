@@ -1,4 +1,4 @@
-"""The command `qsysd`: a file a noun, a verb is parse, call one operation, print.
+"""The command `qsysd`: one file per noun; a verb parses its arguments, calls one operation and prints.
 
 Verbs are loaded when they are used: start-up is part of the product.
 """
@@ -17,73 +17,39 @@ gc.set_threshold(100_000)
 import click  # noqa: E402
 
 from qsysd import __version__  # noqa: E402
+from qsysd.cli.usage import Commands, usage_error  # noqa: E402
+from qsysd.cli.verbs import ALIASES, GROUPS, VERBS  # noqa: E402
 from qsysd.errors import QsysdError  # noqa: E402
 
 # as shells number them: 128 and the signal
 INTERRUPTED = 130
 BROKEN_PIPE = 141
 
-# verb → (module, attribute, help of one line), in the order in which help shows them
-VERBS = {
-    "create": ("vm", "create", "Make a VM and start it."),
-    "delete": ("vm", "delete", "Remove VMs with their disks."),
-    "start": ("control", "start", "Start VMs."),
-    "stop": ("control", "stop", "Shut VMs down gracefully."),
-    "kill": ("control", "kill", "Pull the plug of VMs."),
-    "restart": ("control", "restart", "Stop VMs gracefully and start them again."),
-    "reset": ("control", "reset", "Press the reset button of VMs."),
-    "pause": ("control", "pause", "Stop the processors of VMs."),
-    "resume": ("control", "resume", "Let paused VMs go on."),
-    "enable": ("control", "enable", "Start VMs at host boot."),
-    "disable": ("control", "disable", "Do not start VMs at host boot."),
-    "list": ("inspect", "list_vms", "Show the VMs of this host."),
-    "status": ("inspect", "status", "Show a VM as systemd and QEMU see it."),
-    "show": ("inspect", "show", "Show the definition of a VM."),
-    "logs": ("inspect", "logs", "Show what the unit, QEMU and the guest's console said."),
-    "edit": ("vm", "edit", "Change the definition of a VM."),
-    "render": ("vm", "render", "Write again what follows from definitions, or check it."),
-    "ip": ("access", "ip", "Show the address of a VM."),
-    "ssh": ("access", "ssh", "Log in to a guest, or run a command in it."),
-    "console": ("access", "console", "Open the serial console of a VM."),
-    "image": ("image", "image", "Base images: build, import, list, info, rm."),
-    "setup": ("host", "setup", "Prepare this host; safe to repeat."),
-    "doctor": ("host", "doctor", "Check all that this host needs, and name the remedies."),
-    "completion": ("host", "completion", "Print the completion script for a shell."),
-    "recover": ("host", "recover", "Remove what a killed command left half-made."),
-}
 
-
-class Verbs(click.Group):
+class Verbs(Commands):
     """A group that imports a verb's module when the verb is used, and shows help without any import."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the verbs."""
+        """Return the verbs; completion offers them, so the aliases are left out."""
         return list(VERBS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Return a verb's command, or None."""
-        if cmd_name not in VERBS:
+        """Return the command of a verb or an alias, or None."""
+        verb = ALIASES.get(cmd_name, cmd_name)
+        if verb not in VERBS:
             return None
-        module, attribute, _ = VERBS[cmd_name]
+        module, attribute, _ = VERBS[verb]
         command: click.Command = getattr(importlib.import_module(f"qsysd.cli.{module}"), attribute)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the verbs with their lines of help."""
-        with formatter.section("Verbs"):
-            formatter.write_dl([(name, line) for name, (_, _, line) in VERBS.items()])
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Return the verb; suggest a near one for one that does not exist."""
-        name = args[0]
-        if name not in VERBS and not name.startswith("-"):
-            import difflib
-
-            close = difflib.get_close_matches(name, VERBS, 1)
-            ctx.fail(f"there is no verb {name!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
-        return super().resolve_command(ctx, args)
+        """Write the verbs by group, each with its aliases and its line of help."""
+        also = {verb: f"{verb}, {alias}" for alias, verb in ALIASES.items()}
+        width = max(map(len, [*VERBS, *also.values()]))
+        for title, verbs in GROUPS.items():
+            with formatter.section(title):
+                rows = [(also.get(verb, verb).ljust(width), VERBS[verb][2]) for verb in verbs]
+                formatter.write_dl(rows)
 
 
 EPILOG = """\b
@@ -99,6 +65,7 @@ Examples:
 @click.command(
     cls=Verbs,
     epilog=EPILOG,
+    subcommand_metavar="VERB [ARGS]...",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(__version__, prog_name="qsysd")
@@ -153,8 +120,7 @@ def _run() -> int:
     except click.exceptions.Exit as error:
         return error.exit_code
     except click.ClickException as error:
-        error.show()
-        return error.exit_code
+        return _failed(usage_error(error))
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         return INTERRUPTED

@@ -32,7 +32,7 @@ def ip(name: str, as_json: bool) -> None:
 @click.command(context_settings={"ignore_unknown_options": True})
 @vm_argument
 @click.argument("words", metavar="[-- COMMAND...]", nargs=-1, type=click.UNPROCESSED)
-@click.option("--user", "-l", help="The guest's user; by default the image's.")
+@click.option("--user", "-l", metavar="USER", help="User in the guest; default: the definition's.")
 def ssh(name: str, words: Sequence[str], user: str | None) -> None:
     """Log in to a guest, or run a command in it; exits with the command's status.
 

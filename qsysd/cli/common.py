@@ -62,11 +62,12 @@ def vms_arguments(function: Function) -> Function:
 def chosen(host: Host, names: Sequence[str], everything: bool) -> list[str]:
     """Return the VMs that the arguments name, each once. Raises InvalidError for none."""
     if everything and names:
-        raise InvalidError("give names or --all, not both")
+        raise InvalidError("names and --all exclude each other", hint="give names or --all")
     if everything:
         return host.store.names()
     if not names:
-        raise InvalidError("which VM?", hint="name one or several, or give --all; qsysd list shows them")
+        path = click.get_current_context().command_path
+        raise InvalidError("missing VM", hint=f"{path} VM... or {path} --all; qsysd list shows the VMs")
     return list(dict.fromkeys(names))
 
 

@@ -1,14 +1,17 @@
-"""setup, doctor, completion, recover."""
+"""setup, doctor, recover, completion, help."""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 
 import click
 
 from qsysd.cli.common import json_option, make_host, print_json
+from qsysd.cli.usage import require_command
+from qsysd.errors import InvalidError
 
 
 @click.command()
@@ -33,7 +36,7 @@ def setup() -> None:
 @click.command()
 @json_option
 def doctor(as_json: bool) -> None:
-    """Check all that this host needs, and name the remedies; exits with 7 if something is missing.
+    """Check what this host needs, and name the remedies; exits with 7 if something is missing.
 
     \b
     Example:
@@ -80,9 +83,9 @@ def completion(shell: str) -> None:
 
 @click.command()
 def recover() -> None:
-    """Remove what a killed command left half-made.
+    """Remove what a killed command left behind.
 
-    Every changing command begins with it, and so does each host boot.
+    Each command that changes something does it first, and so does each host boot.
 
     \b
     Example:
@@ -93,3 +96,23 @@ def recover() -> None:
     host = make_host()
     host.require_root()
     delete.recover(host)
+
+
+@click.command("help")
+@click.argument("words", metavar="[VERB]...", nargs=-1)
+@click.pass_context
+def help_verb(ctx: click.Context, words: Sequence[str]) -> None:
+    """Show the help of qsysd or of a verb: the same as --help.
+
+    \b
+    Examples:
+      qsysd help
+      qsysd help image build
+    """
+    context = ctx.find_root()
+    for index, word in enumerate(words):
+        if not isinstance(context.command, click.Group):
+            raise InvalidError(f"{context.command_path} has no verbs", hint=f"{context.command_path} --help")
+        found = require_command(context.command, context, words[index:])
+        context = click.Context(found, info_name=word, parent=context, **found.context_settings)
+    click.echo(context.get_help())

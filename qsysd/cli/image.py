@@ -8,17 +8,18 @@ from dataclasses import asdict
 import click
 
 from qsysd.cli.common import complete_image, confirm, json_option, make_host, print_json, print_table
+from qsysd.cli.usage import Commands
 
 
-@click.group()
+@click.group(cls=Commands, subcommand_metavar="VERB [ARGS]...")
 def image() -> None:
-    """Base images: what VMs' disks are overlays on."""
+    """Base images: the disks of VMs are overlays on them."""
 
 
 @image.command()
 @click.argument("recipe")
-@click.option("--name", help="The image's name; the recipe's by default.")
-@click.option("--suite", help="Debian's suite: bookworm, trixie; this host's by default.")
+@click.option("--name", metavar="NAME", help="Name of the image; default: the recipe's.")
+@click.option("--suite", metavar="SUITE", help="Debian's suite: bookworm, trixie; default: this host's.")
 @click.option("--size", metavar="SIZE", help="Size of the virtual disk; VMs may have more.")
 @json_option
 def build(recipe: str, name: str | None, suite: str | None, size: str | None, as_json: bool) -> None:

@@ -149,7 +149,7 @@ def _definition(name: str | None, options: dict[str, Any]) -> tuple[str, str]:
             )
         return options["file"].read(), options["file"].name
     if name is None:
-        raise InvalidError("which name shall the VM have?", hint="qsysd create web1 --image debian")
+        raise InvalidError("missing NAME", hint="qsysd create web1 --image debian")
     from qsysd import config
 
     return config.dump({"name": name, **document}), ""

@@ -12,7 +12,7 @@ import pytest
 from labtest import REPOSITORY, LabHost, find_package, tiny_options
 
 from qsysd import __version__, process
-from qsysd.cli import VERBS
+from qsysd.cli.verbs import VERBS
 from qsysd.images import build
 
 if TYPE_CHECKING:

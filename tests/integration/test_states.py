@@ -195,9 +195,21 @@ def test_cell(state: str, verb: str, holders: dict[str, Holder]) -> None:
 
 
 def test_table_is_whole() -> None:
-    from qsysd.cli import VERBS
+    from qsysd.cli.verbs import VERBS
 
-    ours = {"create", "render", "ip", "ssh", "console", "image", "setup", "doctor", "completion", "recover"}
+    ours = {
+        "create",
+        "render",
+        "ip",
+        "ssh",
+        "console",
+        "image",
+        "setup",
+        "doctor",
+        "completion",
+        "recover",
+        "help",
+    }
     for verbs in STATES.values():
         assert set(verbs) == set(VERBS) - ours
     assert len(STATES) == len(SIGNS) + 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -17,7 +18,9 @@ from samples import KEY, vm
 
 import qsysd
 from qsysd import cli, config, paths, render
-from qsysd.cli import VERBS, command
+from qsysd.cli import command, foreign
+from qsysd.cli.usage import similar
+from qsysd.cli.verbs import ALIASES, DESTRUCTIVE, GROUPS, VERBS
 from qsysd.cli.vm import _definition
 from qsysd.errors import (
     KINDS,
@@ -148,10 +151,10 @@ def test_help_holds_an_example_that_is_right(words: str) -> None:
         assert {word for word in used if word.startswith("-")} <= known, example
 
 
-def test_the_verbs_stand_in_help_with_what_they_do() -> None:
+def test_help_shows_each_verb_with_its_line() -> None:
     text = CliRunner().invoke(command, ["--help"]).output
     for verb, (_, _, line) in VERBS.items():
-        assert f"  {verb} " in text
+        assert re.search(f"^  {verb}(, [a-z]+)?  +{re.escape(line)}$", text, re.MULTILINE)
         assert line[0].isupper()
         assert line.endswith(".")
 
@@ -166,7 +169,7 @@ def test_help_loads_no_verb() -> None:
 def test_each_verb_is_named_as_it_is_called() -> None:
     for verb, (_, attribute, _) in VERBS.items():
         assert COMMANDS[verb].name == verb
-        assert attribute.removesuffix("_vms") == verb
+        assert attribute.removesuffix("_vms").removesuffix("_verb") == verb
 
 
 def test_without_a_verb_there_is_help() -> None:
@@ -184,27 +187,20 @@ def test_the_version() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("strat web1", "there is no verb 'strat'; did you mean 'start'?"),
-        ("zzz", "there is no verb 'zzz'"),
-        ("start --al", "No such option: --al"),
-        ("start --all web1", "give names or --all, not both"),
-        ("start", "which VM?"),
-        ("delete", "which VM?"),
-        ("show", "Missing argument 'VM'"),
-        ("show web1 web2", "unexpected extra argument"),
-        ("create", "which name shall the VM have?"),
+        ("strat web1", "unknown verb 'strat'"),
+        ("zzz", "unknown verb 'zzz'"),
+        ("start --all web1", "names and --all exclude each other"),
+        ("start", "missing VM"),
+        ("delete", "missing VM"),
+        ("create", "missing NAME"),
         ("create web3 --image tiny --wait --no-start", "--wait needs a VM that is started"),
         ("create web3 --memory 1", "memory: 1 is too little memory"),
         ("create Web3 --image tiny", "'Web3' is not a name"),
         ("create web3 --image tiny --disk x", "disks[0].size: 'x' is not a size"),
         ("create web3 --image tiny --accel fast", "'fast' is not one of auto, kvm, tcg"),
         ("create web3 --initrd /x --image tiny", "initrd: needs 'kernel' as well"),
-        ("create web3 --wait-timeout 0", "Invalid value for '--wait-timeout'"),
-        ("logs web1 --lines -1", "Invalid value for '--lines'"),
-        ("completion tcsh", "'tcsh' is not one of 'bash', 'zsh', 'fish'"),
         ("image build debian --size x", "--size: 'x' is not a size"),
-        ("image import x", "Missing option '--name'"),
-        ("image zzz", "No such command 'zzz'"),
+        ("image zzz", "unknown verb 'zzz'"),
     ],
 )
 def test_usage_errors(qsysd_command: Run, calls: list[Any], words: str, message: str) -> None:
@@ -216,6 +212,100 @@ def test_usage_errors(qsysd_command: Run, calls: list[Any], words: str, message:
     )
     assert status == 2
     assert calls == []
+
+
+@pytest.mark.usefixtures("host")
+@pytest.mark.parametrize(
+    ("words", "message", "hint"),
+    [
+        ("start --al", "unknown option --al", "did you mean --all? See qsysd start --help"),
+        ("create --memroy 1G x", "unknown option --memroy", "did you mean --memory? See qsysd create --help"),
+        ("start --zzz", "unknown option --zzz", "qsysd start --help"),
+        ("show", "missing VM", "qsysd show --help"),
+        ("image import x", "missing --name", "qsysd image import --help"),
+        ("show web1 web2", "got unexpected extra argument (web2)", "qsysd show --help"),
+        ("create x --memory", "--memory needs a value", "qsysd help VERB shows the options"),
+        ("create x --wait-timeout 0", "--wait-timeout: 0.0 is not in the range x>=1", "qsysd create --help"),
+        ("logs web1 --lines -1", "--lines: -1 is not in the range x>=0", "qsysd logs --help"),
+        ("completion tcsh", "SHELL: 'tcsh' is not one of 'bash', 'zsh', 'fish'", "qsysd completion --help"),
+        ("--zzz", "unknown option --zzz", "qsysd --help"),
+        ("start", "missing VM", "qsysd start VM... or qsysd start --all; qsysd list shows the VMs"),
+    ],
+)
+def test_usage_errors_have_the_form_of_all_errors(
+    monkeypatch: pytest.MonkeyPatch, words: str, message: str, hint: str
+) -> None:
+    assert run_main(monkeypatch, *words.split()) == (2, f"error: {message}\nhint: {hint}\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        ("shutdown web1", "qsysd stop web1"),
+        ("shutdown", "qsysd stop VM"),
+        ("dominfo web1", "qsysd status web1"),
+        ("exec web1 ls", "qsysd ssh web1 -- COMMAND"),
+        ("launch", "qsysd create VM --image debian"),
+        ("ps", "qsysd list"),
+        ("is-active web1", "systemctl is-active qemu-vm@web1"),
+        ("help shutdown", "qsysd stop VM"),
+        ("image pull debian", "qsysd image build debian; qsysd image import FILE --name NAME"),
+        ("strat web1", "did you mean: qsysd start"),
+        ("image impotr x", "did you mean: qsysd image import"),
+        ("zzz", "qsysd --help lists the verbs"),
+        ("shutdown $(id)", "qsysd stop VM"),
+    ],
+)
+def test_an_unknown_verb_names_what_to_type(monkeypatch: pytest.MonkeyPatch, words: str, hint: str) -> None:
+    status, shown = run_main(monkeypatch, *words.split())
+    assert status == 2
+    assert shown.startswith("error: unknown verb ")
+    assert shown.endswith(f"hint: {hint}\n")
+
+
+@pytest.mark.parametrize("verb", DESTRUCTIVE)
+def test_similar_spelling_never_leads_to_a_verb_that_destroys(verb: str) -> None:
+    """Each word that is one letter away from such a verb."""
+    near = {verb[:index] + verb[index + 1 :] for index in range(len(verb))}
+    near |= {verb[:index] + letter + verb[index:] for index in range(len(verb) + 1) for letter in "aelst"}
+    near |= {f"{verb}e", "resize", verb.upper()}
+    assert {similar(word, [*VERBS, *ALIASES]) for word in near - {*VERBS}} & {*DESTRUCTIVE} == set()
+
+
+def test_each_foreign_word_is_answered_with_verbs_that_exist() -> None:
+    for word, text in {**foreign.WORDS, **foreign.IMAGE_WORDS}.items():
+        for named in re.findall(r"qsysd ([a-z]+)(?: ([a-z]+))?", text):
+            assert named[0] in VERBS, word
+            assert named[0] != "image" or f"image {named[1]}" in COMMANDS, word
+    assert not {*foreign.WORDS} & {*VERBS, *ALIASES}
+    for known in ("destroy", "undefine", "domifaddr", "dumpxml", "suspend", "info", "shell", "run", "images"):
+        assert known in foreign.WORDS
+
+
+@pytest.mark.parametrize(("alias", "verb"), ALIASES.items())
+def test_an_alias_is_the_verb_itself(qsysd_command: Run, alias: str, verb: str) -> None:
+    shown = qsysd_command("--help").output
+    assert f"  {verb}, {alias} " in shown
+    assert shown.count(VERBS[verb][2]) == 1
+    assert qsysd_command(alias, "--help").output == qsysd_command(verb, "--help").output.replace(
+        f"qsysd {verb} [", f"qsysd {alias} [", 1
+    )
+
+
+@pytest.mark.parametrize("words", ["", "ssh", "image", "image build"])
+def test_help_verb_shows_what_the_option_shows(qsysd_command: Run, words: str) -> None:
+    assert qsysd_command("help", *words.split()).output == qsysd_command(*words.split(), "--help").output
+
+
+def test_groups_hold_each_verb_once_and_the_readme_shows_them() -> None:
+    assert sorted(verb for verbs in GROUPS.values() for verb in verbs) == sorted(VERBS)
+    readme = Path(__file__).parents[2].joinpath("README.md").read_text(encoding="utf-8")
+    shown = CliRunner().invoke(command, ["--help"]).output
+    for title, verbs in GROUPS.items():
+        line = re.search(f"^    {title} +(.*)$", readme, re.MULTILINE)
+        assert line, title
+        assert re.findall(r"(?:^|  )([a-z]+)", line[1]) == list(verbs)
+        assert f"{title}:\n" in shown
 
 
 # one shape: verbs on VMs
@@ -642,7 +732,7 @@ def test_each_kind_of_error_has_its_status(monkeypatch: pytest.MonkeyPatch, kind
         (click.Abort(), 130, "interrupted"),
         (SystemExit(5), 5, ""),
         (SystemExit(), 0, ""),
-        (click.UsageError("no"), 2, "Error: no"),
+        (click.UsageError("No."), 2, "error: no\nhint: "),
         (ExistsError("taken", code=1), 1, "error: taken"),
     ],
 )
@@ -716,6 +806,7 @@ def completions(monkeypatch: pytest.MonkeyPatch, line: str) -> list[str]:
         ("qsysd show w", ["web1", "web2"]),
         ("qsysd show x", []),
         ("qsysd image ", ["build", "import", "info", "list", "rm"]),
+        ("qsysd l", ["list", "logs"]),
         ("qsysd image info ", ["tiny"]),
         ("qsysd create web3 --image ", ["tiny"]),
         ("qsysd create web3 --depends-on ", ["web1", "web2"]),

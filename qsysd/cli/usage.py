@@ -1,0 +1,92 @@
+"""Errors in a command line, in the form of all other errors: what is wrong, and what to type."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import click
+
+from qsysd.cli.verbs import DESTRUCTIVE
+from qsysd.errors import InvalidError
+
+# Of difflib's ratio: swapped, missing and doubled letters are above it, mere likeness (resize, resume) below.
+SIMILAR = 0.75
+
+
+class Commands(click.Group):
+    """A group whose errors name the verb that was probably meant; without a verb it shows its help."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Show the help when no arguments were given; click 8.2 ends with an error there."""
+        if not args and not ctx.resilient_parsing:
+            click.echo(ctx.get_help())
+            ctx.exit()
+        return super().parse_args(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the verbs with their lines of help."""
+        with formatter.section("Verbs"):
+            formatter.write_dl(
+                [(name, command.get_short_help_str(80)) for name, command in self.commands.items()]
+            )
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the verb. Raises InvalidError with what to type for one that does not exist."""
+        if not ctx.resilient_parsing and not args[0].startswith("-"):
+            require_command(self, ctx, args)
+        return super().resolve_command(ctx, args)
+
+
+def require_command(group: click.Group, context: click.Context, words: Sequence[str]) -> click.Command:
+    """Return the command of the verb in words[0]. Raises InvalidError with what to type instead."""
+    command = group.get_command(context, words[0])
+    if command is None:
+        from qsysd.cli import foreign
+
+        hint = foreign.instead(words[0], words[1:], image=context.parent is not None)
+        if hint is None and (close := similar(words[0], group.list_commands(context))):
+            hint = f"did you mean: {context.command_path} {close}"
+        hint = hint or f"{context.command_path} --help lists the verbs"
+        raise InvalidError(f"unknown verb {words[0]!r}", hint=hint)
+    return command
+
+
+def usage_error(error: click.ClickException) -> InvalidError:
+    """Return click's error in our form."""
+    context = getattr(error, "ctx", None)
+    hint = f"{context.command_path} --help" if context else "qsysd help VERB shows the options"
+    if isinstance(error, click.MissingParameter) and error.param is not None:
+        return InvalidError(f"missing {parameter_name(error.param)}", hint=hint)
+    if isinstance(error, click.NoSuchOption):
+        known = [name for each in context.command.params for name in each.opts] if context else []
+        close = similar(error.option_name, known) or next(iter(error.possibilities or ()), None)
+        return InvalidError(
+            f"unknown option {error.option_name}", hint=f"did you mean {close}? See {hint}" if close else hint
+        )
+    if isinstance(error, click.BadOptionUsage):
+        return InvalidError(f"{error.option_name} needs a value", hint=hint)
+    if isinstance(error, click.BadParameter) and error.param is not None:
+        name = parameter_name(error.param)
+        return InvalidError(f"{name}: {_sentence(error.message)}", hint=hint)
+    return InvalidError(_sentence(error.format_message()), hint=hint)
+
+
+def parameter_name(parameter: click.Parameter) -> str:
+    """Return an option as it is typed (`--name`), an argument as help shows it (`VM`)."""
+    is_option = isinstance(parameter, click.Option)
+    return max(parameter.opts, key=len) if is_option else parameter.human_readable_name
+
+
+def similar(word: str, known: Iterable[str]) -> str | None:
+    """Return the known word of similar spelling, but none that destroys something."""
+    import difflib
+
+    safe = [name for name in known if name not in DESTRUCTIVE]
+    return next(iter(difflib.get_close_matches(word, safe, 1, SIMILAR)), None)
+
+
+def _sentence(text: str) -> str:
+    """Return a message of click's without its capital and its full stop."""
+    return (text[:1].lower() + text[1:]).rstrip(".")
