@@ -36,6 +36,8 @@ def ip(name: str, as_json: bool) -> None:
 def ssh(name: str, words: Sequence[str], user: str | None) -> None:
     """Log in to a guest, or run a command in it; exits with the command's status.
 
+    Waits up to 5 minutes until the SSH server of a guest that boots answers.
+
     \b
     Examples:
       qsysd ssh web1
@@ -47,6 +49,7 @@ def ssh(name: str, words: Sequence[str], user: str | None) -> None:
     host = make_host()
     access.require_running(host, name)
     command = access.ssh_command(host, host.store.load(name), user=user, command=words)
+    access.wait(host, name)
     sys.exit(process.foreground(command))
 
 

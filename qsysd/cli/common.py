@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from qsysd.cli import print_error
+from qsysd.cli.progress import Progress
 from qsysd.errors import InvalidError
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ def make_host() -> Host:
     """Return this host, with progress and warnings on standard error."""
     from qsysd.operations.host import Host
 
-    return Host(tell=lambda line: click.echo(line, err=True))
+    progress = Progress()
+    return Host(tell=progress.tell, waiting=progress.waiting)
 
 
 def complete_vm(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:

@@ -67,7 +67,7 @@ Examples:
 )
 @click.option("--start/--no-start", default=True, help="Start it now.", show_default=True)
 @click.option("--enable/--no-enable", default=True, help="Start it at host boot.", show_default=True)
-@click.option("--wait", is_flag=True, help="Wait until the guest answers on ssh.")
+@click.option("--wait", is_flag=True, help="Wait until the guest answers on SSH.")
 @click.option("--wait-timeout", metavar="SECONDS", type=click.FloatRange(1), default=300.0, show_default=True)
 @json_option
 def create(name: str | None, as_json: bool, **options: Any) -> None:
@@ -105,7 +105,7 @@ def create(name: str | None, as_json: bool, **options: Any) -> None:
 
         seconds = access.wait(host, spec.name, timeout=options["wait_timeout"])
         if not as_json:
-            click.echo(f"{spec.name}: answers on ssh after {seconds:.0f} s; qsysd ssh {spec.name}")
+            click.echo(f"{spec.name}: answers on SSH after {seconds:.0f} s; qsysd ssh {spec.name}")
     if as_json:
         _print_created(host, spec.name)
 

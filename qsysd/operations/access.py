@@ -1,4 +1,4 @@
-"""The way into a guest: its address, ssh, the serial console, and waiting until it is there."""
+"""Access to a guest: its address, SSH, the serial console, and waiting until SSH answers."""
 
 from __future__ import annotations
 
@@ -8,16 +8,19 @@ import time
 from collections.abc import Sequence
 
 from qsysd import network, paths
-from qsysd.errors import NotFoundError, StateError, TimeoutExpired
+from qsysd.errors import NotFoundError, QsysdError, StateError, TimeoutExpired
+from qsysd.operations import journal
 from qsysd.operations.control import OFF, describe
 from qsysd.operations.host import Host
 from qsysd.operations.listing import guest_state
 from qsysd.spec import VMSpec
 
 SSH_PORT = 22
-PROBE_TIMEOUT = 2.0  # seconds for one try of the guest's ssh port
+PROBE_TIMEOUT = 2.0  # seconds for one attempt at the guest's SSH port
 PROBE_PAUSE = 0.25
-TELL_EVERY = 10.0
+UPDATE_INTERVAL = 1.0
+CONNECT_TIMEOUT = 15  # seconds for ssh(1) itself, after the guest's server has answered once
+WAIT_TIMEOUT = 300.0
 
 
 def addresses(host: Host, name: str) -> list[str]:
@@ -30,7 +33,10 @@ def address(host: Host, name: str) -> str:
     """Return a VM's first address. Raises NotFoundError for a VM without one."""
     found = addresses(host, name)
     if not found:
-        raise NotFoundError(f"{name} is on no network that gives it an address", hint=f"qsysd console {name}")
+        raise NotFoundError(
+            f"{name} has no address: none of its NICs is on a network with addresses",
+            hint=f"qsysd console {name}",
+        )
     return found[0]
 
 
@@ -48,37 +54,49 @@ def require_running(host: Host, name: str) -> int:
         )
     pid = host.systemd.main_pid(state)
     if pid is None:
-        raise StateError(f"{name} is just ending", hint=f"qsysd status {name}")
+        raise StateError(f"{name} is stopping", hint=f"qsysd status {name}")
     return pid
 
 
-def wait(host: Host, name: str, *, timeout: float) -> float:
-    """Return, with the seconds it took, when the guest answers on ssh. timeout: seconds.
+def wait(host: Host, name: str, *, timeout: float = WAIT_TIMEOUT) -> float:
+    """Return, with the seconds it took, when the guest's SSH server answers. timeout: seconds.
 
     Raises TimeoutExpired with what was seen last, and StateError when the VM goes off meanwhile.
     """
     where = address(host, name)
     started = time.monotonic()
-    next_word = 2.0
-    while True:
-        if _answers(where):
-            return time.monotonic() - started
-        waited = time.monotonic() - started
-        require_running(host, name)
-        if waited > timeout:
-            raise TimeoutExpired(
-                f"{name} runs, but did not answer on ssh at {where} within {timeout:.0f} s: "
-                f"{_seen(host, name, where)}",
-                hint=f"qsysd logs {name}; qsysd console {name}",
-            )
-        if waited >= next_word:
-            host.tell(f"{name}: waiting for ssh at {where}: {_seen(host, name, where)} ({waited:.0f} s)")
-            next_word += TELL_EVERY
-        time.sleep(PROBE_PAUSE)
+    next_update = UPDATE_INTERVAL
+    try:
+        while not _answers(where):
+            waited = time.monotonic() - started
+            require_running(host, name)
+            if waited > timeout:
+                raise TimeoutExpired(
+                    f"{name}: no answer on SSH at {where} within {timeout:.0f} s: "
+                    f"{_seen(host, name, where)}; the VM is kept",
+                    hint=f"qsysd ssh {name} continues waiting; qsysd logs {name} --console shows the boot",
+                )
+            if waited >= next_update:
+                what = f"{name}: waiting for SSH at {where}: {_seen(host, name, where)}"
+                host.waiting(what, waited, _last_console_line(host, name))
+                next_update = waited + UPDATE_INTERVAL
+            time.sleep(PROBE_PAUSE)
+        return time.monotonic() - started
+    finally:
+        host.waiting("", 0, "")
+
+
+def _last_console_line(host: Host, name: str) -> str:
+    """Return the last line on the guest's console that is not blank, "" where it cannot be read."""
+    try:
+        lines = journal.console_tail(host, name, 10)
+    except QsysdError:
+        return ""
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
 def _answers(where: str) -> bool:
-    """Return whether an ssh server greets at the address."""
+    """Return whether an SSH server answers at the address."""
     try:
         with socket.create_connection((where, SSH_PORT), timeout=PROBE_TIMEOUT) as connection:
             return connection.recv(4) == b"SSH-"
@@ -87,21 +105,21 @@ def _answers(where: str) -> bool:
 
 
 def _seen(host: Host, name: str, where: str) -> str:
-    """Return in words how far the guest has come."""
+    """Return how far the guest has booted, as text."""
     pid = host.systemd.main_pid(host.systemd.state(paths.unit(name)))
     state = guest_state(host, name, pid, 1.0) if pid else "off"
     if state != "running":
         return f"the guest is {state}"
     for net in host.store.network_names():
         if any(lease.address == where for lease in network.leases(host.scope, net)):
-            return "it has its address"
-    return "it boots and has not asked for its address yet"
+            return "the guest has its address"
+    return "the guest boots and has not requested its address"
 
 
 def ssh_command(host: Host, spec: VMSpec, *, user: str | None, command: Sequence[str]) -> list[str]:
     """Return the ssh command line into a guest.
 
-    The host's own key is offered beside the caller's. The guest's host key is taken on first use and
+    The host's own key is offered beside the caller's. The guest's host key is accepted on first use and
     kept per VM, under a name that a new VM at the same address does not share.
     """
     arguments = [
@@ -109,6 +127,7 @@ def ssh_command(host: Host, spec: VMSpec, *, user: str | None, command: Sequence
         "-o", f"HostKeyAlias=qsysd-{spec.uuid}",
         "-o", "StrictHostKeyChecking=accept-new",
         "-o", "LogLevel=ERROR",
+        "-o", f"ConnectTimeout={CONNECT_TIMEOUT}",
     ]  # fmt: skip
     if os.access(os.path.dirname(host.scope.known_hosts(spec.name)), os.W_OK):
         arguments += ["-o", f"UserKnownHostsFile={host.scope.known_hosts(spec.name)}"]

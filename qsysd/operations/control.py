@@ -61,11 +61,25 @@ def prepare(host: Host, states: Iterable[UnitState]) -> None:
     host.systemd.refresh(units)
 
 
-def _ticker(host: Host, names: Sequence[str], what: str) -> Callable[[float], None]:
-    def tick(seconds: float) -> None:
-        host.tell(f"{', '.join(names)}: waiting for {what} ({seconds:.0f} s)")
+def _run_jobs(host: Host, method: str, names: Sequence[str], timeout: float) -> list[JobResult]:
+    """Run a job for each VM in parallel; during a long wait, show what each job waits for."""
 
-    return tick
+    def tick(seconds: float) -> None:
+        try:
+            states = _states(host, names).values()
+        except QsysdError:
+            return  # the wait itself reports a bus that is gone
+        stopping = [paths.vm_of_unit(state.name) for state in states if state.active == "deactivating"]
+        starting = [paths.vm_of_unit(state.name) for state in states if state.active == "activating"]
+        if stopping:
+            host.waiting(f"{', '.join(stopping)}: waiting for the guest to power off", seconds, "")
+        elif starting:
+            host.waiting(f"{', '.join(starting)}: waiting for QEMU to answer", seconds, "")
+
+    try:
+        return host.systemd.run_jobs(method, [paths.unit(name) for name in names], timeout=timeout, tick=tick)
+    finally:
+        host.waiting("", 0, "")
 
 
 def start(host: Host, names: Sequence[str]) -> list[Outcome]:
@@ -91,12 +105,7 @@ def start_jobs(host: Host, method: str, names: Sequence[str], what: str) -> dict
     """Run StartUnit or RestartUnit for VMs in parallel; return the outcome of each by name."""
     if not names:
         return {}
-    results = host.systemd.run_jobs(
-        method,
-        [paths.unit(name) for name in names],
-        timeout=START_TIMEOUT,
-        tick=_ticker(host, names, "QEMU to answer"),
-    )
+    results = _run_jobs(host, method, names, START_TIMEOUT)
     return {
         name: Outcome(name, what) if result.done else Outcome(name, "", _start_error(host, name, result))
         for name, result in zip(names, results, strict=True)
@@ -152,12 +161,7 @@ def stop(host: Host, names: Sequence[str]) -> list[Outcome]:
         rest = [name for name in names if name not in outcomes]
         if rest:
             rest, timeout = _stop_plan(host, rest, [states[name] for name in rest])
-            results = host.systemd.run_jobs(
-                "StopUnit",
-                [paths.unit(name) for name in rest],
-                timeout=timeout,
-                tick=_ticker(host, rest, "the guest to power off"),
-            )
+            results = _run_jobs(host, "StopUnit", rest, timeout)
             for name, result in zip(rest, results, strict=True):
                 outcomes[name] = _stopped(name, result)
                 if states[name].active == "activating" and result.done:

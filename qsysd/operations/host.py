@@ -17,19 +17,28 @@ if TYPE_CHECKING:
     from qsysd.systemd import Systemd
 
 Tell = Callable[[str], None]
+# Called again and again during a wait with what is waited for, the seconds so far and a detail that changes
+# quickly; with "" when the wait is over.
+Waiting = Callable[[str, float, str], None]
 
 
-def silent(message: str) -> None:
-    """Tell nobody."""
-    del message
+def silent(_message: str) -> None:
+    """Show nothing."""
+
+
+def silent_wait(_what: str, _seconds: float, _detail: str) -> None:
+    """Show nothing of a wait."""
 
 
 class Host:
-    """One scope of one host. `tell` gets a line of progress or a warning for the person at the command."""
+    """One scope of one host. `tell` gets lines of progress and warnings, `waiting` what a wait is for."""
 
-    def __init__(self, scope: Scope | None = None, *, tell: Tell = silent) -> None:
+    def __init__(
+        self, scope: Scope | None = None, *, tell: Tell = silent, waiting: Waiting = silent_wait
+    ) -> None:
         self.scope = scope or Scope()
         self.tell = tell
+        self.waiting = waiting
 
     @cached_property
     def systemd(self) -> Systemd:

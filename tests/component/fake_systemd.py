@@ -26,6 +26,7 @@ class FakeSystemd(Systemd):
     results: what a job for a unit ends as when it is not `done`. gone: the bus cannot be reached;
     goes_at: not from this call on. main_process: QEMU's, by default this one, or $FAKE_MAIN_PID.
     during: called with method and unit while a job runs, as if from another program.
+    tick: what the caller of the latest jobs wants called while it waits.
     """
 
     def __init__(self, scope: Scope) -> None:
@@ -38,6 +39,7 @@ class FakeSystemd(Systemd):
         self.main_process = int(os.environ.get("FAKE_MAIN_PID", os.getpid()))
         self.calls: list[str] = []
         self.during: Callable[[str, str], None] = lambda method, unit: None
+        self.tick: Callable[[float], None] = lambda seconds: None
 
     def _called(self, method: str, *arguments: object) -> None:
         self.gone = self.gone or method == self.goes_at
@@ -85,6 +87,7 @@ class FakeSystemd(Systemd):
             self._called(method, unit)
         if enqueued:
             enqueued()
+        self.tick = tick or self.tick
         for unit in units:
             self.during(method, unit)
             result = self.results.get(unit, "done")

@@ -9,11 +9,14 @@ from qsysd.paths import Scope
 
 
 class OwnHost(Host):
-    """A host below a directory; `told` holds what it told, `fake` is its systemd."""
+    """A host below a directory; `told` and `waits` hold what it reported, `fake` is its systemd."""
 
     def __init__(self, scope: Scope) -> None:
         self.told: list[str] = []
-        super().__init__(scope, tell=self.told.append)
+        self.waits: list[str] = []
+        super().__init__(
+            scope, tell=self.told.append, waiting=lambda what, _seconds, _detail: self.waits.append(what)
+        )
         self.fake = FakeSystemd(scope)
         self.__dict__["systemd"] = self.fake
 

@@ -379,13 +379,49 @@ def test_a_guest_is_waited_for_until_ssh_answers(vm: OwnHost, guest: socket.sock
     thread.join()
 
 
-def test_a_guest_that_never_answers_is_given_up_with_what_was_seen(vm: OwnHost, guest: socket.socket) -> None:
+def test_a_guest_that_never_answers_is_kept_and_the_way_to_continue_named(
+    vm: OwnHost, guest: socket.socket
+) -> None:
     guest.close()
     with pytest.raises(
-        TimeoutExpired, match=r"web1 runs, but did not answer on ssh at 127\.0\.0\.1 within 0 s: "
+        TimeoutExpired, match=r"web1: no answer on SSH at 127\.0\.0\.1 within 0 s: .*; the VM is kept"
     ) as caught:
         access.wait(vm, "web1", timeout=0.05)
-    assert caught.value.hint == "qsysd logs web1; qsysd console web1"
+    assert caught.value.hint == "qsysd ssh web1 continues waiting; qsysd logs web1 --console shows the boot"
+    assert vm.waits == [""]
+
+
+def test_a_wait_for_ssh_shows_the_last_line_of_the_console(
+    vm: OwnHost, guest: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(access, "UPDATE_INTERVAL", 0)
+    Path(vm.scope.console_log("web1")).write_text("Booting\nStarting \x1b[31mnetwork\n\n", encoding="utf-8")
+    shown: list[tuple[str, str]] = []
+    vm.waiting = lambda what, _seconds, detail: shown.append((what, detail))
+    thread = answer(guest, b"", b"SSH-2.0-OpenSSH_9.2\r\n")
+    access.wait(vm, "web1")
+    thread.join()
+    assert shown[0][0].startswith("web1: waiting for SSH at 127.0.0.1: the guest ")
+    assert shown[0][1] == "Starting network"
+    assert shown[-1] == ("", "")
+
+
+def test_a_wait_names_what_the_job_waits_for_at_the_moment(vm: OwnHost) -> None:
+    """A restart waits for the guest first, and then for QEMU."""
+    vm.fake.set(UNIT, "active", "running")
+
+    def during(_method: str, _unit: str) -> None:
+        for active, sub in (("deactivating", "stop"), ("activating", "start-post")):
+            vm.fake.set(UNIT, active, sub)
+            vm.fake.tick(2.0)
+
+    vm.fake.during = during
+    assert one(control.restart(vm, ["web1"])) == "restarted"
+    assert vm.waits == [
+        "web1: waiting for the guest to power off",
+        "web1: waiting for QEMU to answer",
+        "",
+    ]
 
 
 def test_a_vm_that_goes_off_meanwhile_is_not_waited_for(vm: OwnHost, guest: socket.socket) -> None:
@@ -397,7 +433,7 @@ def test_a_vm_that_goes_off_meanwhile_is_not_waited_for(vm: OwnHost, guest: sock
 
 def test_a_vm_on_no_network_has_no_address(vm: OwnHost) -> None:
     create.create(vm, "name: alone\nimage: tiny\ndisks: [{}]\nnics: []\n", "x", start=False)
-    with pytest.raises(NotFoundError, match="alone is on no network") as caught:
+    with pytest.raises(NotFoundError, match="alone has no address") as caught:
         access.address(vm, "alone")
     assert caught.value.hint == "qsysd console alone"
     assert access.addresses(vm, "alone") == []

@@ -19,6 +19,7 @@ from samples import KEY, vm
 import qsysd
 from qsysd import cli, config, paths, render
 from qsysd.cli import command, foreign
+from qsysd.cli.progress import Progress
 from qsysd.cli.usage import similar
 from qsysd.cli.verbs import ALIASES, DESTRUCTIVE, GROUPS, VERBS
 from qsysd.cli.vm import _definition
@@ -472,7 +473,7 @@ def test_create_waits_and_keeps_the_vm_when_time_runs_out(
 
     monkeypatch.setattr(access, "wait", wait)
     result = qsysd_command("create", "web3", "--image", "tiny", "--wait")
-    assert "web3: answers on ssh after 4 s" in result.output
+    assert "web3: answers on SSH after 4 s" in result.output
     result = qsysd_command("create", "web3", "--image", "tiny", "--wait", "--wait-timeout", "5")
     assert isinstance(result.exception, TimeoutExpired)
     assert "web3: running" in result.output
@@ -678,7 +679,9 @@ def test_a_table_is_as_wide_as_it_must_be(capsys: pytest.CaptureFixture[str]) ->
 @pytest.mark.usefixtures("rendered")
 def test_ssh_hands_over_its_words(qsysd_command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[list[str]] = []
+    waited: list[str] = []
     monkeypatch.setattr(access, "require_running", lambda host, name: 4711)
+    monkeypatch.setattr(access, "wait", lambda host, name: waited.append(name))
     monkeypatch.setattr("qsysd.process.foreground", lambda argv: ran.append(list(argv)) or 42)  # type: ignore[func-returns-value]
     result = qsysd_command("ssh", "web1", "--", "ls", "-l", "--user", "x y")
     assert result.exit_code == 42
@@ -686,6 +689,8 @@ def test_ssh_hands_over_its_words(qsysd_command: Run, monkeypatch: pytest.Monkey
     assert ran[0][-8:-5] == ["-l", "debian", "10.83.0.10"]
     qsysd_command("ssh", "web1", "-l", "root")
     assert ran[1][-3:] == ["-l", "root", "10.83.0.10"]
+    assert waited == ["web1", "web1"]
+    assert any(word.startswith("ConnectTimeout=") for word in ran[0])
 
 
 def test_ssh_takes_the_guests_key_once_and_per_vm(rendered: OwnHost) -> None:
@@ -693,6 +698,44 @@ def test_ssh_takes_the_guests_key_once_and_per_vm(rendered: OwnHost) -> None:
     options = [word for word, before in zip(command_line[1:], command_line, strict=False) if before == "-o"]
     assert f"HostKeyAlias=qsysd-{vm().uuid}" in options
     assert "StrictHostKeyChecking=accept-new" in options
+
+
+# a wait
+
+
+def shown_by(monkeypatch: pytest.MonkeyPatch, *, terminal: bool) -> tuple[Progress, io.StringIO]:
+    """Return the progress of a command, and what it writes."""
+    error = io.StringIO()
+    monkeypatch.setattr(error, "isatty", lambda: terminal)
+    monkeypatch.setattr(sys, "stderr", error)
+    monkeypatch.setenv("TERM", "xterm")
+    return Progress(), error
+
+
+def test_a_terminal_shows_a_wait_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    progress, shown = shown_by(monkeypatch, terminal=True)
+    progress.waiting("web1: waiting for SSH", 1.2, "Starting network…\tsoon")
+    progress.waiting("web1: waiting for SSH", 2.2, "x" * 200)
+    progress.tell("warning: disk")
+    progress.waiting("", 0)
+    first, second, cleared = shown.getvalue().removeprefix("\r\x1b[K").split("\r\x1b[K")
+    assert first == "web1: waiting for SSH (1 s) | Starting network? soon"
+    assert second == ("web1: waiting for SSH (2 s) | " + "x" * 200)[:79]
+    assert cleared == "warning: disk\n"
+
+
+def test_without_a_terminal_a_wait_is_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    progress, shown = shown_by(monkeypatch, terminal=False)
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    for second in range(25):
+        now[0] = 100.0 + second
+        progress.waiting("web1: waiting", float(second), f"line {second}")
+    progress.waiting("web1: waiting for more", 25.0, "")
+    progress.waiting("", 0)
+    assert shown.getvalue() == (
+        "web1: waiting (2 s)\nweb1: waiting (12 s)\nweb1: waiting (22 s)\nweb1: waiting for more (25 s)\n"
+    )
 
 
 # exit statuses

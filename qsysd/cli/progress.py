@@ -1,0 +1,53 @@
+"""What a command reports while it works: lines on standard error, and one line about a wait that goes on."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+import click
+
+FIRST = 2.0  # seconds of waiting until the first line where no terminal shows it in place
+REPEAT = 10.0
+
+
+class Progress:
+    """Progress of one command. A terminal shows a wait in one line that is rewritten in place."""
+
+    def __init__(self) -> None:
+        self._in_place = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        self._is_shown = False
+        self._what = ""
+        self._printed = 0.0
+
+    def tell(self, line: str) -> None:
+        """Print a line of progress or a warning."""
+        self._clear()
+        click.echo(line, err=True)
+
+    def waiting(self, what: str, seconds: float = 0, detail: str = "") -> None:
+        """Show what a wait is for and its duration, on a terminal with a detail; "" ends the wait."""
+        if not what:
+            self._clear()
+            self._what = ""
+        elif self._in_place:
+            self._rewrite(f"{what} ({seconds:.0f} s)" + (f" | {detail}" if detail else ""))
+        elif seconds >= FIRST and (what != self._what or time.monotonic() - self._printed >= REPEAT):
+            click.echo(f"{what} ({seconds:.0f} s)", err=True)
+            self._what, self._printed = what, time.monotonic()
+
+    def _rewrite(self, line: str) -> None:
+        try:
+            columns = os.get_terminal_size(sys.stderr.fileno()).columns
+        except OSError:
+            columns = 80
+        # Characters of double width would make the line wrap, and then it is not rewritten.
+        text = line.replace("\t", " ").encode("ascii", "replace").decode("ascii")
+        click.echo(f"\r\x1b[K{text[: columns - 1]}", nl=False, err=True)
+        self._is_shown = True
+
+    def _clear(self) -> None:
+        if self._is_shown:
+            click.echo("\r\x1b[K", nl=False, err=True)
+            self._is_shown = False
