@@ -151,38 +151,6 @@ def check_readable() -> None:
             raise HostError(f"{path} cannot be read by the VM's user", hint=f"chmod o+r {path}")
 
 
-# What systemd mounts into a VM's root, and what Debian has in the place of directories of old. systemd
-# itself would make /root with a mode that hides a kernel in it.
-ROOT_DIRS = ("dev", "etc", "proc", "root", "run", "sys", "tmp", "usr", "var", "var/tmp")
-ROOT_LINKS = ("bin", "lib", "lib32", "lib64", "libx32", "sbin")
-
-
-def make_root(directory: str) -> None:
-    """Make the directory that becomes QEMU's root; systemd mounts into it what QEMU may see."""
-    for name in ("", *ROOT_DIRS):
-        path = os.path.join(directory, name)
-        os.makedirs(path, exist_ok=True)
-        os.chmod(path, 0o755)  # whatever the umask is: QEMU's user has to get through
-    for name in ROOT_LINKS:
-        link = os.path.join(directory, name)
-        if os.path.isdir(f"/usr/{name}") and not os.path.lexists(link):
-            os.symlink(f"usr/{name}", link)
-
-
-def remove_root(directory: str) -> None:
-    """Remove the directory with the empty files and directories in it that systemd has mounted over."""
-    # Not shutil.rmtree: importing it takes longer than the whole step.
-    for parent, directories, files in os.walk(directory, topdown=False):
-        for name in (*directories, *files):
-            path = os.path.join(parent, name)
-            if os.path.isdir(path) and not os.path.islink(path):
-                os.rmdir(path)
-            else:
-                os.unlink(path)
-    if os.path.isdir(directory):
-        os.rmdir(directory)
-
-
 def note_start(scope: Scope, vm: str) -> None:
     """Keep the digest of the rendering that the VM starts with, for `status` to compare."""
     digest = setting("QSYSD_DIGEST", "0123456789abcdef", range(16, 17))
@@ -196,7 +164,7 @@ def before_start(scope: Scope, vm: str) -> None:
 
     The root comes first and goes last: where there is one, something is to be taken away.
     """
-    from qsysd import acceleration, taps
+    from qsysd import acceleration, roots, taps
 
     ports = taps.parse_ports(os.environ.get("QSYSD_NICS", ""))
     if "QSYSD_ACCEL" not in os.environ:
@@ -204,7 +172,7 @@ def before_start(scope: Scope, vm: str) -> None:
     check_readable()
     if os.path.exists(scope.shutdown_mark):
         os.unlink(scope.shutdown_mark)  # a soft reboot keeps /run
-    make_root(scope.root_dir(vm))
+    roots.make(scope.root_dir(vm))
     # systemd made the unit's RuntimeDirectory for the uid that it chose for this start
     user = os.stat(scope.socket_dir(vm))
     own(scope.vm_dir(vm), user.st_uid, user.st_gid)
@@ -219,14 +187,20 @@ def after_stop(scope: Scope, vm: str) -> None:
     """
     if os.path.exists(scope.shutdown_mark):
         return
-    from qsysd import taps
+    from qsysd import roots, taps
 
     taps.unplug(taps.parse_ports(os.environ.get("QSYSD_NICS", "")), vm)
-    if os.path.isdir(scope.vm_dir(vm)):
-        own(scope.vm_dir(vm), 0, 0)
     if os.path.exists(scope.note(vm)):
         os.unlink(scope.note(vm))
-    remove_root(scope.root_dir(vm))
+    root = scope.root_dir(vm)
+    if os.path.exists(root) and not roots.remove(root):
+        say(f"{root} holds files or mounts that are not qsysd's; they were left in place")
+    if os.path.isdir(scope.vm_dir(vm)):
+        try:
+            own(scope.vm_dir(vm), 0, 0)
+        except HostError as error:
+            # No other service's user gets at it (the directory above is root's), and a start refuses it.
+            say(f"{error.message}; it was not given back to root")
 
 
 # ready

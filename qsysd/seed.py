@@ -6,10 +6,9 @@ Specification: https://cloudinit.readthedocs.io/en/latest/reference/datasources/
 from __future__ import annotations
 
 import os
-import shutil
 from typing import Any
 
-from qsysd import process
+from qsysd import process, trees
 from qsysd.errors import QsysdError
 from qsysd.files import write_atomic
 from qsysd.paths import Scope
@@ -61,7 +60,7 @@ def write(spec: VMSpec, scope: Scope) -> None:
     """
     # Not in a place of the tool's own choice: a kill leaves it, and deleting the VM must find it.
     directory = scope.seed_scratch(spec.name)
-    shutil.rmtree(directory, ignore_errors=True)
+    trees.remove(directory)
     try:
         files = os.path.join(directory, "files")
         os.makedirs(os.path.dirname(directory), mode=0o700, exist_ok=True)
@@ -78,4 +77,4 @@ def write(spec: VMSpec, scope: Scope) -> None:
     except OSError as error:
         raise QsysdError(f"{directory} cannot be written: {error.strerror}") from error
     finally:
-        shutil.rmtree(directory, ignore_errors=True)
+        trees.remove(directory)

@@ -10,10 +10,10 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import shutil
 from collections.abc import Iterator
 
-from qsysd.errors import ExistsError, StateError
+from qsysd import trees
+from qsysd.errors import ExistsError, QsysdError, StateError
 from qsysd.files import sync_directory
 
 PREFIX, SUFFIX = ".", ".part"
@@ -59,20 +59,13 @@ def partial(images_dir: str, name: str) -> Iterator[str]:
                     hint="wait for it to end: qsysd image list",
                 )
     try:
-        _empty(path)
+        for name in os.listdir(path):
+            trees.remove(os.path.join(path, name))
         yield path
     finally:
-        shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(QsysdError):  # a mount that a build left: the next command names it
+            trees.remove(path)
         os.close(fd)
-
-
-def _empty(path: str) -> None:
-    """Remove what is in a directory."""
-    for entry in list(os.scandir(path)):
-        if entry.is_dir(follow_symlinks=False):
-            shutil.rmtree(entry.path, ignore_errors=True)
-        else:
-            os.unlink(entry.path)
 
 
 def publish(file: str, target: str) -> None:
@@ -107,7 +100,11 @@ def clean_partials(images_dir: str) -> list[str]:
         except (FileNotFoundError, NotADirectoryError):
             continue
         if fd is not None:
-            shutil.rmtree(path, ignore_errors=True)
-            os.close(fd)
-            cleaned.append(name)
+            try:
+                trees.remove(path)
+                cleaned.append(name)
+            except QsysdError:
+                pass  # the next build of this image names what is mounted there
+            finally:
+                os.close(fd)
     return cleaned

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 
-from qsysd import network, paths, taps
+from qsysd import network, paths, roots, taps, trees
 from qsysd.errors import QsysdError
 from qsysd.files import remove
 from qsysd.operations import transaction
@@ -19,9 +18,10 @@ from qsysd.values import human_size, printable
 def contents(host: Host, vm: str) -> list[str]:
     """Return what deleting a VM will remove, for people to read before they agree.
 
-    Raises NotFoundError.
+    Raises NotFoundError, and StateError while something is mounted in the VM's directory.
     """
     host.store.require(vm)
+    trees.refuse_mounts(host.scope.vm_dir(vm))
     state = host.systemd.state(paths.unit(vm))
     scope = host.scope
     found = []
@@ -36,6 +36,8 @@ def contents(host: Host, vm: str) -> list[str]:
 
 def _used(entry: os.DirEntry[str]) -> str:
     try:
+        if entry.is_dir(follow_symlinks=False):
+            return "a directory, with everything in it"
         return human_size(entry.stat(follow_symlinks=False).st_blocks * 512)
     except FileNotFoundError:
         return "gone"
@@ -56,13 +58,15 @@ def foreign_drop_ins(host: Host, vm: str) -> list[str]:
 def delete(host: Host, names: Sequence[str]) -> list[str]:
     """Delete VMs with their disks; return the paths of a person's own drop-ins, which stay.
 
-    Raises NotFoundError before anything is touched when one of them does not exist.
+    Raises, before anything is touched, NotFoundError when one of them does not exist and StateError
+    while something is mounted in the directory of one.
     """
     host.require_root()
     recover(host)
     with transaction.locked(host, names):
         for name in names:
             host.store.require(name)
+            trees.refuse_mounts(host.scope.vm_dir(name))
         kept = [path for name in names for path in foreign_drop_ins(host, name)]
         for name in names:
             # A delete that fails half-way is not put together again: the note stays, and the next
@@ -79,8 +83,10 @@ def delete(host: Host, names: Sequence[str]) -> list[str]:
 
 
 def remove_everything(host: Host, names: Sequence[str]) -> None:
-    """Remove all that belongs to VMs, whatever part of it is there."""
+    """Remove all that belongs to VMs, whatever part of it exists. Raises StateError as `delete`."""
     scope = host.scope
+    for name in names:
+        trees.refuse_mounts(scope.vm_dir(name))
     units = [paths.unit(name) for name in names]
     host.systemd.disable(units)
     power_off(host, names)
@@ -90,9 +96,11 @@ def remove_everything(host: Host, names: Sequence[str]) -> None:
         _remove_taps(name)
         for path in (scope.note(name), scope.known_hosts(name)):
             remove(path)
-        for directory in (scope.vm_dir(name), scope.root_dir(name), scope.seed_scratch(name)):
-            if os.path.lexists(directory):
-                shutil.rmtree(directory)
+        trees.remove(scope.vm_dir(name))
+        trees.remove(scope.seed_scratch(name))
+        root = scope.root_dir(name)
+        if os.path.exists(root) and not roots.remove(root):
+            host.tell(f"warning: {root} holds files or mounts that are not qsysd's; they were left in place")
         host.store.remove(name)
     for unit in units:
         host.systemd.reset_failed(unit)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import sys
+from contextlib import suppress
 
-from qsysd import config, network, paths, process, render
+from qsysd import config, network, paths, process, render, trees
 from qsysd.errors import HostError, QsysdError
 from qsysd.files import read_text, write_atomic
 from qsysd.operations import keys, transaction
@@ -24,7 +24,8 @@ DEFAULT_NETWORK = "default"
 
 # What the helper is made of: the lowest floors.
 HELPER_MODULES = (
-    "__init__", "acceleration", "bridges", "errors", "files", "helper", "paths", "process", "taps", "wire",
+    "__init__", "acceleration", "bridges", "errors", "files", "helper", "paths", "process", "roots", "taps",
+    "trees", "wire",
 )  # fmt: skip
 HELPER_MAIN = """\
 import os
@@ -143,7 +144,7 @@ def install_helper(host: Host) -> list[str]:
     if os.path.isdir(directory) and os.path.realpath(current) == os.path.realpath(directory):
         return []
     partial = f"{directory}.part"
-    shutil.rmtree(partial, ignore_errors=True)
+    trees.remove(partial)
     os.makedirs(os.path.join(partial, "qsysd"), mode=0o755)
     for name, text in sources.items():
         write_atomic(os.path.join(partial, "qsysd", f"{name}.py"), text, 0o644)
@@ -151,7 +152,7 @@ def install_helper(host: Host) -> list[str]:
     write_atomic(os.path.join(partial, "after-stop"), script, 0o644)
     # Compiled by the interpreter that will run it, which need not be this one.
     process.run([python(), "-I", "-m", "compileall", "-q", partial])
-    shutil.rmtree(directory, ignore_errors=True)
+    trees.remove(directory)
     os.rename(partial, directory)
     link = f"{current}.part"
     if os.path.lexists(link):
@@ -167,7 +168,8 @@ def _remove_old_helpers(host: Host, keep: set[str | None]) -> None:
     """Remove helpers older than the previous one, which may still be in the middle of a stop."""
     for name in os.listdir(host.scope.helper_dir):
         if name not in keep:
-            shutil.rmtree(os.path.join(host.scope.helper_dir, name), ignore_errors=True)
+            with suppress(QsysdError):  # the next set-up removes it
+                trees.remove(os.path.join(host.scope.helper_dir, name))
 
 
 def _units(host: Host) -> list[str]:

@@ -15,7 +15,7 @@ from own_host import OwnHost
 from samples import KEY, UUID
 from stand_ins import StandIns
 
-from qsysd import config, helper, network, paths, process, render, seed, taps
+from qsysd import config, network, paths, process, render, roots, seed, taps
 from qsysd.errors import ExistsError, HostError, InvalidError, NotFoundError, QsysdError
 from qsysd.images.formats import read_header
 from qsysd.operations import control, create, define, delete, journal, listing, transaction
@@ -411,7 +411,7 @@ def test_what_a_unit_left_goes_with_its_vm_and_nothing_of_others(host: OwnHost) 
         for name in ("web1", "web2"):
             spec = make(host, name, start=False)
             taps.plug(render.ports(spec), 12345, name)
-            helper.make_root(host.scope.root_dir(name))
+            roots.make(host.scope.root_dir(name))
         delete.delete(host, ["web1"])
         assert list(taps.existing_taps()) == ["qv-web2-0"]
         assert os.listdir(host.scope.roots_dir) == ["web2"]

@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import wire
 from qmp_peer import Connection, Peer, Refuse, Script
 
-from qsysd import helper
+from qsysd import helper, roots
 from qsysd.errors import HostError, InvalidError, QsysdError, TimeoutExpired
 from qsysd.paths import Scope
 
@@ -100,7 +101,7 @@ def journal(capfd: pytest.CaptureFixture[str]) -> Callable[[], list[str]]:
 
 def test_a_guest_that_obeys(qemu: StandIn, scope: Scope, journal: Callable[[], list[str]]) -> None:
     qemu.monitor(lambda connection: connection.serve(qemu.obedient()), "stop")
-    helper.make_root(scope.root_dir(VM))
+    roots.make(scope.root_dir(VM))
     helper.stop(scope, VM)
     assert qemu.commands() == ["system_powerdown"]
     assert not qemu.is_running()
@@ -205,7 +206,7 @@ def test_a_qemu_that_does_not_quit_is_left_to_systemd(
     monkeypatch.setenv("QSYSD_STOP_TIMEOUT", "0")
     monkeypatch.setattr(helper, "QUIT_TIMEOUT", 0.1)
     qemu.monitor(lambda connection: connection.serve({"quit": {}}), "stop")
-    helper.make_root(scope.root_dir(VM))
+    roots.make(scope.root_dir(VM))
     helper.stop(scope, VM)
     assert qemu.commands() == ["quit"]
     assert journal()[-1] == "QEMU does not quit; systemd ends it"
@@ -242,7 +243,7 @@ def test_there_is_nothing_to_stop_when_qemu_went_by_itself(
     scope: Scope, monkeypatch: pytest.MonkeyPatch, pid: str, journal: Callable[[], list[str]]
 ) -> None:
     monkeypatch.setenv("MAINPID", pid)
-    helper.make_root(scope.root_dir(VM))
+    roots.make(scope.root_dir(VM))
     helper.stop(scope, VM)
     assert journal() == []
     assert not os.path.exists(scope.root_dir(VM))
@@ -488,7 +489,7 @@ def test_a_root_is_open_to_its_user_and_leads_to_programs(scope: Scope) -> None:
     before = os.umask(0o077)
     try:
         for _ in range(2):
-            helper.make_root(scope.root_dir(VM))
+            roots.make(scope.root_dir(VM))
     finally:
         os.umask(before)
     root = Path(scope.root_dir(VM))
@@ -497,22 +498,49 @@ def test_a_root_is_open_to_its_user_and_leads_to_programs(scope: Scope) -> None:
         assert path.is_symlink() or (path.is_dir() and path.stat().st_mode & 0o777 == 0o755), path
 
 
-def test_a_root_goes_with_all_that_was_mounted_over_and_nothing_behind_it(
-    scope: Scope, tmp_path: Path
-) -> None:
+def test_a_root_goes_with_all_that_systemd_mounted_over(scope: Scope) -> None:
+    root = Path(scope.root_dir(VM))
+    roots.make(str(root))
+    # what systemd creates to mount over it
+    (root / "var/lib/tiny").mkdir(parents=True)
+    (root / "var/lib/tiny/vmlinuz").touch()
+    assert roots.remove(str(root))
+    assert not root.exists()
+    assert roots.remove(str(root))
+
+
+def test_of_a_root_only_what_qsysd_created_is_removed(scope: Scope, tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
     (other / "file").touch()
     root = Path(scope.root_dir(VM))
-    helper.make_root(str(root))
-    # what systemd makes to mount over it, and a link
-    (root / "var/lib/tiny").mkdir(parents=True)
-    (root / "var/lib/tiny/vmlinuz").touch()
+    roots.make(str(root))
     (root / "srv").symlink_to(other)
-    helper.remove_root(str(root))
-    assert not root.exists()
+    (root / "usr/notes").write_text("a person's")
+    assert not roots.remove(str(root))
+    assert sorted(path.name for path in root.rglob("*")) == ["notes", "srv", "usr"]
     assert (other / "file").exists()
-    helper.remove_root(str(root))
+    # the next start and stop work with what is left
+    roots.make(str(root))
+    assert not roots.remove(str(root))
+
+
+@pytest.mark.needs_root
+@pytest.mark.usefixtures("unit")
+def test_a_stop_touches_nothing_that_is_mounted_below_the_vms_root_or_directory(
+    directory: Path, scope: Scope, journal: Callable[[], list[str]]
+) -> None:
+    helper.before_start(scope, VM)
+    with wire.namespace():
+        for place in (Path(scope.root_dir(VM), "mnt"), directory / "data"):
+            place.mkdir()
+            wire.run("mount", "-t", "tmpfs", "tmpfs", str(place))
+            (place / "empty").touch()
+        helper.after_stop(scope, VM)
+        for place in (Path(scope.root_dir(VM), "mnt"), directory / "data"):
+            assert os.listdir(place) == ["empty"]
+    said = journal()
+    assert scope.root_dir(VM) in said[0] and f"{directory}/data" in said[1]
 
 
 def test_after_stop_is_quiet_where_nothing_is(scope: Scope, monkeypatch: pytest.MonkeyPatch) -> None:
