@@ -119,7 +119,7 @@ def info(name: str, as_json: bool) -> None:
 
     found, users = operation.info(make_host(), name)
     if as_json:
-        print_json(asdict(found) | {"used_by": users})
+        print_json(asdict(found) | {"used_by": users.vms, "use_unknown": users.unknown})
         return
     for label, text in (
         ("name", found.name),
@@ -130,7 +130,8 @@ def info(name: str, as_json: bool) -> None:
         ("sha256", found.sha256),
         ("user", found.default_user or "-"),
         ("cloud-init", "yes" if found.cloud_init else "no"),
-        ("used by", ", ".join(users) or "no VM"),
+        ("used by", ", ".join(users.vms) or "no VM"),
+        *(("unknown", f"{vm}: {values.printable(problem)}") for vm, problem in users.unknown.items()),
         *([("problem", found.problem)] if found.problem else []),
     ):
         click.echo(f"{label:>10}  {text}")

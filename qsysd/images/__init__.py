@@ -51,6 +51,14 @@ class Image:
     problem: str | None = None
 
 
+@dataclass(frozen=True)
+class Users:
+    """The VMs that use an image; `unknown`: VM → why one of its disks does not tell what it uses."""
+
+    vms: list[str]
+    unknown: dict[str, str]
+
+
 def quiet(_line: str) -> None:
     """Show nothing: the progress of a caller that has nobody to show it to."""
 
@@ -131,18 +139,27 @@ class Images:
         except OSError as error:
             raise BrokenImageError(f"image {name} cannot be read: {error.strerror}: {path}") from error
 
-    def users(self, name: str, overlays: Mapping[str, Sequence[str]]) -> list[str]:
+    def users(self, name: str, overlays: Mapping[str, Sequence[str]]) -> Users:
         """Return the VMs with a disk on the image, from the disks' own headers.
 
         overlays: a VM's name → the paths of its disks. A chain of overlays counts to its end.
-        Raises OSError when a disk is there but cannot be read.
         """
         image = os.path.realpath(self.scope.image(name))
-        return sorted(
-            vm
-            for vm, paths in overlays.items()
-            if any(os.path.realpath(base) == image for path in paths for base in formats.backing_chain(path))
-        )
+        vms, unknown = set(), {}
+        for vm, paths in overlays.items():
+            for path in paths:
+                try:
+                    chain = formats.backing_chain(path)
+                except FileNotFoundError:
+                    continue
+                except BrokenImageError as error:
+                    unknown[vm] = error.message
+                except OSError as error:
+                    unknown[vm] = f"{path} cannot be read: {error.strerror}"
+                else:
+                    if any(os.path.realpath(base) == image for base in chain):
+                        vms.add(vm)
+        return Users(sorted(vms), unknown)
 
     # make and remove
 

@@ -12,6 +12,7 @@ and block/vhdx.c.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import struct
@@ -28,6 +29,8 @@ INCOMPATIBLE_DATA_FILE = 1 << 2
 # the first cluster; a cluster has at least 512 bytes and, as QEMU makes them, 64 KiB.
 HEADER_READ = 65536
 BACKING_NAME_MAX = 1023
+# open(2): no file has this name
+CANNOT_EXIST = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 CHAIN_MAX = 32
 
 # What people import by mistake, and how to get at the disk in it.
@@ -118,6 +121,8 @@ def parse_header(start: bytes, path: str) -> Header:
         name = start[backing_offset : backing_offset + backing_length]
         if backing_length > BACKING_NAME_MAX or len(name) < backing_length:
             raise BrokenImageError(f"{path} has a backing file name outside its header")
+        if b"\0" in name:
+            raise BrokenImageError(f"{path} has a NUL in its backing file name")
         backing = os.fsdecode(name)
     return Header(
         version, size, 1 << cluster_bits, backing, crypt != 0, incompatible,
@@ -128,20 +133,23 @@ def parse_header(start: bytes, path: str) -> Header:
 def backing_chain(path: str) -> list[str]:
     """Return the absolute paths of the files under an overlay, nearest first.
 
-    A file that is missing ends the chain with its name in it; one that is not qcow2 has none.
-    Raises OSError when a file is there and cannot be read.
+    A file under it that does not exist, cannot exist, or is not qcow2 ends the chain with its name in
+    it. Raises BrokenImageError when the overlay itself is not qcow2, OSError when a file cannot be read.
     """
     chain: list[str] = []
+    backing = read_header(path).backing_file
     current = path
-    while len(chain) < CHAIN_MAX:
-        try:
-            backing = read_header(current).backing_file
-        except (FileNotFoundError, BrokenImageError):
-            break
-        if backing is None:
-            break
+    while backing is not None and len(chain) < CHAIN_MAX:
         current = os.path.normpath(os.path.join(os.path.dirname(current), backing))
         chain.append(current)
+        try:
+            backing = read_header(current).backing_file
+        except BrokenImageError:
+            break
+        except OSError as error:
+            if error.errno not in CANNOT_EXIST:
+                raise
+            break
     return chain
 
 

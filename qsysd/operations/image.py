@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 from qsysd import paths
 from qsysd.errors import InvalidError
-from qsysd.images import Image
+from qsysd.images import Image, Users
 from qsysd.operations import transaction
 from qsysd.operations.delete import recover
 from qsysd.operations.host import Host
+from qsysd.values import printable
 
 RECIPES = ("debian",)
 
@@ -20,16 +21,20 @@ def list_images(host: Host) -> Sequence[Image]:
     return host.images.list()
 
 
-def info(host: Host, name: str) -> tuple[Image, list[str]]:
+def info(host: Host, name: str) -> tuple[Image, Users]:
     """Return an image and the VMs that use it. Raises NotFoundError."""
     return host.images.get(name), users(host, name)
 
 
-def users(host: Host, name: str) -> list[str]:
-    """Return the VMs whose disks or definitions use an image."""
+def users(host: Host, name: str) -> Users:
+    """Return the VMs whose disks or definitions use an image.
+
+    A VM with a disk that cannot be read uses the image that its definition names, and no other.
+    """
     overlays = {vm: _disks(host, vm) for vm in host.store.names()}
     named = [vm for vm in host.store.names() if host.store.summary(vm).image == name]
-    return sorted({*host.images.users(name, overlays), *named})
+    found = host.images.users(name, overlays)
+    return Users(sorted({*found.vms, *named}), found.unknown)
 
 
 def _disks(host: Host, vm: str) -> list[str]:
@@ -75,8 +80,10 @@ def remove(host: Host, names: Sequence[str]) -> None:
         used = {name: users(host, name) for name in names}
         for name in names:
             host.images.require(name)
-            if used[name]:
-                host.images.remove(name, used[name])  # raises: nothing is removed yet
+            if used[name].vms:
+                host.images.remove(name, used[name].vms)  # raises: nothing is removed yet
+        for vm, problem in used[names[0]].unknown.items():
+            host.tell(f"warning: {vm}: {printable(problem)}; only its definition tells which image it uses")
         for name in names:
             host.images.remove(name, [])
 

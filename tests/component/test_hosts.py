@@ -18,7 +18,7 @@ from own_host import OwnHost
 from stand_ins import StandIns
 
 from qsysd import acceleration, process
-from qsysd.errors import HostError, QsysdError
+from qsysd.errors import HostError, QsysdError, StateError
 from qsysd.images.formats import BrokenImageError, backing_chain, read_header
 from qsysd.operations import create, delete, doctor, image, inspect, journal, keys, qemu, setup
 from qsysd.paths import Scope
@@ -514,7 +514,11 @@ def test_a_disk_that_is_none_is_not_waited_for(
     with pytest.raises(BrokenImageError):
         read_header(str(disk))
     # the image counts as used: the definition says so
-    assert image.users(host, "tiny") == ["web1"]
+    found = image.users(host, "tiny")
+    assert found.vms == ["web1"] and "disk0.qcow2" in found.unknown["web1"]
+    with pytest.raises(StateError, match="image tiny is in use by VM web1"):
+        image.remove(host, ["tiny"])
+    assert image.info(host, "tiny")[1] == found
     inspect.status(host, ["web1"])
 
 

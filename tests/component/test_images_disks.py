@@ -65,15 +65,34 @@ def test_users_by_the_disks_themselves(images: Images, scope: Scope, base: str, 
         "direct": [new("empty"), new("a")], "chained": [new("on-a")], "linked": [new("linked")],
         "other": [new("b")], "none": [new("empty"), new("raw"), new("orphan"), new("absent")],
     }  # fmt: skip
-    assert images.users("base", disks) == ["chained", "direct", "linked"]
-    assert images.users("other", disks) == ["other"]
+    found = images.users("base", disks)
+    assert found.vms == ["chained", "direct", "linked"]
+    assert images.users("other", disks).vms == ["other"]
+    assert list(found.unknown) == ["none"] and "raw is empty" in found.unknown["none"]
+
+
+@pytest.mark.parametrize(
+    ("backing", "unknown"), [(b"/etc/\0passwd", True), (b"x" * 300, False), (b"/" + b"x/" * 511, False)]
+)
+def test_a_backing_file_name_that_cannot_exist_hides_no_other_vm(
+    images: Images, base: str, tmp_path: Path, backing: bytes, unknown: bool
+) -> None:
+    good, bad = str(tmp_path / "good"), str(tmp_path / "bad")
+    images.create_overlay("base", good, None)
+    qemu_img("create", "-u", "-f", "qcow2", "-F", "raw", "-b", "y" * len(backing), bad, "1M")
+    content = Path(bad).read_bytes()
+    assert content.count(b"y" * len(backing)) == 1
+    Path(bad).write_bytes(content.replace(b"y" * len(backing), backing))
+    found = images.users("base", {"bad": [bad], "good": [good]})
+    assert found.vms == ["good"]
+    assert list(found.unknown) == (["bad"] if unknown else [])
 
 
 def test_a_chain_that_bites_its_tail_ends(images: Images, base: str, tmp_path: Path) -> None:
     a, b = str(tmp_path / "a"), str(tmp_path / "b")
     qemu_img("create", "-u", "-f", "qcow2", "-F", "qcow2", "-b", b, a, "1M")
     qemu_img("create", "-u", "-f", "qcow2", "-F", "qcow2", "-b", a, b, "1M")
-    assert images.users("base", {"vm": [a]}) == []
+    assert images.users("base", {"vm": [a]}).vms == []
 
 
 @pytest.mark.parametrize(("wanted", "size"), [(None, SIZE), (SIZE, SIZE), (10 * 1024**3, 10 * 1024**3)])
