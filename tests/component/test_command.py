@@ -117,7 +117,11 @@ def test_what_is_done_often_loads_little(run: Run, words: str) -> None:
 
 @pytest.mark.parametrize(
     ("verb", "more"),
-    [("stop", {"qsysd.taps", "qsysd.process"}), ("ready", {"qsysd.wire"}), ("no-such-verb", set())],
+    [
+        ("stop", {"qsysd.taps", "qsysd.process", "qsysd.roots", "qsysd.trees"}),
+        ("ready", {"qsysd.wire"}),
+        ("no-such-verb", set()),
+    ],
 )
 def test_the_helper_loads_little(host: OwnHost, verb: str, more: set[str]) -> None:
     python, *options, path = setup.helper_command(host)
