@@ -89,6 +89,10 @@ ssh_genkeytypes: [ed25519, ecdsa]
 ssh: {emit_keys_to_console: false}
 no_ssh_fingerprints: true
 END
+# The file that cloud-init writes for the seed's "ssh_pwauth: false". Where it has the line already, cloud-init
+# does not restart sshd, which would refuse connections for a moment in the middle of the first boot.
+echo PasswordAuthentication no | put etc/ssh/sshd_config.d/50-cloud-init.conf
+chmod 0600 "$root/etc/ssh/sshd_config.d/50-cloud-init.conf"
 echo LANG=C.UTF-8 | put etc/default/locale
 # A seed with "dsmode: local" is applied before the network is up, and the stage after it would only
 # find that out.

@@ -77,6 +77,9 @@ def test_guest_is_what_was_asked_for(guest: LabHost) -> None:
         "static",
         "indirect",
     )
+    # Once sshd has answered, `ssh` works: no step of the first boot restarts it.
+    starts = inside(guest, "journalctl -b -u ssh -o cat | grep -c ^Server.listening.on.0.0.0.0")
+    assert starts == "1", inside(guest, "journalctl -b -u ssh")
 
 
 def test_guest_reaches_dns_and_its_name_is_known(guest: LabHost) -> None:
