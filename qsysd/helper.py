@@ -151,12 +151,29 @@ def check_readable() -> None:
             raise HostError(f"{path} cannot be read by the VM's user", hint=f"chmod o+r {path}")
 
 
-def note_start(scope: Scope, vm: str) -> None:
-    """Keep the digest of the rendering that the VM starts with, for `status` to compare."""
-    digest = setting("QSYSD_DIGEST", "0123456789abcdef", range(16, 17))
+def note_start(scope: Scope, vm: str, accelerator: str) -> None:
+    """Record what the VM starts with, for `list` and `status`."""
+    digits = "0123456789"
+    lines = (
+        setting("QSYSD_DIGEST", "0123456789abcdef", range(16, 17)),
+        f"QSYSD_MEMORY_MIB={setting('QSYSD_MEMORY_MIB', digits, range(10))}",
+        f"QSYSD_CPUS={setting('QSYSD_CPUS', digits, range(10))}",
+        f"QSYSD_ACCELERATOR={accelerator}",
+    )
     os.makedirs(scope.notes_dir, mode=0o755, exist_ok=True)
     with open(scope.note(vm), "w", encoding="ascii") as file:
-        file.write(digest + "\n")
+        file.write("\n".join(lines) + "\n")
+
+
+def accelerator_in_force(scope: Scope) -> str:
+    """Return the accelerator that QEMU is started with: kvm or tcg."""
+    from qsysd import acceleration
+
+    chosen = os.environ.get("QSYSD_ACCEL")
+    if chosen is None:
+        # The first start since the host booted: systemd reads the file again for QEMU itself.
+        return acceleration.chosen(scope)[0]
+    return "kvm" if chosen.split()[-1:] == ["kvm"] else "tcg"
 
 
 def before_start(scope: Scope, vm: str) -> None:
@@ -164,11 +181,10 @@ def before_start(scope: Scope, vm: str) -> None:
 
     The root comes first and goes last: where there is one, something is to be taken away.
     """
-    from qsysd import acceleration, roots, taps
+    from qsysd import roots, taps
 
     ports = taps.parse_ports(os.environ.get("QSYSD_NICS", ""))
-    if "QSYSD_ACCEL" not in os.environ:
-        acceleration.ensure(scope)
+    accelerator = accelerator_in_force(scope)
     check_readable()
     if os.path.exists(scope.shutdown_mark):
         os.unlink(scope.shutdown_mark)  # a soft reboot keeps /run
@@ -177,7 +193,7 @@ def before_start(scope: Scope, vm: str) -> None:
     user = os.stat(scope.socket_dir(vm))
     own(scope.vm_dir(vm), user.st_uid, user.st_gid)
     taps.plug(ports, user.st_uid, vm)
-    note_start(scope, vm)
+    note_start(scope, vm, accelerator)
 
 
 def after_stop(scope: Scope, vm: str) -> None:

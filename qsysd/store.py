@@ -33,13 +33,23 @@ class Summary(NamedTuple):
     digest: str | None
 
 
+class Started(NamedTuple):
+    """What a VM was started with: None and "" where its unit's first step was of an older version."""
+
+    digest: str
+    memory_mib: int | None
+    cpus: int | None
+    accelerator: str
+
+
 class Claims(NamedTuple):
-    """What a VM has that no other may have too, and the VMs that it waits for."""
+    """What a VM has that no other may have too, the VMs that it waits for, and its memory."""
 
     name: str
     uuid: str
     nics: tuple[Nic, ...]
     depends_on: tuple[str, ...]
+    memory_mib: int
 
 
 def _number(text: str) -> int | None:
@@ -110,7 +120,7 @@ class Store:
             except QsysdError:
                 pass  # what was rendered from it last holds
             else:
-                return Claims(vm, spec.uuid, spec.nics, spec.depends_on)
+                return Claims(vm, spec.uuid, spec.nics, spec.depends_on, spec.memory_mib)
         nics = _variable(text, "QSYSD_NICS")
         depends_on = _variable(text, "QSYSD_DEPENDS_ON")
         return Claims(
@@ -118,6 +128,7 @@ class Store:
             uuid=_variable(text, "QSYSD_UUID"),
             nics=_nics(nics) if nics else (),
             depends_on=tuple(depends_on.split(":")) if depends_on else (),
+            memory_mib=_number(_variable(text, "QSYSD_MEMORY_MIB")) or 0,
         )
 
     def defaults(self) -> Defaults:
@@ -210,6 +221,18 @@ class Store:
             image=_variable(text, "QSYSD_IMAGE") or None,
             addresses=tuple(nic[-1] for nic in nics if nic[-1] != "-"),
             digest=_variable(text, "QSYSD_DIGEST") or None,
+        )
+
+    def started(self, vm: str) -> Started | None:
+        """Return what a VM that runs was started with, None where nothing was recorded."""
+        text = read_text(self.scope.note(vm), errors="replace")
+        if text is None:
+            return None
+        return Started(
+            digest=text.partition("\n")[0],
+            memory_mib=_number(_variable(text, "QSYSD_MEMORY_MIB")),
+            cpus=_number(_variable(text, "QSYSD_CPUS")),
+            accelerator=_variable(text, "QSYSD_ACCELERATOR"),
         )
 
     def _rendered_head(self, vm: str) -> tuple[str, int | None]:

@@ -43,7 +43,7 @@ def list_vms(names: Sequence[str], as_json: bool) -> None:
         print_json([asdict(vm) for vm in vms])
         return
     if not vms:
-        click.echo("no VMs yet; make one: qsysd create web1 --image debian", err=True)
+        click.echo("no VMs; create one: qsysd create web1 --image debian", err=True)
         return
     print_table(
         ("NAME", "STATE", "GUEST", "BOOT", "IP", "IMAGE", "MEMORY", "CPUS"),
@@ -55,8 +55,8 @@ def list_vms(names: Sequence[str], as_json: bool) -> None:
                 "enabled" if vm.enabled else "disabled",
                 vm.ip or "-",
                 vm.image or "-",
-                f"{vm.memory_mib} MiB" if vm.memory_mib else "-",
-                str(vm.cpus or "-"),
+                _with_pending(vm.memory_mib, vm.pending_memory_mib, " MiB"),
+                _with_pending(vm.cpus, vm.pending_cpus),
             )
             for vm in vms
         ),
@@ -66,6 +66,13 @@ def list_vms(names: Sequence[str], as_json: bool) -> None:
 def _state(vm: ListedVM) -> str:
     """Return systemd's state, with the substate where it says more."""
     return vm.active if vm.sub in ("running", "dead", "failed") else f"{vm.active} ({vm.sub})"
+
+
+def _with_pending(value: int | None, pending: int | None, unit: str = "") -> str:
+    """Return what is in use, with what the next start brings: `1024 MiB (2048 MiB pending)`."""
+    if not value:
+        return "-"
+    return f"{value}{unit}" + (f" ({pending}{unit} pending)" if pending else "")
 
 
 @click.command()
@@ -97,14 +104,16 @@ def _print_status(vm: VMStatus) -> None:
 
     unit = _state(vm) + (f", {vm.result}" if vm.result != "success" else "")
     if vm.crash_loop:
-        unit = "failed, crash loop: it crashed too often in a row; qsysd start tries again"
+        unit = f"failed, crash loop: it crashed too often in a row; qsysd start {vm.name} tries again"
     lines = [
         ("unit", f"{vm.unit}: {unit}"),
         ("guest", vm.guest or "off"),
         ("host boot", "starts" if vm.enabled else "does not start"),
     ]
     if vm.guest == "io-error":
-        lines.append(("", "paused by an I/O error of a disk: free space on the host, then qsysd resume"))
+        lines.append(
+            ("", f"paused by an I/O error: free disk space on the host, then qsysd resume {vm.name}")
+        )
     if vm.uptime is not None:
         lines.append(("up", human_duration(vm.uptime)))
     if vm.restarts:
@@ -114,11 +123,14 @@ def _print_status(vm: VMStatus) -> None:
         lines.append(("QEMU", f"pid {vm.pid}{memory}"))
     lines.append(("IP", vm.ip or "-"))
     lines.append(("image", vm.image or "-"))
-    lines.append(("memory", f"{vm.memory_mib} MiB" if vm.memory_mib else "-"))
-    lines.append(("cpus", str(vm.cpus or "-")))
+    lines.append(("memory", _with_pending(vm.memory_mib, vm.pending_memory_mib, " MiB")))
+    lines.append(("CPUs", _with_pending(vm.cpus, vm.pending_cpus)))
     if vm.machine:
-        lines.append(("machine", f"{vm.machine}, accel {vm.accel}"))
-    lines += [("disk", f"{disk['path']}: {human_size(disk['used'])} on this host") for disk in vm.disks]
+        accelerator = f"{vm.accelerator} in use" if vm.accelerator else vm.accel
+        lines.append(("machine", f"{vm.machine}, accelerator {accelerator}"))
+    for disk in vm.disks:
+        size = f" of {human_size(disk['size'])}" if disk["size"] else ""
+        lines.append(("disk", f"{disk['path']}: {human_size(disk['used'])}{size}"))
     lines += [("nic", f"{nic['mac']} on {nic['network']}, {nic['tap']}") for nic in vm.nics]
     lines += [("pending", text) for text in vm.pending]
     if vm.problem:

@@ -54,9 +54,14 @@ Examples:
 @click.option("--append", metavar="WORDS", help="Its command line.")
 @click.option("--machine", metavar="TYPE", help="QEMU's machine type; pinned to its version at create.")
 @click.option("--accel", metavar="auto|kvm|tcg", help="How to run the guest.")
-@click.option("--user", help="The guest's user for `qsysd ssh`.")
+@click.option("--user", metavar="USER", help="Login of `qsysd ssh`; not created in the guest.")
 @click.option(
-    "--ssh-key", "ssh_keys", multiple=True, type=click.Path(exists=True), help="Public key file. Repeat it."
+    "--ssh-key",
+    "ssh_keys",
+    multiple=True,
+    metavar="FILE",
+    type=click.Path(exists=True),
+    help="Public key for the guest's first boot. Repeatable.",
 )
 @click.option(
     "--depends-on", multiple=True, metavar="VM", shell_complete=complete_vm, help="Start after this VM."

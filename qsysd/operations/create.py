@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from qsysd import config, files, network, paths, render, seed, values
 from qsysd.errors import ExistsError, InvalidError, NotFoundError, QsysdError
-from qsysd.operations import control, image, qemu, transaction
+from qsysd.operations import control, image, listing, qemu, transaction
 from qsysd.operations.delete import recover, remove_everything
 from qsysd.operations.host import Host
 from qsysd.spec import Defaults, Disk, NetworkSpec, Nic, VMSpec
@@ -147,12 +147,28 @@ def _check(host: Host, spec: VMSpec, others: Sequence[Claims]) -> None:
     check_references(host, spec, others)
     if spec.image:
         host.images.check(spec.image)
+        default_user = host.images.get(spec.image).default_user
+        if default_user and spec.user != default_user:
+            host.tell(
+                f"warning: the user {spec.user} is not created in the guest, it is only the login of "
+                f"qsysd ssh; the SSH keys are for {default_user}"
+            )
     _check_interfaces(spec, others)
+    _warn_of_memory(host, spec, others)
+
+
+def _warn_of_memory(host: Host, spec: VMSpec, others: Sequence[Claims]) -> None:
+    """Warn when the VMs that run or start at host boot have more memory together than this host."""
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if spec.memory_mib * 1024**2 > total:
+    units = host.systemd.not_off(paths.UNIT_PATTERN)
+    running = {paths.vm_of_unit(name) for name, state in units.items() if state.active != "failed"}
+    counted = running | listing.enabled_names(host)
+    memory_mib = spec.memory_mib + sum(other.memory_mib for other in others if other.name in counted)
+    if memory_mib * 1024**2 > total:
         host.tell(
-            f"warning: {spec.name} has {values.human_size(spec.memory_mib * 1024**2)} of memory, "
-            f"more than this host's {values.human_size(total)}"
+            f"warning: with {spec.name}, the running and enabled VMs have "
+            f"{values.human_size(memory_mib * 1024**2)} of memory, more than this host's "
+            f"{values.human_size(total)}"
         )
 
 

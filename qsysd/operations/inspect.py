@@ -10,7 +10,7 @@ from typing import Any
 
 from qsysd import paths
 from qsysd.errors import QsysdError
-from qsysd.files import read_text
+from qsysd.images import formats
 from qsysd.operations import transaction
 from qsysd.operations.host import Host
 from qsysd.operations.listing import ListedVM, list_vms
@@ -20,7 +20,11 @@ STATUS_MONITOR_TIMEOUT = 2.0
 
 @dataclass(frozen=True)
 class VMStatus(ListedVM):
-    """A VM's two sides, systemd's and QEMU's. uptime: seconds; crash_loop: systemd restarts it no more."""
+    """A VM as systemd and as QEMU see it.
+
+    uptime: seconds; crash_loop: systemd no longer restarts it; accel: of the definition; accelerator: the
+    one in use, "" for a VM that is off.
+    """
 
     result: str = "success"
     restarts: int = 0
@@ -29,6 +33,7 @@ class VMStatus(ListedVM):
     uuid: str = ""
     machine: str = ""
     accel: str = ""
+    accelerator: str = ""
     user: str | None = None
     disks: list[dict[str, Any]] = field(default_factory=list)
     nics: list[dict[str, Any]] = field(default_factory=list)
@@ -73,7 +78,8 @@ def _status(host: Host, listed: ListedVM) -> VMStatus:
             "nics": [asdict(nic) | {"tap": paths.tap(name, index)} for index, nic in enumerate(spec.nics)],
             "pending": pending(host, name, running=listed.pid is not None),
         }
-    started = properties.get("ActiveEnterTimestampMonotonic", 0) / 1e6
+    started = host.store.started(name) if listed.pid else None
+    active_since = properties.get("ActiveEnterTimestampMonotonic", 0) / 1e6
     memory = properties.get("MemoryCurrent", 2**64 - 1)
     result, restarts = str(properties.get("Result", "success")), int(properties.get("NRestarts", 0))
     return VMStatus(
@@ -81,14 +87,15 @@ def _status(host: Host, listed: ListedVM) -> VMStatus:
         result=result,
         restarts=restarts,
         crash_loop=_is_crash_loop(listed.active, result, restarts),
-        uptime=time.monotonic() - started if listed.active == "active" and started else None,
+        uptime=time.monotonic() - active_since if listed.active == "active" and active_since else None,
+        accelerator=started.accelerator if started else "",
         memory_current=None if memory >= 2**63 else int(memory),
         **details,
     )
 
 
 def _disks(host: Host, name: str) -> list[dict[str, Any]]:
-    """Return the VM's disk files with what they take on this host, in bytes."""
+    """Return the VM's disk files; used: bytes on this host, size: bytes of the virtual disk, if known."""
     found = []
     try:
         entries = sorted(os.scandir(host.scope.vm_dir(name)), key=lambda entry: entry.name)
@@ -96,8 +103,16 @@ def _disks(host: Host, name: str) -> list[dict[str, Any]]:
         return []
     for entry in entries:
         if paths.is_disk(entry.name) and entry.is_file(follow_symlinks=False):
-            found.append({"path": entry.path, "used": entry.stat(follow_symlinks=False).st_blocks * 512})
+            used = entry.stat(follow_symlinks=False).st_blocks * 512
+            found.append({"path": entry.path, "used": used, "size": _virtual_size(entry.path)})
     return found
+
+
+def _virtual_size(path: str) -> int | None:
+    try:
+        return formats.read_header(path).virtual_size
+    except (OSError, formats.BrokenImageError):
+        return None
 
 
 def pending(host: Host, name: str, *, running: bool) -> list[str]:
@@ -111,8 +126,8 @@ def pending(host: Host, name: str, *, running: bool) -> list[str]:
     rendered = render.vm(host.store.load(name), host.scope)
     if host.store.differences(name, rendered):
         found.append("render: the definition was changed by hand; qsysd render writes what follows from it")
-    noted = read_text(host.scope.note(name))
-    if running and noted is not None and noted.strip() != rendered.digest:
+    started = host.store.started(name) if running else None
+    if started and started.digest != rendered.digest:
         found.append("restart: it runs with an older definition; qsysd restart puts the new one in force")
     found += [
         f"{intent.verb}: a command was killed half-way; the next changing command removes what it left"

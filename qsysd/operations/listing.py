@@ -19,7 +19,11 @@ QUESTIONS = 200  # at once: a process may have 1024 files open
 
 @dataclass(frozen=True)
 class ListedVM:
-    """A line of the list. active, sub: systemd's; guest: QMP's run state, None when QEMU does not run."""
+    """A line of the list. active, sub: systemd's; guest: QMP's run state, None when QEMU does not run.
+
+    memory_mib, cpus: what QEMU runs with, of a VM that is off what it will start with; pending_memory_mib,
+    pending_cpus: what a running VM gets at its next start where that differs.
+    """
 
     name: str
     unit: str
@@ -32,6 +36,8 @@ class ListedVM:
     image: str | None
     memory_mib: int | None
     cpus: int | None
+    pending_memory_mib: int | None = None
+    pending_cpus: int | None = None
 
 
 def guest_state(host: Host, name: str, pid: int, timeout: float) -> str:
@@ -126,6 +132,9 @@ def _listed(
     host: Host, name: str, state: UnitState | None, pid: int | None, guest: str | None, enabled: bool
 ) -> ListedVM:
     summary = host.store.summary(name)
+    started = host.store.started(name) if pid else None
+    memory_mib = (started and started.memory_mib) or summary.memory_mib
+    cpus = (started and started.cpus) or summary.cpus
     state = state or not_loaded(paths.unit(name))
     return ListedVM(
         name=name,
@@ -137,6 +146,8 @@ def _listed(
         pid=pid,
         ip=summary.addresses[0] if summary.addresses else None,
         image=summary.image,
-        memory_mib=summary.memory_mib,
-        cpus=summary.cpus,
+        memory_mib=memory_mib,
+        cpus=cpus,
+        pending_memory_mib=summary.memory_mib if summary.memory_mib != memory_mib else None,
+        pending_cpus=summary.cpus if summary.cpus != cpus else None,
     )

@@ -168,13 +168,13 @@ def test_the_life_of_a_vm(run: Run, host: OwnHost) -> None:
     assert run("stop", "web1").stdout == "web1: already off\n"
     assert run("delete", "web1", "--yes").stdout == "web1: deleted\n"
     assert run("list").stdout == ""
-    assert "no VMs yet" in run("list").stderr
+    assert "no VMs; create one" in run("list").stderr
 
 
 def test_what_is_shown_is_for_people_what_is_told_is_beside_it(run: Run) -> None:
     done = run(*CREATE, "--memory", "900T", "--no-start")
     assert done.stdout.startswith("web1: made at ")
-    assert done.stderr.startswith("warning: web1 has 900")
+    assert done.stderr.startswith("warning: with web1, the running and enabled VMs have 900")
     assert run("list", "--json").stderr == ""
 
 

@@ -16,10 +16,11 @@ import own_qsysd
 import pytest
 from own_host import OwnHost
 from qmp_peer import Connection, Peer, Refuse, Script
+from samples import KEY
 
 from qsysd import paths
 from qsysd.errors import HostError, InvalidError, NotFoundError, QsysdError, StateError, TimeoutExpired
-from qsysd.operations import access, control, create, inspect, journal, listing
+from qsysd.operations import access, control, create, define, inspect, journal, listing
 from qsysd.operations.control import Outcome
 
 UNIT = paths.unit("web1")
@@ -342,6 +343,35 @@ def test_what_waits_for_a_restart_is_pending(vm: OwnHost) -> None:
     note.write_text("0123456789abcdef\n", encoding="utf-8")
     assert inspect.pending(vm, "web1", running=True)[0].startswith("restart: ")
     assert inspect.pending(vm, "web1", running=False) == []
+
+
+def test_list_and_status_show_what_runs_and_what_is_pending(vm: OwnHost) -> None:
+    vm.fake.set(UNIT, "active", "running")
+    os.makedirs(vm.scope.notes_dir)
+    note = Path(vm.scope.note("web1"))
+    lines = ("0123456789abcdef", "QSYSD_MEMORY_MIB=512", "QSYSD_CPUS=1", "QSYSD_ACCELERATOR=kvm")
+    note.write_text("\n".join(lines) + "\n", encoding="ascii")
+    (shown,) = inspect.status(vm, ["web1"])
+    assert (shown.memory_mib, shown.pending_memory_mib) == (512, 1024)
+    assert (shown.cpus, shown.pending_cpus) == (1, None)
+    assert shown.accelerator == "kvm"
+    assert [disk["size"] for disk in shown.disks] == [65536]
+    # its note is of no importance once it is off
+    vm.fake.set(UNIT, "inactive", "dead")
+    (shown,) = inspect.status(vm, ["web1"])
+    assert (shown.memory_mib, shown.pending_memory_mib, shown.accelerator) == (1024, None, "")
+
+
+def test_edit_names_what_takes_effect_at_the_first_boot_only(vm: OwnHost) -> None:
+    before = vm.store.require("web1")
+    define.edit(vm, "web1", re.sub("user: .*", f"user: bob\nssh_keys: [{KEY}]", before), before=before)
+    keys, user = vm.told
+    assert "ssh_keys takes effect at the guest's first boot only" in keys
+    assert "user is the login of qsysd ssh; it is not created in the guest" in user
+    vm.told.clear()
+    before = vm.store.require("web1")
+    define.edit(vm, "web1", before.replace("1G", "2G"), before=before)
+    assert vm.told == []
 
 
 # into the guest

@@ -172,10 +172,40 @@ def test_an_address_that_somebody_still_holds_is_not_given_away(host: OwnHost) -
     assert make(host).nics[0].address != first
 
 
-def test_more_memory_than_the_host_has_is_told(host: OwnHost) -> None:
-    make(host, more="memory: 900T\n", start=False)
+def test_a_user_that_is_not_the_images_own_is_named_as_a_login_only(host: OwnHost) -> None:
+    Path(host.scope.image_origin("tiny")).write_text("default_user: debian\n", encoding="utf-8")
+    make(host, more="user: bob\n", start=False)
+    (warning,) = host.told
+    assert warning.startswith("warning: the user bob is not created in the guest")
+    assert "the SSH keys are for debian" in warning
+    host.told.clear()
+    make(host, "web2", more="user: debian\n", start=False)
+    assert host.told == []
+
+
+def test_more_memory_than_the_host_has_is_told_at_create(
+    host: OwnHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Running and enabled VMs count, one that is off and stays off does not."""
+    pages = {"SC_PHYS_PAGES": 3 * 1024**3 // 4096, "SC_PAGE_SIZE": 4096}
+    monkeypatch.setattr("os.sysconf", pages.__getitem__)
+    make(host, "running", enable=False)
+    make(host, "enabled", start=False)
+    make(host, "unused", start=False, enable=False)
+    assert host.told == []
+    make(host, "fourth")
+    assert host.told == []
+    make(host, "fifth")
+    assert host.told == [
+        "warning: with fifth, the running and enabled VMs have 4.0 GiB of memory, "
+        "more than this host's 3.0 GiB"
+    ]
+
+
+def test_a_vm_of_more_memory_than_the_host_is_told_at_create(host: OwnHost) -> None:
+    make(host, more="memory: 900T\n", start=False, enable=False)
     assert len(host.told) == 1
-    assert host.told[0].startswith("warning: web1 has ")
+    assert host.told[0].startswith("warning: with web1, the running and enabled VMs have ")
 
 
 def test_what_a_killed_command_left_is_removed_first(host: OwnHost) -> None:

@@ -19,6 +19,7 @@ from qmp_peer import Connection, Peer, Refuse, Script
 from qsysd import helper, roots
 from qsysd.errors import HostError, InvalidError, QsysdError, TimeoutExpired
 from qsysd.paths import Scope
+from qsysd.store import Started, Store
 
 VM = "web1"
 # root tries with somebody else's uid, everybody else with their own
@@ -448,7 +449,7 @@ def unit(directory: Path, scope: Scope, monkeypatch: pytest.MonkeyPatch) -> None
     os.chown(scope.socket_dir(VM), UID, GID)
     for name, value in (
         ("QSYSD_NICS", ""), ("QSYSD_ACCEL", "-accel tcg"), ("QSYSD_DIGEST", "0123456789abcdef"),
-        ("QSYSD_READ_FILES", ""),
+        ("QSYSD_READ_FILES", ""), ("QSYSD_MEMORY_MIB", "512"), ("QSYSD_CPUS", "2"),
     ):  # fmt: skip
         monkeypatch.setenv(name, value)
 
@@ -459,7 +460,23 @@ def test_before_start_hands_the_directory_to_the_uid_that_systemd_chose(
 ) -> None:
     helper.before_start(scope, VM)
     assert owners(directory) == {(UID, GID)}
-    assert Path(scope.note(VM)).read_text(encoding="ascii") == "0123456789abcdef\n"
+
+
+@pytest.mark.usefixtures("unit", "directory")
+@pytest.mark.parametrize(
+    ("words", "accelerator"), [("-accel tcg", "tcg"), ("-accel kvm", "kvm"), (None, "kvm")]
+)
+def test_before_start_records_what_the_vm_starts_with(
+    scope: Scope, monkeypatch: pytest.MonkeyPatch, words: str | None, accelerator: str
+) -> None:
+    """Without the variable, at the first start on a host, by the file that systemd reads next."""
+    if words:
+        monkeypatch.setenv("QSYSD_ACCEL", words)
+    else:
+        monkeypatch.delenv("QSYSD_ACCEL")
+        monkeypatch.setattr("qsysd.acceleration.probe", lambda: None)
+    helper.before_start(scope, VM)
+    assert Store(scope).started(VM) == Started("0123456789abcdef", 512, 2, accelerator)
 
 
 @pytest.mark.needs_root

@@ -18,7 +18,7 @@ from qsysd import config, render
 from qsysd.errors import InvalidError, NotFoundError, QsysdError
 from qsysd.files import SyncedTogether, read_text, remove, write_atomic
 from qsysd.paths import Scope
-from qsysd.store import Claims, Store, Summary
+from qsysd.store import Claims, Started, Store, Summary
 
 PACKAGE = os.path.dirname(os.path.dirname(qsysd.__file__))
 
@@ -349,7 +349,7 @@ def test_a_broken_definition_claims_what_it_had(definitions: Store, scope: Scope
     assert definitions.claims(but="")[0].nics == vm().nics
     Path(scope.environment("web1")).write_text("QSYSD_NICS=x\n", encoding="utf-8")
     Path(scope.definition("web1")).touch()
-    assert definitions.claims(but="") == [Claims("web1", "", (), ())]
+    assert definitions.claims(but="") == [Claims("web1", "", (), (), 0)]
 
 
 # the list's short way
@@ -403,3 +403,27 @@ def test_definitions_are_written_as_they_are_read(definitions: Store) -> None:
     text = definitions.require("web1")
     assert config.parse_vm(text, "x") == vm(stop_timeout=7)
     assert remove("nothing") is False
+
+
+# what a VM was started with
+
+
+@pytest.mark.parametrize(
+    ("text", "started"),
+    [
+        ("0123456789abcdef\n", Started("0123456789abcdef", None, None, "")),
+        (
+            "0123456789abcdef\nQSYSD_MEMORY_MIB=512\nQSYSD_CPUS=2\nQSYSD_ACCELERATOR=kvm\n",
+            Started("0123456789abcdef", 512, 2, "kvm"),
+        ),
+        ("0123456789abcdef\nQSYSD_MEMORY_MIB=\nQSYSD_CPUS=x\n", Started("0123456789abcdef", None, None, "")),
+        ("", Started("", None, None, "")),
+    ],
+)
+def test_a_note_of_a_start_is_read_in_the_old_and_the_new_form(
+    definitions: Store, text: str, started: Started
+) -> None:
+    os.makedirs(definitions.scope.notes_dir)
+    assert definitions.started("web1") is None
+    Path(definitions.scope.note("web1")).write_text(text, encoding="ascii")
+    assert definitions.started("web1") == started

@@ -13,6 +13,7 @@ from tests.integration.helpers import (
     FROZEN,
     SOON,
     active,
+    arguments_of,
     assert_no_force,
     assert_traces,
     at_once,
@@ -224,7 +225,11 @@ def test_edit_is_pending_until_restart(any_host: LabHost, vm: VMFactory) -> None
     said = edit(any_host, name, ("memory: 160M", "memory: 176M"))
     assert f"qsysd restart {name}" in said
     assert [text.split(":")[0] for text in status(any_host, name)["pending"]] == ["restart"]
-    assert "pending" in any_host.qsysd("status", name).stdout
+    # what runs, with what will run beside it
+    for verb in ("status", "list"):
+        assert "160 MiB (176 MiB pending)" in any_host.qsysd(verb, name).stdout
+    accelerator = arguments_of(any_host, main_pid(any_host, name))[2]
+    assert f"accelerator {accelerator} in use" in any_host.qsysd("status", name).stdout
     assert memory_in_force(any_host, name) == "size=160M"
     any_host.qsysd("restart", name)
     assert status(any_host, name)["pending"] == []

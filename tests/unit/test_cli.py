@@ -616,13 +616,14 @@ def test_a_list(qsysd_command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         "web1              active                     running  enabled   10.83.0.10  debian  512 MiB  2\n"
         "database-of-web1  activating (auto-restart)  -        disabled  -           -       -        -\n"
     )
-    keys = {"name", "unit", "active", "sub", "guest", "enabled", "pid", "ip", "image", "memory_mib", "cpus"}
+    keys = {"name", "unit", "active", "sub", "guest", "enabled", "pid", "ip", "image"}
+    keys |= {"memory_mib", "cpus", "pending_memory_mib", "pending_cpus"}
     assert [set(each) for each in json.loads(qsysd_command("list", "--json").output)] == [keys, keys]
 
 
 def test_an_empty_list(qsysd_command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listing, "list_vms", lambda host, names: [])
-    assert "no VMs yet" in qsysd_command("list").output
+    assert "no VMs; create one" in qsysd_command("list").output
     assert json.loads(qsysd_command("list", "--json").output) == []
 
 

@@ -1,0 +1,56 @@
+"""What can name an image, and what to type instead of what cannot."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import shlex
+from collections.abc import Iterable
+
+NAME_RULE = "[a-z][a-z0-9.-]{0,62}"
+NAME = re.compile(NAME_RULE)
+DISK_SUFFIXES = (".qcow2", ".img", ".raw", ".vmdk", ".vdi", ".vhdx", ".iso")
+SUITES = {"12": "bookworm", "13": "trixie"}
+
+
+class RefusedName(ValueError):
+    """A text that cannot name an image, with what to type instead."""
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+def checked(text: str) -> str:
+    """Return the text. Raises RefusedName unless it can name an image."""
+    if NAME.fullmatch(text):
+        return text
+    if "/" in text or text.endswith(DISK_SUFFIXES):
+        raise RefusedName(f"{text!r} is not the name of an image but a file", import_command(text))
+    name, _, version = text.lower().partition(":")
+    if version and NAME.fullmatch(name):
+        hint = f"did you mean {name!r}? A release: qsysd image build {name} --suite SUITE --name NAME"
+        raise RefusedName(f"{text!r} is not the name of an image: images have no tags", hint)
+    hint = f"did you mean {name!r}?" if NAME.fullmatch(name) else "qsysd image list"
+    raise RefusedName(f"{text!r} is not the name of an image; allowed is {NAME_RULE}", hint)
+
+
+def instead(name: str, known: Iterable[str]) -> str:
+    """Return what to type instead of an image that does not exist. known: those that do, or can be built."""
+    if name.endswith(DISK_SUFFIXES):
+        return import_command(name)
+    release = name.removeprefix("debian").removeprefix("-")
+    if release in (*SUITES, *SUITES.values()):
+        return f"qsysd image build debian --suite {SUITES.get(release, release)} --name {name}"
+    close = difflib.get_close_matches(name, list(known), 1)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return "qsysd image list shows the images; qsysd image import FILE --name NAME adds one"
+
+
+def import_command(path: str) -> str:
+    """Return the commands that make an image of a disk file, under a name like the file's, and use it."""
+    stem = path.rpartition("/")[2].lower().partition(".")[0]
+    name = re.sub("[^a-z0-9-]+", "-", stem).strip("-")[:63]
+    name = name if NAME.fullmatch(name) else "NAME"
+    return f"qsysd image import {shlex.quote(path)} --name {name}; then --image {name}"
