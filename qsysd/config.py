@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
-from qsysd import values
+from qsysd import image_names, values
 from qsysd.errors import InvalidError
 from qsysd.paths import NAME_RULE, is_name
 from qsysd.spec import (
@@ -34,7 +34,6 @@ CPUS_MAXIMUM = 1024
 _PLAIN_PATH = re.compile(r"/[A-Za-z0-9._/+@=~-]+")
 _MACHINE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _CPU = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+,=-]{0,255}")
-_IMAGE = re.compile(r"[a-z][a-z0-9.-]{0,62}")
 _USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
@@ -50,6 +49,7 @@ class Problems:
     def __init__(self, source: str) -> None:
         self.source = source
         self.lines: list[tuple[int, str]] = []
+        self.hint = f"correct {source} and try again" if source else "qsysd create --help"
 
     def add(self, node: Any, path: str, message: str) -> None:
         """Note a problem at a YAML node."""
@@ -60,10 +60,7 @@ class Problems:
     def check(self) -> None:
         """Raise InvalidError with every problem, in the order of the file, if there is any."""
         if self.lines:
-            raise InvalidError(
-                "\n".join(text for _, text in sorted(self.lines)),
-                hint=f"correct {self.source} and try again" if self.source else "qsysd create --help",
-            )
+            raise InvalidError("\n".join(text for _, text in sorted(self.lines)), hint=self.hint)
 
 
 def _unknown(key: str, known: Iterable[str]) -> str:
@@ -113,6 +110,8 @@ class Section:
             return convert(self.items[key])
         except ValueError as error:
             self.problems.add(self.items[key], self._where(key), str(error))
+            if isinstance(error, image_names.RefusedName):
+                self.problems.hint = error.hint
             return default
 
     def required(self, key: str, convert: Callable[[Any], T], default: T) -> T:
@@ -346,13 +345,13 @@ def parse_vm(text: str, source: str, *, name: str | None = None, defaults: Defau
         cpus=root.value("cpus", _integer(1, CPUS_MAXIMUM), defaults.cpus),
         cpu=root.value("cpu", _matching(_CPU, "a CPU model"), None),
         accel=root.value("accel", _choice(Accel), defaults.accel),
-        image=root.value("image", _matching(_IMAGE, "an image name"), None),
+        image=root.value("image", lambda node: image_names.checked(_text(node)), None),
         disks=root.each("disks", disk),
         nics=root.each("nics", nic) if root.present("nics") else (Nic(defaults.network, "", None),),
         kernel=kernel,
         seed=root.value("seed", _boolean, root.present("image")),
         user=root.value("user", _matching(_USER, "a user name"), None),
-        ssh_keys=root.each("ssh_keys", lambda node, _: _matching(values.SSH_KEY, "an ssh public key")(node)),
+        ssh_keys=root.each("ssh_keys", lambda node, _: _matching(values.SSH_KEY, "an SSH public key")(node)),
         depends_on=root.each("depends_on", lambda node, _: _name(node)),
         stop_timeout=root.value("stop_timeout", _duration, defaults.stop_timeout),
         qemu_args=root.each("qemu_args", lambda node, _: _text(node)),
@@ -370,7 +369,8 @@ def _check_vm(spec: VMSpec, root: Section, problems: Problems, name: str | None)
         )
     if spec.name in spec.depends_on:
         problems.add(root.items["depends_on"], "depends_on", "a VM cannot depend on itself")
-    if spec.image is None and not spec.disks and spec.kernel is None and root.items:
+    disks = root.items["disks"].value if root.present("disks") else None
+    if root.items and not (root.present("image") or root.present("kernel") or disks):
         problems.add(root.node, "", "nothing to boot from: give 'image', 'kernel' or 'disks'")
     macs = [nic.mac for nic in spec.nics if nic.mac]
     if len(set(macs)) != len(macs):

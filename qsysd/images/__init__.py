@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,12 +16,10 @@ from dataclasses import dataclass
 from qsysd import process
 from qsysd.errors import ExistsError, InvalidError, NotFoundError, QsysdError, StateError
 from qsysd.files import remove, write_atomic
+from qsysd.image_names import NAME, NAME_RULE
 from qsysd.images import formats, partial
 from qsysd.images.formats import BrokenImageError, Header
 from qsysd.paths import Scope
-
-NAME_RULE = "[a-z][a-z0-9.-]{0,62}"
-NAME = re.compile(NAME_RULE)
 
 Progress = Callable[[str], None]
 

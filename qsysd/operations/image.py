@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from qsysd import paths
-from qsysd.errors import InvalidError
+from qsysd import image_names, paths
+from qsysd.errors import InvalidError, NotFoundError
 from qsysd.images import Image, Users
 from qsysd.operations import transaction
 from qsysd.operations.delete import recover
@@ -89,14 +89,16 @@ def remove(host: Host, names: Sequence[str]) -> None:
 
 
 def ensure(host: Host, name: str) -> bool:
-    """Make sure that an image is there: one that has a recipe is built. Return whether it was built.
+    """Build an image that does not exist and has a recipe. Return whether it was built.
 
     Raises NotFoundError for one that has none.
     """
     if host.images.exists(name):
         return False
     if name not in RECIPES:
-        host.images.require(name)
-    host.tell(f"there is no image {name} on this host yet: building it, once")
+        raise NotFoundError(
+            f"image {name} does not exist", hint=image_names.instead(name, [*host.images.names(), *RECIPES])
+        )
+    host.tell(f"image {name} does not exist on this host yet: building it, once")
     build(host, name)
     return True

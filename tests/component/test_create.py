@@ -228,7 +228,7 @@ def refused(host: OwnHost, text: str, error: type[QsysdError], words: str) -> No
 @pytest.mark.parametrize(
     ("more", "error", "words"),
     [
-        ("image: nothing", NotFoundError, "there is no image nothing"),
+        ("image: nothing", NotFoundError, "there is no image nothing|image nothing does not exist"),
         ("image: tiny\ndepends_on: [db1]", NotFoundError, "depends on 'db1', and there is no such VM"),
         ("image: tiny\nnics: [{network: lan}]", NotFoundError, "there is no network 'lan'"),
         (

@@ -109,7 +109,7 @@ def test_somebody_elses_files_are_not_taken_over(host: LabHost, vm: VMFactory) -
 def test_unknown_things(host: LabHost, vm: VMFactory) -> None:
     name, before = vm(), traces(host)
     said = refused(host, "create", name, "--image", "nope", status=3)
-    assert "there is no image nope" in said and "hint: qsysd image " in said
+    assert "image nope does not exist" in said and "hint: qsysd image " in said
     said = refused(host, "create", name, *KERNEL, "--network", "nope", status=3)
     assert "nope" in said
     said = refused(host, "create", name, *KERNEL, "--depends-on", "nope", status=3)

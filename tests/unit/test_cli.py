@@ -309,6 +309,60 @@ def test_groups_hold_each_verb_once_and_the_readme_shows_them() -> None:
         assert f"{title}:\n" in shown
 
 
+@pytest.mark.usefixtures("host")
+@pytest.mark.parametrize(
+    ("name", "status", "error", "hint"),
+    [
+        (
+            "debian:12",
+            2,
+            "image: 'debian:12' is not the name of an image: images have no tags",
+            "did you mean 'debian'? A release: qsysd image build debian --suite SUITE --name NAME",
+        ),
+        (
+            "Debian",
+            2,
+            "image: 'Debian' is not the name of an image; allowed is [a-z][a-z0-9.-]{0,62}",
+            "did you mean 'debian'?",
+        ),
+        (
+            "./My disk.qcow2",
+            2,
+            "image: './My disk.qcow2' is not the name of an image but a file",
+            "qsysd image import './My disk.qcow2' --name my-disk; then --image my-disk",
+        ),
+        (
+            "x.qcow2",
+            3,
+            "image x.qcow2 does not exist",
+            "qsysd image import x.qcow2 --name x; then --image x",
+        ),
+        (
+            "debian-12",
+            3,
+            "image debian-12 does not exist",
+            "qsysd image build debian --suite bookworm --name debian-12",
+        ),
+        ("debain", 3, "image debain does not exist", "did you mean 'debian'?"),
+        (
+            "ubuntu",
+            3,
+            "image ubuntu does not exist",
+            "qsysd image list shows the images; qsysd image import FILE --name NAME adds one",
+        ),
+    ],
+)
+def test_a_wrong_image_is_one_error_with_what_to_type(
+    monkeypatch: pytest.MonkeyPatch, host: OwnHost, name: str, status: int, error: str, hint: str
+) -> None:
+    monkeypatch.setattr(create, "_check_free", lambda host, name: None)
+    monkeypatch.setattr(create, "check_references", lambda host, spec, others: None)
+    assert run_main(monkeypatch, "create", "web3", "--image", name) == (
+        status,
+        f"error: {error}\nhint: {hint}\n",
+    )
+
+
 # one shape: verbs on VMs
 
 
