@@ -166,9 +166,9 @@ class Scope:
         """Return the file of the guest's ssh host keys, as ssh first saw them."""
         return os.path.join(self.known_hosts_dir, vm)
 
-    def intent(self, vm: str) -> str:
-        """Return the durable note of a create or delete that is under way."""
-        return os.path.join(self.intents_dir, f"{vm}.json")
+    def intent(self, vm: str, verb: str) -> str:
+        """Return the durable intent of a command that changes the VM. No name holds a dot."""
+        return os.path.join(self.intents_dir, f"vm.{vm}.{verb}.json")
 
     def seed_scratch(self, vm: str) -> str:
         """Return the directory in which the VM's seed is put together."""

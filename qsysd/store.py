@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from qsysd.errors import InvalidError, NotFoundError, QsysdError
-from qsysd.files import hint, read_text, remove, write_atomic
+from qsysd.files import hint, read_text, write_atomic
 from qsysd.paths import Scope, is_name
 
 if TYPE_CHECKING:
@@ -193,22 +193,6 @@ class Store:
         except FileNotFoundError:
             return False
         return written is None or defined > written
-
-    def remove(self, vm: str) -> None:
-        """Remove what was rendered, then the definition. A person's own drop-ins stay."""
-        files = (self.scope.drop_in(vm), self.scope.environment(vm), self.scope.definition(vm))
-        for path in files:
-            remove(f"{path}.part")  # what a killed write left
-        remove(self.scope.drop_in(vm))
-        try:
-            os.rmdir(self.scope.drop_in_dir(vm))
-        except OSError as error:
-            import errno
-
-            if error.errno not in (errno.ENOENT, errno.ENOTEMPTY):
-                raise
-        remove(self.scope.environment(vm))
-        remove(self.scope.definition(vm))
 
     def summary(self, vm: str) -> Summary:
         """Return what a list shows of a VM; with a missing or broken environment file only its name."""

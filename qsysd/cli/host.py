@@ -83,19 +83,24 @@ def completion(shell: str) -> None:
 
 @click.command()
 def recover() -> None:
-    """Remove what a killed command left behind.
+    """Repair what killed commands left: each VM is whole or removed afterwards.
 
-    Each command that changes something does it first, and so does each host boot.
+    Every changing command, and each host boot, begins with it. Exits with 1 if something cannot be
+    repaired yet.
 
     \b
     Example:
       sudo qsysd recover
     """
-    from qsysd.operations import delete
+    from qsysd.operations import recovery
 
     host = make_host()
     host.require_root()
-    delete.recover(host)
+    found = recovery.recover(host)
+    if not found:
+        click.echo("nothing to recover")
+    if any(result.error for result in found):
+        sys.exit(1)
 
 
 @click.command("help")

@@ -27,7 +27,7 @@ VERBS = {
     "image": ("image", "image", "Base images: build, import, list, info, rm."),
     "setup": ("host", "setup", "Prepare this host; safe to repeat."),
     "doctor": ("host", "doctor", "Check what this host needs, and name the remedies."),
-    "recover": ("host", "recover", "Remove what a killed command left behind."),
+    "recover": ("host", "recover", "Repair what killed commands left."),
     "completion": ("host", "completion", "Print the completion script for a shell."),
     "help": ("host", "help_verb", "Show the help of qsysd or of a verb."),
 }

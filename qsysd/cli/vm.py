@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from qsysd.cli import print_error
 from qsysd.cli.common import (
     chosen,
     complete_image,
@@ -187,11 +188,16 @@ def delete(names: Sequence[str], everything: bool, yes: bool, dry_run: bool) -> 
     if dry_run or not vms:
         return
     confirm(f"Remove {'it' if len(vms) == 1 else 'them'}?", yes=yes)
-    kept = operation.delete(host, vms)
+    done = operation.delete(host, vms)
     for vm in vms:
-        click.echo(f"{vm}: deleted")
-    for path in kept:
+        if vm not in done.failed:
+            click.echo(f"{vm}: deleted")
+    for path in done.kept:
         click.echo(f"your own {path} stays")
+    for error in done.failed.values():
+        print_error(error)
+    if done.failed:
+        sys.exit(next(iter(done.failed.values())).code)
 
 
 @click.command()
@@ -240,22 +246,28 @@ def _edit_text(text: str, name: str) -> str:
     import shlex
     import tempfile
 
-    from qsysd import process
+    from qsysd import files, process
 
-    editor = os.environ.get("VISUAL") or os.environ.get("EDITOR")
+    editor = (os.environ.get("VISUAL") or os.environ.get("EDITOR") or "").strip()
     if not editor:
         editor = next((found for found in ("sensible-editor", "nano", "vi") if process.find(found)), "vi")
+    try:
+        words = shlex.split(editor)
+    except ValueError as error:
+        raise QsysdError(f"the editor {editor!r} is not a command: {error}", hint="EDITOR=nano") from error
     with tempfile.NamedTemporaryFile("w+", prefix=f"qsysd-{name}-", suffix=".yaml", encoding="utf-8") as file:
         file.write(text)
         file.flush()
-        status = process.foreground([*shlex.split(editor), file.name])
+        status = process.foreground([*words, file.name])
         if status:
             raise QsysdError(
                 f"the editor ended with status {status}; nothing was changed", hint=f"EDITOR is {editor!r}"
             )
         # an editor may put a new file in the place of the old one
-        with open(file.name, encoding="utf-8") as changed:
-            return changed.read()
+        changed = files.read_text(file.name)
+        if changed is None:
+            raise QsysdError(f"the editor removed {file.name}; nothing was changed")
+        return changed
 
 
 @click.command()

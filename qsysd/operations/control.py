@@ -252,7 +252,7 @@ def power_off(host: Host, names: Sequence[str]) -> None:
 def _recover(host: Host) -> None:
     if transaction.pending(host.scope):
         # Imported here: delete imports this module, as it switches off what it removes.
-        from qsysd.operations.delete import recover
+        from qsysd.operations.recovery import recover
 
         recover(host)
 

@@ -11,8 +11,9 @@ from dataclasses import replace
 from qsysd import config, files, network, paths, render, seed, values
 from qsysd.errors import ExistsError, InvalidError, NotFoundError, QsysdError
 from qsysd.operations import control, image, listing, qemu, transaction
-from qsysd.operations.delete import recover, remove_everything
 from qsysd.operations.host import Host
+from qsysd.operations.recovery import recover
+from qsysd.operations.removal import remove_everything
 from qsysd.spec import Defaults, Disk, NetworkSpec, Nic, VMSpec
 from qsysd.store import Claims
 
@@ -46,9 +47,7 @@ def create(
                 spec = complete(host, spec, defaults, others, ssh_keys)
                 _check(host, spec, others)
                 undo.enter_context(
-                    transaction.intent(
-                        host, spec.name, "create", lambda: remove_everything(host, [spec.name])
-                    )
+                    transaction.intent(host, spec.name, "create", lambda: remove_everything(host, spec.name))
                 )
                 host.store.write_definition(spec)
             _make(host, spec)

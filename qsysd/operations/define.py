@@ -8,8 +8,8 @@ from dataclasses import replace
 from qsysd import config, network, paths, render, seed
 from qsysd.errors import InvalidError, QsysdError
 from qsysd.operations import control, create, transaction
-from qsysd.operations.delete import recover
 from qsysd.operations.host import Host
+from qsysd.operations.recovery import recover
 from qsysd.spec import VMSpec
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from qsysd import acceleration, network, paths, process, values
 from qsysd.errors import QsysdError
-from qsysd.operations import setup, transaction
+from qsysd.operations import recovery, setup, transaction
 from qsysd.operations.host import Host
 from qsysd.operations.qemu import PROGRAM
 
@@ -40,6 +40,8 @@ def examine(host: Host) -> list[Finding]:
             findings += check(host)
         except QsysdError as error:
             findings.append(Finding("missing", check.__name__.strip("_"), error.message, error.hint))
+        except OSError as error:
+            findings.append(Finding("missing", check.__name__.strip("_"), str(error)))
     return findings
 
 
@@ -165,7 +167,24 @@ def _sockets(host: Host) -> Iterator[Finding]:
 
 def _half_made(host: Host) -> Iterator[Finding]:
     for intent in transaction.pending(host.scope):
-        yield Finding("warning", intent.vm, f"a {intent.verb} is under way, or was killed", "qsysd recover")
+        if recovery.is_known(intent):
+            yield Finding(
+                "warning", intent.name, f"a {intent.verb} is under way, or was killed", "qsysd recover"
+            )
+        else:
+            yield Finding(
+                "warning",
+                intent.name,
+                f"{intent.path} was left by a {intent.verb} of another version of qsysd",
+                f"qsysd recover of that version; or, once {intent.name} is in order: rm {intent.path}",
+            )
+    for path in transaction.unrecognized(host.scope):
+        yield Finding(
+            "warning",
+            "intents",
+            f"{values.printable(path)} is not an intent of qsysd's, and is ignored",
+            f"ls -lab {host.scope.intents_dir}; move it to another directory",
+        )
 
 
 def _definitions(host: Host) -> Iterator[Finding]:

@@ -9,8 +9,8 @@ from qsysd import image_names, paths
 from qsysd.errors import InvalidError, NotFoundError
 from qsysd.images import Image, Users
 from qsysd.operations import transaction
-from qsysd.operations.delete import recover
 from qsysd.operations.host import Host
+from qsysd.operations.recovery import recover
 from qsysd.values import printable
 
 RECIPES = ("debian",)

@@ -130,9 +130,9 @@ def pending(host: Host, name: str, *, running: bool) -> list[str]:
     if started and started.digest != rendered.digest:
         found.append("restart: it runs with an older definition; qsysd restart puts the new one in force")
     found += [
-        f"{intent.verb}: a command was killed half-way; the next changing command removes what it left"
+        f"{intent.verb}: a command was killed before its end; the next changing command repairs it"
         for intent in transaction.pending(host.scope)
-        if intent.vm == name
+        if (intent.kind, intent.name) == ("vm", name)
     ]
     return found
 

@@ -8,36 +8,43 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from qsysd import process, values
-from qsysd.errors import InvalidError
+from qsysd.errors import HostError, InvalidError, QsysdError
+from qsysd.files import remove, sync_directory, write_atomic
 from qsysd.paths import Scope
 
 
 def host_key(scope: Scope) -> str:
-    """Return the public half of the host's key; it is made the first time. Root only."""
-    if not os.path.exists(scope.ssh_key):
-        os.makedirs(os.path.dirname(scope.ssh_key), mode=0o700, exist_ok=True)
-        partial = f"{scope.ssh_key}.part"
-        for path in (partial, f"{partial}.pub"):
-            if os.path.exists(path):
-                os.unlink(path)
-        process.run(
-            [
-                "ssh-keygen",
-                "-q",
-                "-t",
-                "ed25519",
-                "-N",
-                "",
-                "-C",
-                f"qsysd@{os.uname().nodename}",
-                "-f",
-                partial,
-            ]
+    """Return the public half of the host's key, which is created the first time. Root only.
+
+    Raises HostError if the private half is damaged: the guests know no other key of this host.
+    """
+    public = f"{scope.ssh_key}.pub"
+    if not os.path.lexists(scope.ssh_key):
+        _create_host_key(scope)
+    with suppress(InvalidError):
+        return read_keys(public)[0]
+    done = process.run(["ssh-keygen", "-y", "-P", "", "-f", scope.ssh_key], check=False)
+    if done.returncode:
+        raise HostError(
+            f"the SSH key {scope.ssh_key} cannot be used: {process.last_words(done.stderr)}",
+            hint=f"restore it from a backup; or, for a new key: mv {scope.ssh_key} {scope.ssh_key}.damaged",
         )
+    key = done.stdout.strip()
+    with suppress(QsysdError):  # in the way is, for example, a directory
+        write_atomic(public, f"{key}\n", 0o644)
+    return key
+
+
+def _create_host_key(scope: Scope) -> None:
+    os.makedirs(os.path.dirname(scope.ssh_key), mode=0o700, exist_ok=True)
+    partial, comment = f"{scope.ssh_key}.part", f"qsysd@{os.uname().nodename}"
+    for path in (partial, f"{partial}.pub"):
+        remove(path)
+    process.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", partial])
+    with suppress(OSError):  # it is derived from the private half when it is needed
         os.rename(f"{partial}.pub", f"{scope.ssh_key}.pub")
-        os.rename(partial, scope.ssh_key)
-    with open(f"{scope.ssh_key}.pub", encoding="utf-8") as file:
-        return file.read().strip()
+    os.rename(partial, scope.ssh_key)
+    sync_directory(os.path.dirname(scope.ssh_key))
 
 
 def callers_homes() -> list[str]:

@@ -6,9 +6,10 @@ import json
 import os
 import re
 from contextlib import suppress
+from typing import Any
 
 from qsysd import process
-from qsysd.errors import HostError
+from qsysd.errors import HostError, QsysdError
 from qsysd.files import read_text, write_atomic
 from qsysd.paths import Scope
 
@@ -33,14 +34,23 @@ def _machines(scope: Scope) -> dict[str, str]:
     status = os.stat(program)
     identity = [program, status.st_mtime_ns, status.st_size]
     cache = os.path.join(scope.runtime_dir, "machines.json")
-    with suppress(ValueError, KeyError, TypeError, AttributeError):  # unreadable: QEMU is asked again
-        known = json.loads(read_text(cache) or "{}")
-        if known.get("identity") == identity:
-            return dict(known["machines"])
+    known = _remembered(cache)
+    if known.get("identity") == identity and isinstance(machines := known.get("machines"), dict):
+        return {str(name): str(target) for name, target in machines.items()}
     output = process.run([PROGRAM, "-machine", "help"], timeout=30).stdout
     # "q35                  Standard PC (Q35 + ICH9, 2009) (alias of pc-q35-7.2)"
     lines = re.findall(r"^(\S+) .*?(?:\(alias of (\S+)\))?$", output, re.MULTILINE)
     machines = {name: target or name for name, target in lines}
-    os.makedirs(scope.runtime_dir, mode=0o755, exist_ok=True)
-    write_atomic(cache, json.dumps({"identity": identity, "machines": machines}), 0o644)
+    with suppress(OSError, QsysdError):  # QEMU is asked again the next time
+        os.makedirs(scope.runtime_dir, mode=0o755, exist_ok=True)
+        write_atomic(cache, json.dumps({"identity": identity, "machines": machines}), 0o644)
     return machines
+
+
+def _remembered(cache: str) -> dict[str, Any]:
+    """Return what was written about QEMU; empty if it cannot be read, whatever is in its place."""
+    try:
+        known = json.loads(read_text(cache) or "{}")
+    except (QsysdError, ValueError, RecursionError):
+        return {}
+    return known if isinstance(known, dict) else {}

@@ -15,9 +15,9 @@ from qsysd import config, network, paths, process, render, trees
 from qsysd.errors import HostError, QsysdError
 from qsysd.files import read_text, write_atomic
 from qsysd.operations import keys, transaction
-from qsysd.operations.delete import recover
 from qsysd.operations.host import Host
 from qsysd.operations.qemu import PROGRAM
+from qsysd.operations.recovery import recover
 from qsysd.spec import NetworkKind, NetworkSpec
 
 DEFAULT_NETWORK = "default"

@@ -1,24 +1,26 @@
-"""All or nothing: locks, durable notes of intent, and recovery of what a killed command left.
+"""All or nothing: locks, and durable intents.
 
-A command that makes or removes a VM writes a note of intent before its first side effect and removes
-it after the last. A note whose command is dead means that the VM is half there, and the next command
-that changes something, or the next host boot, removes that half whole. Locks are flock(2) on files
-that are never unlinked, so a lock dies with its holder and there is nothing to clean.
+A command that changes what is on disk writes an intent before its first side effect and removes it
+after the last. An intent whose command is dead means that the change is incomplete: module `recovery`
+repairs it, with the next changing command or at host boot. Locks are flock(2) on files that are never
+unlinked, so a lock dies with its holder and needs no cleaning up.
 """
 
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
+import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import NamedTuple
 
 from qsysd.errors import QsysdError, TimeoutExpired
-from qsysd.files import cannot_write, read_text, remove, sync_directory
+from qsysd.files import SyncedTogether, cannot_write, hint, read_text, remove, sync_directory
 from qsysd.operations.host import Host
-from qsysd.paths import Scope
+from qsysd.paths import Scope, is_name
 
 LOCK_TIMEOUT = 600.0  # seconds; longer than any stop takes
 TELL_AFTER = 2.0  # seconds of waiting after which the person is told what for
@@ -26,10 +28,16 @@ _POLL = 0.01
 
 
 class Intent(NamedTuple):
-    """A create or delete that did not end: its command is dead, or still at work."""
+    """A change that did not end: its command was killed, or is still at work.
 
-    vm: str
+    kind: of what is changed, `vm`. All three are in the name of the file `path`; its contents are for
+    people only.
+    """
+
+    kind: str
+    name: str
     verb: str
+    path: str
 
 
 def _open_lock(scope: Scope, name: str) -> int:
@@ -68,6 +76,16 @@ def locked(host: Host, names: Iterable[str], *, exclusive: bool = True) -> Itera
         yield
 
 
+@contextmanager
+def lock_if_free(host: Host, name: str) -> Iterator[bool]:
+    """Hold the exclusive lock of a name unless another command does; yield whether it is held."""
+    descriptor = _open_lock(host.scope, name)
+    try:
+        yield _try_lock(descriptor, exclusive=True)
+    finally:
+        os.close(descriptor)
+
+
 def _wait_for_lock(host: Host, descriptor: int, name: str, exclusive: bool) -> None:
     started = time.monotonic()
     told = False
@@ -85,33 +103,65 @@ def _wait_for_lock(host: Host, descriptor: int, name: str, exclusive: bool) -> N
 
 
 def pending(scope: Scope) -> list[Intent]:
-    """Return the intents on disk. Those of commands that are at work now are among them."""
-    found = []
-    with suppress(FileNotFoundError):
-        for entry in sorted(os.listdir(scope.intents_dir)):
-            if entry.endswith(".json"):
-                found.append(Intent(entry.removesuffix(".json"), _verb(scope, entry)))
-    return found
+    """Return the intents on disk, those of commands that are at work now included."""
+    return [found for found in map(_parse, _entries(scope)) if found]
 
 
-def _verb(scope: Scope, entry: str) -> str:
+def unrecognized(scope: Scope) -> list[str]:
+    """Return the paths among the intents that are none: directories, names of another form."""
+    if os.path.lexists(scope.intents_dir) and not os.path.isdir(scope.intents_dir):
+        return [scope.intents_dir]
+    return [path for path in _entries(scope) if not _parse(path) and os.path.lexists(path)]
+
+
+def _entries(scope: Scope) -> list[str]:
+    try:
+        return [os.path.join(scope.intents_dir, entry) for entry in sorted(os.listdir(scope.intents_dir))]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise QsysdError(f"{scope.intents_dir} cannot be read: {error.strerror}", hint=hint(error)) from error
+
+
+def _parse(path: str) -> Intent | None:
+    """Return the intent that a file is: `KIND.NAME.VERB.json`, or the older form `NAME.json`."""
+    words = os.path.basename(path).removesuffix(".json").split(".")
+    if not path.endswith(".json") or not all(map(is_name, words)) or not _is_file(path):
+        return None
+    if len(words) == 3:
+        kind, name, verb = words
+        return Intent(kind, name, verb, path)
+    return Intent("vm", words[0], _verb_inside(path), path) if len(words) == 1 else None
+
+
+def _is_file(path: str) -> bool:
+    try:
+        return stat.S_ISREG(os.lstat(path).st_mode)
+    except OSError:
+        return False
+
+
+def _verb_inside(path: str) -> str:
+    """Return the verb in an intent of the older form. One that was cut off is a create."""
     import json
 
     try:
-        return str(json.loads(read_text(os.path.join(scope.intents_dir, entry)) or "")["verb"])
-    except (ValueError, KeyError, TypeError):
+        verb = str(json.loads(read_text(path) or "")["verb"])
+    except (QsysdError, ValueError, LookupError, TypeError, RecursionError):
         return "create"
+    return verb if is_name(verb) else "create"
 
 
-def begin(host: Host, vm: str, verb: str) -> None:
-    """Write the note of intent, durably. The VM's exclusive lock must be held. Raises QsysdError."""
-    import json
-
-    path = host.scope.intent(vm)
+def begin(host: Host, vm: str, verb: str) -> Intent:
+    """Write an intent, durably. The VM's exclusive lock must be held. Raises QsysdError."""
+    path = host.scope.intent(vm, verb)
     try:
-        # In place: a note that is cut off is one as well.
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(json.dumps({"verb": verb, "pid": os.getpid()}) + "\n")
+        _make_way(path)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(path, flags, 0o600)
+        with open(descriptor, "w", encoding="utf-8") as file:
+            # The name says all; this is for people.
+            file.write(f'{{"pid": {os.getpid()}, "time": {time.time():.0f}}}\n')
             file.flush()
             os.fsync(file.fileno())
         sync_directory(host.scope.intents_dir)
@@ -119,57 +169,43 @@ def begin(host: Host, vm: str, verb: str) -> None:
         with suppress(OSError):
             remove(path)
         raise cannot_write(path, error) from error
+    return Intent("vm", vm, verb, path)
 
 
-def end(host: Host, vm: str) -> None:
-    """Remove the note, durably: the VM is whole, or gone.
+def _make_way(path: str) -> None:
+    """Move aside what is not a file; `doctor` reports it under its new name."""
+    if os.path.lexists(path) and not _is_file(path):
+        number = next(number for number in itertools.count(1) if not os.path.lexists(f"{path}.{number}"))
+        os.rename(path, f"{path}.{number}")
 
-    A note that a power cut brought back would have the next host boot remove a whole VM.
+
+def end(intent: Intent) -> None:
+    """Remove an intent, durably: its change is complete, or undone.
+
+    One that a power cut brought back would have the next host boot repair what is whole.
     """
-    remove(host.scope.intent(vm))
+    remove(intent.path)
 
 
 @contextmanager
 def intent(host: Host, vm: str, verb: str, undo: Callable[[], None]) -> Iterator[None]:
-    """Do something all or nothing; the VM's exclusive lock must be held.
+    """Change a VM all or nothing; the VM's exclusive lock must be held.
 
-    An error or Ctrl-C inside runs `undo` and goes on up; a kill leaves the note for `recover`.
+    An error or Ctrl-C inside runs `undo` and is raised again; a kill leaves the intent for `recovery`.
+    All directories that were changed through module `files` are durable before the intent is removed.
     """
-    begin(host, vm, verb)
+    begun = begin(host, vm, verb)
     try:
-        yield
+        with SyncedTogether():
+            yield
     except BaseException:
         try:
-            undo()
-        except (QsysdError, OSError) as error:
-            # The note stays, so that the next command finishes it; the first error is the one to see.
-            host.tell(f"{vm}: what was made could not be removed yet: {error}")
+            with SyncedTogether():
+                undo()
+        except Exception as error:
+            # The intent stays, so that the next command repeats the undo; the first error is raised.
+            host.tell(f"{vm}: the failed {verb} could not be undone yet: {error}")
         else:
-            end(host, vm)
+            end(begun)
         raise
-    end(host, vm)
-
-
-def recover(host: Host, finish: Callable[[str], None]) -> list[Intent]:
-    """Bring what killed commands left to an end, by `finish(vm)`; return what there was.
-
-    A VM whose lock is held belongs to a command that is still at work, and is left to it; one that
-    cannot be finished now keeps its note for the next command.
-    """
-    done = []
-    for found in pending(host.scope):
-        descriptor = _open_lock(host.scope, found.vm)
-        try:
-            # Once the lock is ours, the note may be gone: its command has just ended well.
-            if _try_lock(descriptor, exclusive=True) and os.path.exists(host.scope.intent(found.vm)):
-                try:
-                    finish(found.vm)
-                except (QsysdError, OSError) as error:
-                    # What cannot be finished yet must not be in the way of every other VM.
-                    host.tell(f"{found.vm}: a {found.verb} was killed; what it left stays for now: {error}")
-                    continue
-                end(host, found.vm)
-                done.append(found)
-        finally:
-            os.close(descriptor)
-    return done
+    end(begun)

@@ -22,7 +22,7 @@ from typing import Any
 
 from own_host import OwnHost
 
-from qsysd.operations import create, define, delete, image, inspect, keys, listing, setup
+from qsysd.operations import create, define, delete, image, inspect, keys, listing, recovery, setup
 from qsysd.operations.host import Host
 from qsysd.paths import Scope, dhcp_unit, unit
 
@@ -200,7 +200,7 @@ def outcome(verb: str, before: dict[str, str], after: dict[str, str]) -> str:
 def finish(verb: str) -> None:
     """Do what the next command does: recovery, and for edit and set-up the same command again."""
     host = make_host()
-    delete.recover(host)
+    recovery.recover(host)
     if verb == "setup":
         setup.setup(host)
     if verb == "edit":

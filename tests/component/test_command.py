@@ -16,6 +16,7 @@ import pytest
 from own_host import OwnHost
 from samples import KEY
 from stand_ins import StandIns
+from test_transaction import plant_strange
 
 import qsysd
 from qsysd.operations import define, setup, transaction
@@ -375,3 +376,24 @@ def test_what_a_command_prints_stays_out_of_the_way_of_the_rest(run: Run, host: 
     outcome: Any = json.loads(run(*CREATE, "--json").stdout)
     assert outcome["name"] == "web1"
     assert outcome["ip"] == host.store.summary("web1").addresses[0]
+
+
+@pytest.mark.parametrize("editor", ["'", '"', "vi '"])
+def test_an_editor_that_is_no_command_is_an_error(run: Run, editor: str) -> None:
+    create(run, "--no-start")
+    done = run("edit", "web1", EDITOR=editor)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: the editor {editor!r} is not a command: ")
+    assert "a mistake in qsysd" not in done.stderr
+
+
+def test_intents_that_are_none_stop_no_command(run: Run, host: OwnHost) -> None:
+    create(run)
+    names = plant_strange(host.scope)
+    for words in ("list", "status web1", "stop web1", "start web1", "setup", "recover", "render"):
+        done = run(*words.split())
+        assert done.returncode == 0, (words, done.stderr)
+    said = run("doctor").stdout
+    assert said.count("is not an intent of qsysd's") == len(names)
+    assert "intents/\\udcff\\udcfe.json" in said
+    assert run("delete", "--yes", "web1").returncode == 0

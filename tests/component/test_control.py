@@ -20,7 +20,7 @@ from samples import KEY
 
 from qsysd import paths
 from qsysd.errors import HostError, InvalidError, NotFoundError, QsysdError, StateError, TimeoutExpired
-from qsysd.operations import access, control, create, define, inspect, journal, listing
+from qsysd.operations import access, control, create, define, inspect, journal, listing, transaction
 from qsysd.operations.control import Outcome
 
 UNIT = paths.unit("web1")
@@ -316,12 +316,12 @@ def test_a_list_asks_systemd_once_for_all(vm: OwnHost) -> None:
 
 
 def test_a_list_only_reports_what_was_killed(vm: OwnHost) -> None:
-    Path(vm.scope.intent("web2")).write_text('{"verb": "delete"}', encoding="utf-8")
+    transaction.begin(vm, "web2", "delete")
     assert len(listing.list_vms(vm)) == 2
-    assert os.path.exists(vm.scope.intent("web2"))
+    assert os.path.exists(vm.scope.intent("web2", "delete"))
     (status,) = inspect.status(vm, ["web2"])
     assert status.pending == [
-        "delete: a command was killed half-way; the next changing command removes what it left"
+        "delete: a command was killed before its end; the next changing command repairs it"
     ]
 
 

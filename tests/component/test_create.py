@@ -314,8 +314,17 @@ def test_a_persons_own_drop_in_may_be_there_before_the_vm(host: OwnHost) -> None
     own.parent.mkdir()
     own.touch()
     make(host)
-    assert delete.delete(host, ["web1"]) == [str(own)]
-    assert own.exists()
+    assert delete.delete(host, ["web1"]).kept == [str(own)]
+    assert os.listdir(own.parent) == [own.name]
+
+
+def test_what_a_killed_write_left_is_deleted_too(host: OwnHost) -> None:
+    before = files()
+    make(host)
+    for path in (host.scope.definition("web1"), host.scope.environment("web1"), host.scope.drop_in("web1")):
+        Path(f"{path}.part").touch()
+    delete.delete(host, ["web1"])
+    assert files() == before
 
 
 def test_a_second_vm_with_the_same_address_mac_or_uuid_is_refused(host: OwnHost) -> None:
@@ -456,8 +465,8 @@ def test_a_bus_that_goes_in_the_middle_keeps_a_note_for_the_next_command(host: O
     with pytest.raises(HostError, match="the system bus cannot be reached"):
         make(host)
     # nothing could be asked of systemd: the next command, with a bus, brings it to its end
-    assert [note.vm for note in transaction.pending(host.scope)] == ["web1"]
-    assert "web1: what was made could not be removed yet" in host.told[0]
+    assert [intent.name for intent in transaction.pending(host.scope)] == ["web1"]
+    assert "web1: the failed create could not be undone yet" in host.told[0]
     other = OwnHost(host.scope)
     control.start(other, [])
     assert files() == before

@@ -20,7 +20,7 @@ from stand_ins import StandIns
 from qsysd import acceleration, process
 from qsysd.errors import HostError, QsysdError, StateError
 from qsysd.images.formats import BrokenImageError, backing_chain, read_header
-from qsysd.operations import create, delete, doctor, image, inspect, journal, keys, qemu, setup
+from qsysd.operations import create, delete, doctor, image, inspect, journal, keys, qemu, setup, transaction
 from qsysd.paths import Scope
 
 # set-up
@@ -330,10 +330,18 @@ def test_machine_types_are_asked_of_qemu_once_and_again_when_it_changes(
         qemu.pinned_machine(host.scope, "q36")
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"identity": 1}', "\ufeff"])
-def test_a_broken_note_of_machine_types_is_asked_for_again(host: OwnHost, text: str) -> None:
-    Path(host.scope.runtime_dir, "machines.json").write_text(text, encoding="utf-8")
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"null", b'{"identity": 1}', b"\xff\xfe", b"[" * 99999, None]
+)
+def test_machine_types_that_are_damaged_are_asked_for_again(host: OwnHost, content: bytes | None) -> None:
+    path = Path(host.scope.runtime_dir, "machines.json")
+    path.unlink()
+    if content is None:
+        (path / "in-the-way").mkdir(parents=True)
+    else:
+        path.write_bytes(content)
     assert qemu.pinned_machine(host.scope, "q35").startswith("pc-q35-")
+    assert json.loads(path.read_text(encoding="utf-8")) if content is not None else path.is_dir()
 
 
 # programs
@@ -620,7 +628,7 @@ def test_doctor_finds_half_made_and_broken_vms(healthy: OwnHost) -> None:
     Path(healthy.scope.environment("web1")).write_text("", encoding="utf-8")
     create.create(healthy, "name: web2\nimage: tiny\ndisks: [{}]\n", "x", start=False)
     Path(healthy.scope.definition("web2")).write_text("name: web2\nmemory: no\n", encoding="utf-8")
-    Path(healthy.scope.intent("web3")).write_text('{"verb": "delete"}', encoding="utf-8")
+    transaction.begin(healthy, "web3", "delete")
     findings = {finding.subject: finding for finding in doctor.examine(healthy)}
     assert findings["web1"].remedy == "qsysd render web1"
     assert "web2.yaml:2: memory" in findings["web2"].message
@@ -664,3 +672,30 @@ def test_a_killed_making_of_the_key_is_repeated(host: OwnHost, left: list[str]) 
         Path(f"{host.scope.ssh_key}{suffix}").write_text("half", encoding="utf-8")
     assert keys.host_key(host.scope).startswith("ssh-ed25519 ")
     assert sorted(os.listdir(os.path.dirname(host.scope.ssh_key))) == ["id_ed25519", "id_ed25519.pub"]
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", b"\xff\xfe", None])
+def test_a_damaged_public_half_is_derived_from_the_private_one(host: OwnHost, content: bytes | None) -> None:
+    path = Path(f"{host.scope.ssh_key}.pub")
+    before = path.read_text(encoding="utf-8").split()[:2]
+    path.unlink()
+    if content is None:
+        (path / "in-the-way").mkdir(parents=True)
+    else:
+        path.write_bytes(content)
+    assert keys.host_key(host.scope).split()[:2] == before
+    assert path.is_dir() or path.read_text(encoding="utf-8").split()[:2] == before
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", b"\xff\xfe", None])
+def test_a_damaged_private_half_is_an_error_with_a_remedy(host: OwnHost, content: bytes | None) -> None:
+    path = Path(host.scope.ssh_key)
+    for half in (path, Path(f"{path}.pub")):
+        half.unlink()
+        if content is None:
+            (half / "in-the-way").mkdir(parents=True)
+        else:
+            half.write_bytes(content)
+    with pytest.raises(HostError, match=r"the SSH key .*id_ed25519 cannot be used: ") as caught:
+        keys.host_key(host.scope)
+    assert caught.value.hint and f"mv {path} {path}.damaged" in caught.value.hint

@@ -292,30 +292,6 @@ def test_a_definition_is_stale_from_its_change_to_its_rendering(definitions: Sto
     assert not definitions.is_stale("web1")
 
 
-def test_a_persons_own_drop_in_stays(definitions: Store, scope: Scope) -> None:
-    definitions.write_definition(vm())
-    definitions.write_rendered("web1", render.vm(vm(), scope))
-    own = Path(scope.drop_in_dir("web1"), "60-mine.conf")
-    own.touch()
-    definitions.remove("web1")
-    assert own.exists()
-    assert not os.path.lexists(scope.drop_in("web1"))
-    assert not os.path.lexists(scope.definition("web1"))
-    own.unlink()
-    definitions.remove("web1")
-    assert not os.path.lexists(scope.drop_in_dir("web1"))
-
-
-def test_what_a_killed_write_left_is_removed_too(definitions: Store, scope: Scope) -> None:
-    definitions.write_definition(vm())
-    definitions.write_rendered("web1", render.vm(vm(), scope))
-    for path in (scope.definition("web1"), scope.environment("web1"), scope.drop_in("web1")):
-        Path(f"{path}.part").touch()
-    definitions.remove("web1")
-    assert os.listdir(scope.definitions_dir) == []
-    assert os.listdir(scope.unit_dir) == []
-
-
 # what others claim
 
 

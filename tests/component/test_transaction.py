@@ -1,11 +1,9 @@
-"""Locks that die with their holder, notes of intent, and what is made of those that nobody holds."""
+"""Locks that die with their holder, and durable intents."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -18,8 +16,8 @@ from own_host import OwnHost
 import qsysd
 from qsysd import paths
 from qsysd.errors import QsysdError, TimeoutExpired
+from qsysd.files import remove, write_atomic
 from qsysd.operations import transaction
-from qsysd.operations.transaction import Intent
 from qsysd.paths import Scope
 
 PACKAGE = os.path.dirname(os.path.dirname(qsysd.__file__))
@@ -82,7 +80,7 @@ def hold() -> Iterator[Callable[..., Holder]]:
 
 @pytest.fixture
 def host(scope: Scope) -> OwnHost:
-    """Return a host with the directories that locks and notes need."""
+    """Return a host with the directories that locks and intents need."""
     os.makedirs(scope.intents_dir)
     return OwnHost(scope)
 
@@ -229,25 +227,31 @@ def test_no_permission_says_what_to_do(host: OwnHost, monkeypatch: pytest.Monkey
     assert caught.value.hint == "run it as root: sudo qsysd …"
 
 
-# notes of intent
+# intents
 
 
-def test_a_note_is_there_while_something_is_half_done(host: OwnHost) -> None:
+def found(host: OwnHost) -> list[tuple[str, str, str]]:
+    """Return kind, name and verb of each intent on disk."""
+    return [intent[:3] for intent in transaction.pending(host.scope)]
+
+
+def test_an_intent_exists_while_a_change_is_incomplete(host: OwnHost) -> None:
     with transaction.intent(host, "web1", "create", lambda: None):
-        assert transaction.pending(host.scope) == [Intent("web1", "create")]
-    assert transaction.pending(host.scope) == []
+        assert found(host) == [("vm", "web1", "create")]
+        assert os.listdir(host.scope.intents_dir) == ["vm.web1.create.json"]
+    assert found(host) == []
 
 
-def test_an_error_is_undone_and_then_the_note_goes(host: OwnHost) -> None:
-    seen: list[list[Intent]] = []
+def test_an_error_is_undone_and_then_the_intent_is_removed(host: OwnHost) -> None:
+    seen: list[list[tuple[str, str, str]]] = []
 
     def undo() -> None:
-        seen.append(transaction.pending(host.scope))
+        seen.append(found(host))
 
     with pytest.raises(ZeroDivisionError), transaction.intent(host, "web1", "create", undo):
         raise ZeroDivisionError
-    assert seen == [[Intent("web1", "create")]]
-    assert transaction.pending(host.scope) == []
+    assert seen == [[("vm", "web1", "create")]]
+    assert found(host) == []
 
 
 def test_ctrl_c_is_undone(host: OwnHost) -> None:
@@ -259,23 +263,25 @@ def test_ctrl_c_is_undone(host: OwnHost) -> None:
     with pytest.raises(KeyboardInterrupt), transaction.intent(host, "web1", "create", undo):
         raise KeyboardInterrupt
     assert undone == ["web1"]
-    assert not transaction.pending(host.scope)
+    assert found(host) == []
 
 
 @pytest.mark.parametrize(
-    "error", [QsysdError("no bus"), OSError(39, "Directory not empty"), KeyboardInterrupt()]
+    "error", [QsysdError("no bus"), OSError(39, "Directory not empty"), RecursionError(), KeyboardInterrupt()]
 )
-def test_an_undo_that_fails_leaves_the_note_for_the_next_command(host: OwnHost, error: BaseException) -> None:
+def test_an_undo_that_fails_leaves_the_intent_for_the_next_command(
+    host: OwnHost, error: BaseException
+) -> None:
     def undo() -> None:
         raise error
 
     wanted = KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else ZeroDivisionError
     with pytest.raises(wanted), transaction.intent(host, "web1", "create", undo):
         raise ZeroDivisionError
-    assert transaction.pending(host.scope) == [Intent("web1", "create")]
+    assert found(host) == [("vm", "web1", "create")]
 
 
-def test_a_note_is_durable_before_the_first_effect_and_gone_for_good_before_the_end(
+def test_an_intent_is_durable_before_the_first_effect_and_gone_for_good_after_the_last(
     host: OwnHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced: list[str] = []
@@ -287,99 +293,106 @@ def test_a_note_is_durable_before_the_first_effect_and_gone_for_good_before_the_
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", sync)
+    os.makedirs("etc")
     with transaction.intent(host, "web1", "create", lambda: None):
-        assert synced == ["web1.json 1", "intents 1"]
-    # were it to come back after a power cut, the next host boot would remove a whole VM
-    assert synced[2:] == ["intents 0"]
+        assert synced == ["vm.web1.create.json 1", "intents 1"]
+        write_atomic("etc/file", "text", 0o644)
+        assert synced[2:] == ["file.part 1"]
+    # The change is durable before the intent is removed. Were that to come back after a power cut, the
+    # next host boot would remove a whole VM.
+    assert synced[3:] == ["etc 1", "intents 0"]
 
 
-def test_a_note_that_cannot_be_written_is_an_error_and_leaves_none(
+def test_what_an_undo_removes_is_durable_before_the_intent_is_removed(
+    host: OwnHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    os.makedirs("etc")
+
+    def sync(descriptor: int) -> None:
+        path = os.readlink(f"/proc/self/fd/{descriptor}")
+        synced.append(f"{os.path.basename(path)} {len(transaction.pending(host.scope))}")
+
+    def undo() -> None:
+        remove("etc/file")
+
+    with pytest.raises(ZeroDivisionError), transaction.intent(host, "web1", "create", undo):
+        write_atomic("etc/file", "text", 0o644)
+        monkeypatch.setattr(os, "fsync", sync)
+        raise ZeroDivisionError
+    assert synced[-2:] == ["etc 1", "intents 0"]
+
+
+def test_an_intent_that_cannot_be_written_is_an_error_and_leaves_none(
     host: OwnHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(QsysdError, match=r"web1\.json cannot be written: No space left") as caught:
+    words = r"vm\.web1\.create\.json cannot be written: No space left"
+    with pytest.raises(QsysdError, match=words) as caught:
         transaction.begin(host, "web1", "create")
     assert caught.value.hint == "the disk is full: free some space and try again"
-    assert transaction.pending(host.scope) == []
+    assert found(host) == []
 
 
-def test_a_host_without_notes_has_none(scope: Scope) -> None:
+def test_a_host_without_intents_has_none(scope: Scope) -> None:
     assert transaction.pending(scope) == []
+    assert transaction.unrecognized(scope) == []
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", "{}", '"create"', "\ufeff"])
-def test_a_note_that_was_cut_off_is_one(host: OwnHost, text: str) -> None:
-    Path(host.scope.intent("web1")).write_text(text, encoding="utf-8")
-    assert transaction.pending(host.scope) == [Intent("web1", "create")]
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"null", b"{}", b'"create"', b"\xff\xfe", b"[" * 99999])
+@pytest.mark.parametrize(("name", "verb"), [("web1.json", "create"), ("vm.web1.delete.json", "delete")])
+def test_what_is_in_an_intent_is_never_needed(host: OwnHost, text: bytes, name: str, verb: str) -> None:
+    Path(host.scope.intents_dir, name).write_bytes(text)
+    assert found(host) == [("vm", "web1", verb)]
 
 
-# recovery
+def test_an_intent_of_the_older_form_has_its_verb_inside(host: OwnHost) -> None:
+    Path(host.scope.intents_dir, "web1.json").write_text('{"verb": "delete", "pid": 1}', encoding="utf-8")
+    assert found(host) == [("vm", "web1", "delete")]
 
 
-def note(host: OwnHost, name: str, verb: str = "create") -> None:
-    """Leave the note of a command that was killed."""
-    Path(host.scope.intent(name)).write_text(json.dumps({"verb": verb}), encoding="utf-8")
+def plant_strange(scope: Scope) -> set[str]:
+    """Leave entries beside the intents that are none; return their names."""
+    folder = Path(scope.intents_dir)
+    (folder / "web1.json").mkdir()
+    (folder / "vm.web1.delete.json").mkdir()
+    (folder / "vm.web1.delete.json/inside").touch()
+    (folder / "web2.json").symlink_to("nowhere")
+    os.mkfifo(folder / "vm.web2.delete.json")
+    for name in (
+        "notes",
+        "Web.json",
+        "..json",
+        "vm.web1.a.b.json",
+        "a b.json",
+        "-x.json",
+        "x\n.json",
+    ):
+        (folder / name).touch()
+    os.close(os.open(os.fsencode(folder) + b"/\xff\xfe.json", os.O_CREAT | os.O_WRONLY))
+    return {os.path.basename(path) for path in transaction.unrecognized(scope)}
 
 
-def test_what_killed_commands_left_is_finished_each_once(host: OwnHost) -> None:
-    note(host, "web1")
-    note(host, "web2", "delete")
-    finished: list[str] = []
-    assert transaction.recover(host, finished.append) == [Intent("web1", "create"), Intent("web2", "delete")]
-    assert finished == ["web1", "web2"]
-    assert transaction.recover(host, finished.append) == []
-    assert finished == ["web1", "web2"]
+def test_what_is_no_intent_is_named_and_in_the_way_of_none(host: OwnHost) -> None:
+    names = plant_strange(host.scope)
+    assert names == set(os.listdir(host.scope.intents_dir)) and len(names) == 12
+    assert found(host) == []
+    begun = [transaction.begin(host, name, "delete") for name in ("web1", "web2")]
+    assert [intent.name for intent in begun] == ["web1", "web2"]
+    assert found(host) == [("vm", "web1", "delete"), ("vm", "web2", "delete")]
+    for intent in begun:
+        transaction.end(intent)
+    # what was in an intent's place is kept under another name
+    moved = {"vm.web1.delete.json": "vm.web1.delete.json.1", "vm.web2.delete.json": "vm.web2.delete.json.1"}
+    assert set(os.listdir(host.scope.intents_dir)) == {moved.get(name, name) for name in names}
+    assert Path(host.scope.intents_dir, "vm.web1.delete.json.1/inside").exists()
 
 
-def test_a_command_that_is_at_work_is_left_alone(host: OwnHost, hold: Callable[..., Holder]) -> None:
-    holder = hold("web1").wait()
-    note(host, "web1")
-    finished: list[str] = []
-    assert transaction.recover(host, finished.append) == []
-    assert transaction.pending(host.scope) == [Intent("web1", "create")]
-    os.kill(holder.process.pid, signal.SIGKILL)
-    holder.process.wait()
-    assert transaction.recover(host, finished.append) == [Intent("web1", "create")]
-
-
-def test_what_is_being_finished_is_locked(host: OwnHost, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transaction, "LOCK_TIMEOUT", 0.1)
-    note(host, "web1")
-    free: list[bool] = []
-    transaction.recover(host, lambda name: free.append(is_free(host, name)))
-    assert free == [False]
-    assert is_free(host, "web1")
-
-
-@pytest.mark.parametrize("error", [QsysdError("no bus"), OSError(39, "Directory not empty")])
-def test_what_cannot_be_finished_stays_and_hinders_no_other(host: OwnHost, error: Exception) -> None:
-    note(host, "web1")
-    note(host, "web2")
-
-    def finish(name: str) -> None:
-        if name == "web1":
-            raise error
-
-    assert transaction.recover(host, finish) == [Intent("web2", "create")]
-    assert transaction.pending(host.scope) == [Intent("web1", "create")]
-    assert "web1: a create was killed" in host.told[0]
-
-
-def test_a_command_that_has_just_ended_well_is_not_undone(
-    host: OwnHost, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # its note is listed, and gone when its lock is ours
-    note(host, "web1")
-    real = transaction._try_lock
-
-    def try_lock(descriptor: int, exclusive: bool) -> bool:
-        os.unlink(host.scope.intent("web1"))
-        return real(descriptor, exclusive)
-
-    monkeypatch.setattr(transaction, "_try_lock", try_lock)
-    finished: list[str] = []
-    assert transaction.recover(host, finished.append) == []
-    assert finished == []
+def test_a_file_in_the_place_of_all_intents_is_named(host: OwnHost) -> None:
+    os.rmdir(host.scope.intents_dir)
+    Path(host.scope.intents_dir).touch()
+    assert transaction.pending(host.scope) == []
+    assert transaction.unrecognized(host.scope) == [host.scope.intents_dir]

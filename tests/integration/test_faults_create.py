@@ -222,7 +222,7 @@ def test_full_disk(host: LabHost, vm: VMFactory, folder: str, options: str) -> N
         disks = ["--disk", "64M", "--disk", "64M"]
         said = refused(host, "create", name, *tiny_options(), *disks, status=1)
         assert "No space left on device" in said and folder in said
-        assert "could not be removed" not in said
+        assert "could not be undone" not in said
         assert host.sh(f"ls {folder}") == ""
     assert traces(host) == before
     create(host, name, "tiny=no-network")
@@ -323,7 +323,7 @@ def test_killed_create_is_whole_or_gone(host: LabHost, vm: VMFactory) -> None:
     cut = notes = 0
     for number in range(1, ROUNDS + 1):
         cut += killed(host, command, whole * number / ROUNDS, alone=bool(number % 2))
-        notes += host.exists(f"/var/lib/qsysd/intents/{name}.json")
+        notes += host.exists(f"/var/lib/qsysd/intents/vm.{name}.create.json")
         host.qsysd("recover")
         if whole_or_gone(host, name, before):
             host.qsysd("delete", "--yes", name)
@@ -342,7 +342,7 @@ def test_killed_delete_is_whole_or_gone(host: LabHost, vm: VMFactory) -> None:
         if not host.exists(f"/etc/qsysd/vms/{name}.yaml"):
             host.sh(command)
         cut += killed(host, delete, whole * number / ROUNDS, alone=bool(number % 2))
-        notes += host.exists(f"/var/lib/qsysd/intents/{name}.json")
+        notes += host.exists(f"/var/lib/qsysd/intents/vm.{name}.delete.json")
         host.qsysd("recover")
         whole_or_gone(host, name, before)
     assert cut >= ROUNDS / 2 and notes >= 3, (cut, notes)
@@ -350,7 +350,7 @@ def test_killed_delete_is_whole_or_gone(host: LabHost, vm: VMFactory) -> None:
 
 def test_next_command_repairs_and_says_so(host: LabHost, vm: VMFactory) -> None:
     name, other, before = vm(), vm("other"), traces(host)
-    note = f"/var/lib/qsysd/intents/{name}.json"
+    note = f"/var/lib/qsysd/intents/vm.{name}.create.json"
     host.sh(f"{tiny(name, '--disk', '1M')} & until [ -e {note} ]; do :; done; kill -9 $!")
     assert host.exists(note)
     # `list` only reports; it changes nothing.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -380,7 +381,7 @@ def test_all_of_them(qsysd_command: Run, calls: list[Any], host: OwnHost) -> Non
     assert qsysd_command("stop", "--all").exit_code == 0
     assert calls == [("stop", ["web1", "web2"])]
     for name in host.store.names():
-        host.store.remove(name)
+        os.unlink(host.scope.definition(name))
     assert qsysd_command("stop", "--all").exit_code == 0
 
 
@@ -542,9 +543,9 @@ def deleted(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """Return what `delete` was called with; it deletes nothing."""
     found: list[list[str]] = []
 
-    def call(host: Host, names: Sequence[str]) -> list[str]:
+    def call(host: Host, names: Sequence[str]) -> delete.Deleted:
         found.append(list(names))
-        return ["/etc/systemd/system/qemu-vm@web1.service.d/60-mine.conf"]
+        return delete.Deleted(["/etc/systemd/system/qemu-vm@web1.service.d/60-mine.conf"], {})
 
     monkeypatch.setattr(delete, "delete", call)
     monkeypatch.setattr(delete, "contents", lambda host, vm: [host.store.require(vm) and f"{vm}'s disk"])

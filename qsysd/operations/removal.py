@@ -1,0 +1,157 @@
+"""Remove what belongs to VMs, whole: for delete, for the undo of a failed create, and for recovery.
+
+It relies on nothing that is in a VM's files: any of them may be missing, damaged, or a directory.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+
+from qsysd import network, paths, roots, taps, trees
+from qsysd.errors import HostError, QsysdError, TimeoutExpired
+from qsysd.files import remove, sync_directory
+from qsysd.operations.control import power_off, reload_dhcp
+from qsysd.operations.host import Host
+
+
+def remove_everything(host: Host, name: str) -> None:
+    """Remove all that belongs to a VM, whatever part of it exists. Raises what prevents it."""
+    for error in remove_all(host, [name]).values():
+        raise error
+
+
+def remove_all(host: Host, names: Sequence[str]) -> dict[str, Exception]:
+    """Remove all that belongs to VMs; return what prevented it, by VM. No VM keeps another from it."""
+    failed = _with_mounts(host, names)
+    names = [name for name in names if name not in failed]
+    units = [paths.unit(name) for name in names]
+    _disable(host, units)
+    failed |= _power_off(host, names)
+    reload: set[str] = set()
+    for name in names:
+        if name in failed:
+            continue
+        try:
+            reload |= _forget_addresses(host, name)
+            _remove_taps(name)
+            _remove_files(host, name)
+        except Exception as error:  # whatever is wrong with this VM: the others are removed
+            failed[name] = error
+    for unit in units:
+        host.systemd.reset_failed(unit)
+    host.systemd.refresh(units)
+    for name in sorted(reload):
+        reload_dhcp(host, name)
+    return failed
+
+
+def _with_mounts(host: Host, names: Sequence[str]) -> dict[str, Exception]:
+    """Return the VMs that cannot be removed while something is mounted in their directory."""
+    failed: dict[str, Exception] = {}
+    for name in names:
+        try:
+            trees.refuse_mounts(host.scope.vm_dir(name))
+        except QsysdError as error:
+            failed[name] = error
+    return failed
+
+
+def _disable(host: Host, units: Sequence[str]) -> None:
+    """Remove the links that start units at host boot."""
+    try:
+        host.systemd.disable(units)
+    except (HostError, TimeoutExpired):
+        raise  # no systemd: nothing is removed
+    except QsysdError as error:
+        # For example without the unit's template.
+        host.tell(f"warning: {error.message}; the links in {host.scope.wants_dir} are removed directly")
+        for unit in units:
+            _remove(os.path.join(host.scope.wants_dir, unit))
+    if os.path.isdir(host.scope.wants_dir):
+        sync_directory(host.scope.wants_dir)
+
+
+def _power_off(host: Host, names: Sequence[str]) -> dict[str, Exception]:
+    """Switch VMs off; return what prevented it, by VM."""
+    with suppress(QsysdError):
+        power_off(host, names)
+        return {}
+    failed: dict[str, Exception] = {}
+    for name in names:
+        try:
+            power_off(host, [name])
+        except QsysdError as error:
+            failed[name] = error
+    return failed
+
+
+def _remove_files(host: Host, name: str) -> None:
+    """Remove a VM's files, the definition last: until then the VM can be named and deleted."""
+    scope = host.scope
+    rendered = (scope.drop_in(name), scope.environment(name), scope.definition(name))
+    for path in rendered:
+        _remove(f"{path}.part")  # what a killed write left
+    for path in (scope.note(name), scope.known_hosts(name), scope.vm_dir(name), scope.seed_scratch(name)):
+        _remove(path)
+    root = scope.root_dir(name)
+    if not roots.remove(root):
+        host.tell(f"warning: {root} holds files or mounts that are not qsysd's; they were left in place")
+    for path in rendered:
+        _remove(path)
+    with suppress(OSError):  # a person's own drop-ins, or a link to theirs
+        os.rmdir(scope.drop_in_dir(name))
+        sync_directory(scope.unit_dir)
+
+
+def files(host: Host, name: str) -> Iterator[str]:
+    """Yield the paths that are files of a VM, outside its own directory; not all of them need exist."""
+    scope = host.scope
+    yield from (scope.definition(name), scope.environment(name), scope.drop_in(name))
+    yield from (scope.note(name), scope.known_hosts(name))
+    yield from (scope.dhcp_host(network_name, name) for network_name in host.store.network_names())
+
+
+def _remove(path: str) -> None:
+    """Remove whatever has this name."""
+    if os.path.isdir(path) and not os.path.islink(path):
+        trees.remove(path)
+        sync_directory(os.path.dirname(path))
+    else:
+        with suppress(NotADirectoryError):
+            remove(path)
+
+
+def _remove_taps(vm: str) -> None:
+    """Remove TAPs that a unit left: its last step was killed, or never ran."""
+    left = [
+        found[1]
+        for alias in taps.existing_taps().values()
+        if (found := taps.parse_alias(alias)) and found[0] == vm
+    ]
+    taps.unplug(left)
+
+
+def _forget_addresses(host: Host, vm: str) -> set[str]:
+    """Take a VM's host entries and leases out of its networks; return those networks."""
+    found: set[str] = set()
+    for name in host.store.network_names():
+        path = host.scope.dhcp_host(name, vm)
+        if os.path.lexists(path):
+            found.add(name)
+            try:
+                _release_all(host, name, vm)
+            except QsysdError as error:
+                # For example without its bridge; nobody gets the address until the lease runs out.
+                host.tell(f"warning: {vm}: its leases on network {name} stay: {error.message}")
+            _remove(path)
+        network.remove_host(host.scope, name, vm)
+    return found
+
+
+def _release_all(host: Host, name: str, vm: str) -> None:
+    entries = network.hosts(host.scope, name, vm)
+    running = host.systemd.state(paths.dhcp_unit(name)).active == "active"
+    for mac, address in entries:
+        network.release(host.scope, name, address, mac, running=running)
