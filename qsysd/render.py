@@ -117,12 +117,12 @@ def ports(spec: VMSpec) -> list[taps.Port]:
     ]
 
 
-def _ordering(spec: VMSpec) -> list[str]:
+def _network_units(spec: VMSpec) -> list[str]:
     """Return the units that a VM wants, and starts after and stops before."""
     names: list[str] = []
     for network in dict.fromkeys(nic.network for nic in spec.nics):
         names += [paths.network_unit(network), paths.dhcp_unit(network)]
-    return names + [paths.unit(other) for other in spec.depends_on]
+    return names
 
 
 def vm(spec: VMSpec, scope: Scope) -> Rendered:
@@ -132,7 +132,9 @@ def vm(spec: VMSpec, scope: Scope) -> Rendered:
         "vm.conf.j2",
         definition=scope.definition(spec.name),
         unit=paths.unit(spec.name),
-        units=_ordering(spec),
+        networks=_network_units(spec),
+        # Ordering only: with Wants=, a restart after a crash would start a dependency that was stopped.
+        dependencies=[paths.unit(other) for other in spec.depends_on],
         stop_backstop=spec.stop_timeout + STOP_BACKSTOP,
         boot_files=boot_files,
         mark=paths.DROP_IN_MARK,

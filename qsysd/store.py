@@ -131,6 +131,10 @@ class Store:
             memory_mib=_number(_variable(text, "QSYSD_MEMORY_MIB")) or 0,
         )
 
+    def depends_on(self, vm: str) -> tuple[str, ...]:
+        """Return the VMs after which a VM starts; none for one that does not exist."""
+        return self._claims(vm).depends_on
+
     def defaults(self) -> Defaults:
         """Return the host's defaults. Raises InvalidError."""
         from qsysd import config

@@ -25,7 +25,7 @@ def _verb(name: str, text: str) -> click.Command:
 
 start = _verb(
     "start",
-    """Start VMs, in parallel.
+    """Start VMs, in parallel, after the VMs that they depend on.
 
     Returns when each QEMU answers; one that does not start is shown with QEMU's own words.
 

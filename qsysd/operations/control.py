@@ -7,7 +7,7 @@ Each verb takes several VMs and works on them in parallel; one that fails does n
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -26,6 +26,7 @@ STOP_MARGIN = 10.0
 MONITOR_TIMEOUT = 5.0
 
 OFF = ("inactive", "failed")
+RUNS_ALREADY = "already running"
 
 
 class Outcome(NamedTuple):
@@ -83,22 +84,77 @@ def _run_jobs(host: Host, method: str, names: Sequence[str], timeout: float) -> 
 
 
 def start(host: Host, names: Sequence[str]) -> list[Outcome]:
-    """Start VMs; a VM has started when its QEMU answers QMP."""
+    """Start VMs and the VMs that they depend on; a VM has started when its QEMU answers QMP.
+
+    A dependency that already runs has no outcome.
+    """
     host.require_ready()
     _recover(host)
-    outcomes = _render_stale(host, names)
-    with transaction.locked(host, names, exclusive=False):
-        states = _states(host, names)
-        running = [name for name in names if states[name].active == "active"]
-        outcomes |= {name: Outcome(name, "already running") for name in running}
-        names_left = [name for name in names if name not in outcomes]
-        # systemd keeps a start waiting for the pause before a restart; a person does not want to wait.
-        pausing = [name for name in names_left if states[name].sub.startswith("auto-restart")]
-        rest = [name for name in names_left if name not in pausing]
-        prepare(host, [states[name] for name in names_left])
-        for method, group in (("StartUnit", rest), ("RestartUnit", pausing)):
-            outcomes |= start_jobs(host, method, group, "started")
-    return [outcomes[name] for name in names]
+    needed_by = dependencies(host, names)
+    outcomes = _render_stale(host, list(needed_by))
+    with transaction.locked(host, needed_by, exclusive=False):
+        outcomes |= start_units(host, [name for name in needed_by if name not in outcomes])
+    return [*as_dependencies(outcomes, needed_by, names), *(outcomes[name] for name in names)]
+
+
+def start_units(host: Host, names: Sequence[str]) -> dict[str, Outcome]:
+    """Start the units of VMs, in this order where one comes after another; return the outcomes by name."""
+    states = _states(host, names)
+    outcomes = {name: Outcome(name, RUNS_ALREADY) for name in names if states[name].active == "active"}
+    rest = [name for name in names if name not in outcomes]
+    prepare(host, [states[name] for name in rest])
+    # A start job for a unit in auto-restart waits for RestartSec; RestartUnit starts it at once.
+    pausing = [name for name in rest if states[name].sub.startswith("auto-restart")]
+    others = [name for name in rest if name not in pausing]
+    for method, group in (("StartUnit", others), ("RestartUnit", pausing)):
+        outcomes |= start_jobs(host, method, group, "started")
+    return outcomes
+
+
+def dependencies(host: Host, names: Sequence[str]) -> dict[str, str]:
+    """Return VMs and all existing VMs that they depend on, each with a VM that depends on it, or "".
+
+    Dependencies come first: systemd orders a new job only by the jobs that it already has.
+    """
+    needs: dict[str, list[str]] = {}
+    needed_by = dict.fromkeys(names, "")
+    todo = list(names)
+    while todo:
+        name = todo.pop()
+        if name in needs:
+            continue
+        wanted = host.store.depends_on(name)
+        needs[name] = [other for other in wanted if host.store.exists(other)]
+        for other in wanted:
+            if other in needs[name]:
+                needed_by.setdefault(other, name)
+            else:
+                host.tell(f"warning: {name} depends on {other}, which does not exist")
+        todo += needs[name]
+    return {name: needed_by[name] for name in _sorted_by_order(needs, needed_by)}
+
+
+def _sorted_by_order(after: Mapping[str, Sequence[str]], names: Iterable[str]) -> list[str]:
+    """Return the names so that each comes after those in `after[name]`; as they are if that is a cycle."""
+    if not any(after.values()):
+        return list(names)
+    from graphlib import CycleError, TopologicalSorter
+
+    try:
+        return list(TopologicalSorter(after).static_order())
+    except CycleError:
+        return list(names)
+
+
+def as_dependencies(
+    outcomes: Mapping[str, Outcome], needed_by: Mapping[str, str], names: Sequence[str]
+) -> list[Outcome]:
+    """Return the outcomes of those VMs that were started only because one of `names` depends on them."""
+    return [
+        outcomes[name]._replace(what=f"{outcomes[name].what} ({other} depends on it)")
+        for name, other in needed_by.items()
+        if name not in names and outcomes[name].what != RUNS_ALREADY
+    ]
 
 
 def start_jobs(host: Host, method: str, names: Sequence[str], what: str) -> dict[str, Outcome]:
@@ -176,8 +232,6 @@ def _stop_plan(host: Host, names: Sequence[str], states: Sequence[UnitState]) ->
     systemd orders a job by those that it has already: a VM that others depend on is not to begin
     before their jobs are there.
     """
-    from graphlib import CycleError, TopologicalSorter
-
     plans = host.systemd.stop_plans(states)
     # TimeoutStopSec counts for ExecStop, and again for SIGTERM and for SIGKILL.
     limits = [3 * plan.timeout for plan in plans]
@@ -188,11 +242,7 @@ def _stop_plan(host: Host, names: Sequence[str], states: Sequence[UnitState]) ->
     }
     if not any(after.values()):
         return list(names), max(limits) + STOP_MARGIN
-    try:
-        order = list(TopologicalSorter(after).static_order())
-    except CycleError:
-        order = list(names)
-    return order[::-1], sum(limits) + STOP_MARGIN
+    return _sorted_by_order(after, names)[::-1], sum(limits) + STOP_MARGIN
 
 
 def _stopped(name: str, result: JobResult) -> Outcome:

@@ -278,9 +278,11 @@ def write_hosts(host: Host, spec: VMSpec) -> None:
 
 
 def _start(host: Host, spec: VMSpec) -> None:
-    unit = paths.unit(spec.name)
-    # A unit of that name may still be in memory, from a VM that was deleted.
-    control.prepare(host, [host.systemd.state(unit)])
-    outcome = control.start_jobs(host, "StartUnit", [spec.name], "started")[spec.name]
-    if outcome.error:
-        raise QsysdError(outcome.error.message, hint="the VM was not made; correct it and try again", code=1)
+    needed_by = control.dependencies(host, [spec.name])
+    # Without the locks of the dependencies: two creates could wait for each other.
+    outcomes = control.start_units(host, list(needed_by))
+    for started in control.as_dependencies(outcomes, needed_by, [spec.name]):
+        host.tell(f"warning: {started.error.message}" if started.error else f"{started.name}: {started.what}")
+    error = outcomes[spec.name].error
+    if error:
+        raise QsysdError(error.message, hint="the VM was not made; correct it and try again", code=1)

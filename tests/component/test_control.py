@@ -20,7 +20,17 @@ from samples import KEY
 
 from qsysd import paths
 from qsysd.errors import HostError, InvalidError, NotFoundError, QsysdError, StateError, TimeoutExpired
-from qsysd.operations import access, control, create, define, inspect, journal, listing, transaction
+from qsysd.operations import (
+    access,
+    control,
+    create,
+    define,
+    delete,
+    inspect,
+    journal,
+    listing,
+    transaction,
+)
 from qsysd.operations.control import Outcome
 
 UNIT = paths.unit("web1")
@@ -66,6 +76,55 @@ def test_what_runs_is_not_started_again(vm: OwnHost) -> None:
     vm.fake.set(UNIT, "active", "running")
     assert [outcome.what for outcome in control.start(vm, ["web1", "web2"])] == ["already running", "started"]
     assert jobs(vm) == ["StartUnit web2"]
+
+
+@pytest.fixture
+def chain(vm: OwnHost) -> OwnHost:
+    """Return a host on which web1 depends on app1, which depends on db1; all are off."""
+    for name, other in (("db1", ""), ("app1", "db1"), ("web3", "app1")):
+        text = f"name: {name}\nimage: tiny\ndisks: [{{}}]\nseed: false\n"
+        more = f"depends_on: [{other}]\n" if other else ""
+        create.create(vm, text + more, "x", start=False, enable=False)
+    vm.fake.calls.clear()
+    return vm
+
+
+def test_start_starts_dependencies_first_and_names_them(chain: OwnHost) -> None:
+    assert [f"{outcome.name}: {outcome.what}" for outcome in control.start(chain, ["web3"])] == [
+        "db1: started (app1 depends on it)", "app1: started (web3 depends on it)", "web3: started",
+    ]  # fmt: skip
+    assert jobs(chain) == ["StartUnit db1", "StartUnit app1", "StartUnit web3"]
+    chain.fake.calls.clear()
+    # In the order of the names, and nothing about what runs already unless it was named.
+    chain.fake.set(paths.unit("web3"), "inactive", "dead")
+    outcomes = control.start(chain, ["web3", "db1"])
+    assert [outcome.what for outcome in outcomes] == ["started", "already running"]
+
+
+def test_a_dependency_that_fails_is_reported_and_does_not_prevent_the_start(chain: OwnHost) -> None:
+    chain.fake.results[paths.unit("db1")] = "failed"
+    first, second, third = control.start(chain, ["web3"])
+    assert isinstance(first.error, QsysdError)
+    assert (first.name, second.what, third.what) == ("db1", "started (web3 depends on it)", "started")
+
+
+def test_a_dependency_that_does_not_exist_is_only_a_warning(chain: OwnHost) -> None:
+    delete.delete(chain, ["db1"])
+    assert one(control.start(chain, ["app1"])) == "started"
+    assert chain.told == ["warning: app1 depends on db1, which does not exist"]
+
+
+def test_create_starts_dependencies_first(chain: OwnHost) -> None:
+    text = "name: web4\nimage: tiny\ndisks: [{}]\nseed: false\ndepends_on: [app1]\n"
+    create.create(chain, text, "x")
+    assert jobs(chain) == ["StartUnit db1", "StartUnit app1", "StartUnit web4"]
+    assert chain.told == ["db1: started (app1 depends on it)", "app1: started (web4 depends on it)"]
+
+
+@pytest.mark.parametrize("verb", ["restart", "enable"])
+def test_other_verbs_leave_dependencies_alone(chain: OwnHost, verb: str) -> None:
+    getattr(control, verb)(chain, ["web3"])
+    assert not [call for call in chain.fake.calls if "db1" in call or "app1" in call]
 
 
 @pytest.mark.parametrize("sub", ["auto-restart", "auto-restart-queued"])

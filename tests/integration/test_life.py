@@ -253,16 +253,23 @@ def test_no_verb_lets_systemd_read_all_units_again(any_host: LabHost, vm: VMFact
     assert any_host.systemctl("show", "-P", when) == read
 
 
-def test_depends_on_orders_start_and_stop(any_host: LabHost, vm: VMFactory) -> None:
+def test_depends_on_orders_start_and_stop_and_undoes_no_stop(any_host: LabHost, vm: VMFactory) -> None:
     first, second = vm("first"), vm("second")
     create(any_host, first, options=[*FROZEN, "--no-start"])
     create(any_host, second, options=[*FROZEN, "--no-start", "--depends-on", first])
-    any_host.qsysd("start", second)
+    said = any_host.qsysd("start", second).stdout
+    assert said == f"{first}: started ({second} depends on it)\n{second}: started\n"
     assert active(any_host, first) == "active/running"
     assert moment(any_host, first, "Started") <= moment(any_host, second, "Starting")
     any_host.qsysd("stop", first, second)
     assert moment(any_host, second, "Stopped") <= moment(any_host, first, "Stopping")
     assert_no_force(any_host, first)
+    # Only `qsysd start` starts a dependency: neither systemctl nor the restart after a crash does.
+    any_host.systemctl("start", unit(second))
+    any_host.sh(f"kill -9 {main_pid(any_host, second)}")
+    any_host.wait_property(unit(second), "NRestarts", "1")
+    wait_active(any_host, second, "active")
+    assert active(any_host, first) == "inactive/dead"
 
 
 # removing
