@@ -12,6 +12,13 @@ import stat
 
 from qsysd.errors import QsysdError
 
+# Read by type checkers only: importing typing takes longer than the rest of this module.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+_sha256: Any = None
+
 # The directories to sync at the end of `SyncedTogether`; None outside of it.
 _changed: dict[str, None] | None = None
 
@@ -77,6 +84,38 @@ def read_text(path: str, *, errors: str = "strict") -> str | None:
         raise QsysdError(f"{path} cannot be read: it is not UTF-8 text") from error
     except OSError as error:
         raise QsysdError(f"{path} cannot be read: {error.strerror}", hint=hint(error)) from error
+
+
+def read_bytes(path: str) -> bytes | None:
+    """Return a file's bytes, or None if it does not exist or cannot be read."""
+    try:
+        # A FIFO without a writer would block here.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        return _read_all(descriptor) if stat.S_ISREG(os.fstat(descriptor).st_mode) else None
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+
+
+def digest(data: bytes) -> str:
+    """Return the first 16 hexadecimal digits of the SHA-256 of some bytes."""
+    global _sha256
+    _sha256 = _sha256 or _import_sha256()
+    return str(_sha256(data).hexdigest())[:16]
+
+
+def _import_sha256() -> Any:
+    # hashlib loads OpenSSL, 2.4 ms; the interpreter's own module, 0.05 ms, has another name in each version.
+    for module in ("_sha2", "_sha256", "hashlib"):
+        try:
+            return __import__(module).sha256
+        except ImportError:
+            continue
+    raise ImportError("no module has SHA-256")
 
 
 def _read_all(descriptor: int) -> bytes:

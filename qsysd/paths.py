@@ -20,6 +20,8 @@ UNIT_PATTERN = "qemu-vm@*.service"
 # A VM's drop-in that qsysd renders, and the variable in it that tells one rendering from another.
 DROP_IN = "50-qsysd.conf"
 DROP_IN_MARK = "QSYSD_DROP_IN"
+# What the application identifier of a VM's seed begins with; the digest of its documents follows.
+SEED_MARK = "QSYSD-SEED "
 
 # Linux's IFNAMSIZ is 16 bytes with the closing NUL; sockaddr_un holds 108 with it (unix(7)).
 INTERFACE_NAME_MAX = 15

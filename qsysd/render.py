@@ -9,7 +9,6 @@ unit_value  a value in a unit file, where % begins a specifier
 
 from __future__ import annotations
 
-import hashlib
 import ipaddress
 import os
 import re
@@ -19,7 +18,8 @@ from typing import Any
 
 import jinja2
 
-from qsysd import paths, qemuargs, taps
+from qsysd import config, paths, qemuargs, seed, taps
+from qsysd.files import digest
 from qsysd.paths import Scope
 from qsysd.spec import Accel, NetworkSpec, VMSpec
 
@@ -84,11 +84,15 @@ def template(file: str, /, **variables: Any) -> str:
 
 @dataclass(frozen=True)
 class Rendered:
-    """What a VM's definition comes to on disk, and the digest that tells one rendering from another."""
+    """What a VM's definition comes to on disk, and the digest that tells one rendering from another.
+
+    seed: the digest of the seed's documents, "" for a VM without a seed.
+    """
 
     environment: str
     drop_in: str
     digest: str
+    seed: str
 
 
 def unit(scope: Scope, *, systemd_version: int, helper: Sequence[str], after_stop: str, qemu: str) -> str:
@@ -125,8 +129,11 @@ def _network_units(spec: VMSpec) -> list[str]:
     return names
 
 
-def vm(spec: VMSpec, scope: Scope) -> Rendered:
-    """Return the environment file and the drop-in of a VM."""
+def vm(spec: VMSpec, scope: Scope, definition: str | None = None) -> Rendered:
+    """Return the environment file and the drop-in of a VM.
+
+    definition: the text that the spec was read from; by default what `config.dump_vm` returns for it.
+    """
     boot_files = [file for file in (spec.kernel.path, spec.kernel.initrd) if file] if spec.kernel else []
     drop_in = template(
         "vm.conf.j2",
@@ -139,7 +146,8 @@ def vm(spec: VMSpec, scope: Scope) -> Rendered:
         boot_files=boot_files,
         mark=paths.DROP_IN_MARK,
     )
-    drop_in = drop_in.replace("@DIGEST@", _digest(drop_in), 1)
+    drop_in_digest = digest(drop_in.encode())
+    drop_in = drop_in.replace("@DIGEST@", drop_in_digest, 1)
     pinned = spec.accel is not Accel.AUTO
     environment = template(
         "vm.env.j2",
@@ -153,16 +161,18 @@ def vm(spec: VMSpec, scope: Scope) -> Rendered:
         image=spec.image or "",
         uuid=spec.uuid,
         depends_on=":".join(spec.depends_on),
+        drop_in_digest=drop_in_digest,
         accelerator=qemuargs.accelerator(spec.accel) if pinned else None,
         processor=qemuargs.processor(spec.accel, spec.cpu) if pinned or spec.cpu else None,
         qemu_args=qemuargs.build(spec, scope),
     )
-    digest = _digest(environment + drop_in)
-    return Rendered(environment=environment.replace("@DIGEST@", digest, 1), drop_in=drop_in, digest=digest)
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    # Without the digests of definition and seed: a comment or an SSH key needs no restart.
+    whole = digest((environment + drop_in).encode())
+    seed_digest = seed.digest(spec)
+    text = config.dump_vm(spec) if definition is None else definition
+    for mark, value in (("DIGEST", whole), ("DEFINITION", digest(text.encode())), ("SEED", seed_digest)):
+        environment = environment.replace(f"@{mark}@", value, 1)
+    return Rendered(environment=environment, drop_in=drop_in, digest=whole, seed=seed_digest)
 
 
 def network_files(spec: NetworkSpec, scope: Scope) -> dict[str, str]:

@@ -8,9 +8,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from qsysd import process, trees
+from qsysd import files, paths, process, trees
 from qsysd.errors import QsysdError
-from qsysd.files import write_atomic
 from qsysd.paths import Scope
 from qsysd.spec import VMSpec
 
@@ -44,6 +43,11 @@ def documents(spec: VMSpec) -> dict[str, str]:
     }
 
 
+def digest(spec: VMSpec) -> str:
+    """Return the digest of a seed, which the disk has as its application identifier; "" without a seed."""
+    return files.digest("\0".join(documents(spec).values()).encode()) if spec.seed else ""
+
+
 def _dump(document: dict[str, Any]) -> str:
     import yaml
 
@@ -62,18 +66,19 @@ def write(spec: VMSpec, scope: Scope) -> None:
     directory = scope.seed_scratch(spec.name)
     trees.remove(directory)
     try:
-        files = os.path.join(directory, "files")
+        contents = os.path.join(directory, "files")
         os.makedirs(os.path.dirname(directory), mode=0o700, exist_ok=True)
-        os.makedirs(files, mode=0o700)
+        os.makedirs(contents, mode=0o700)
         for name, text in documents(spec).items():
-            with open(os.path.join(files, name), "w", encoding="utf-8") as file:
+            with open(os.path.join(contents, name), "w", encoding="utf-8") as file:
                 file.write(text)
         disk = os.path.join(directory, "seed.iso")
         process.run(
-            ["genisoimage", "-quiet", "-output", disk, "-volid", VOLUME_LABEL, "-joliet", "-rock", files]
-        )
+            ["genisoimage", "-quiet", "-output", disk, "-volid", VOLUME_LABEL,
+             "-appid", f"{paths.SEED_MARK}{digest(spec)}", "-joliet", "-rock", contents]
+        )  # fmt: skip
         with open(disk, "rb") as file:
-            write_atomic(scope.seed(spec.name), file.read(), 0o600)
+            files.write_atomic(scope.seed(spec.name), file.read(), 0o600)
     except OSError as error:
         raise QsysdError(f"{directory} cannot be written: {error.strerror}") from error
     finally:

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from qsysd.errors import InvalidError, NotFoundError, QsysdError
-from qsysd.files import hint, read_text, write_atomic
-from qsysd.paths import Scope, is_name
+from qsysd.files import digest, hint, read_bytes, read_text, write_atomic
+from qsysd.paths import DROP_IN_MARK, SEED_MARK, Scope, is_name
 
 if TYPE_CHECKING:
     from qsysd.render import Rendered
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 # Bytes read of an environment file at once: the variables before QEMU_ARGS are hardly ever more.
 _HEAD = 4096
+# ECMA-119: the application identifier of the primary volume descriptor, which is in sector 16.
+_SEED_MARK_OFFSET = 16 * 2048 + 574
+_SEED_MARK_LENGTH = 128
 
 
 class Summary(NamedTuple):
@@ -113,27 +116,28 @@ class Store:
         return [self._claims(name) for name in self.names() if name != but]
 
     def _claims(self, vm: str) -> Claims:
-        text, written = self._rendered_head(vm)
-        if self._is_younger(vm, written):
+        text = self._rendered_head(vm)
+        if self._is_changed(vm, text):
             try:
                 spec = self.load(vm)
             except QsysdError:
                 pass  # what was rendered from it last holds
             else:
                 return Claims(vm, spec.uuid, spec.nics, spec.depends_on, spec.memory_mib)
-        nics = _variable(text, "QSYSD_NICS")
-        depends_on = _variable(text, "QSYSD_DEPENDS_ON")
         return Claims(
             name=vm,
             uuid=_variable(text, "QSYSD_UUID"),
-            nics=_nics(nics) if nics else (),
-            depends_on=tuple(depends_on.split(":")) if depends_on else (),
+            nics=_nics(_variable(text, "QSYSD_NICS")),
+            depends_on=_names(text),
             memory_mib=_number(_variable(text, "QSYSD_MEMORY_MIB")) or 0,
         )
 
     def depends_on(self, vm: str) -> tuple[str, ...]:
         """Return the VMs after which a VM starts; none for one that does not exist."""
-        return self._claims(vm).depends_on
+        text = self._rendered_head(vm)
+        if self._is_changed(vm, text):
+            return self._claims(vm).depends_on
+        return _names(text)
 
     def defaults(self) -> Defaults:
         """Return the host's defaults. Raises InvalidError."""
@@ -164,43 +168,75 @@ class Store:
         write_atomic(self.scope.definition(spec.name), config.dump_vm(spec), 0o600)
 
     def rendered(self, vm: str, rendered: Rendered) -> Iterator[tuple[str, str, int]]:
-        """Yield path, text and mode of each file that belongs to a rendering."""
-        yield self.scope.environment(vm), rendered.environment, 0o600
+        """Yield path, text and mode of each text file of a rendering, in the order to write them.
+
+        The environment file is the last: it names what the others must be (`is_stale`).
+        """
         yield self.scope.drop_in(vm), rendered.drop_in, 0o644
+        yield self.scope.environment(vm), rendered.environment, 0o600
 
     def differences(self, vm: str, rendered: Rendered) -> list[str]:
-        """Return the paths whose contents are not what the definition renders to."""
-        return [path for path, text, _ in self.rendered(vm, rendered) if read_text(path) != text]
+        """Return the paths whose contents are not what the definition renders to; the seed's comes first."""
+        found = [self.scope.seed(vm)] if rendered.seed and self.seed_digest(vm) != rendered.seed else []
+        return found + [path for path, text, _ in self.rendered(vm, rendered) if read_text(path) != text]
 
     def write_rendered(self, vm: str, rendered: Rendered) -> list[str]:
-        """Write what differs from a rendering; return the paths."""
+        """Write the text files that differ from a rendering; return the paths. The seed must be in place."""
         os.makedirs(self.scope.drop_in_dir(vm), mode=0o755, exist_ok=True)
         changed = self.differences(vm, rendered)
         for path, text, mode in self.rendered(vm, rendered):
             if path in changed:
                 write_atomic(path, text, mode)
-        os.utime(self.scope.environment(vm))  # it is younger than its definition now: `is_stale`
         return changed
 
     def is_stale(self, vm: str) -> bool:
-        """Return whether a definition is younger than what was rendered from it, or that is missing."""
-        try:
-            written = os.stat(self.scope.environment(vm)).st_mtime_ns
-        except FileNotFoundError:
-            written = None
-        return self._is_younger(vm, written)
+        """Return whether the environment file does not belong to the definition, drop-in and seed on disk.
 
-    def _is_younger(self, vm: str, written: int | None) -> bool:
-        """Return whether a VM's definition is younger than what was written at that time, if anything was."""
-        try:
-            defined = os.stat(self.scope.definition(vm)).st_mtime_ns
-        except FileNotFoundError:
+        By digests: a file restored with an old time stamp is noticed.
+        """
+        text = self._rendered_head(vm)
+        if not os.path.exists(self.scope.definition(vm)):
             return False
-        return written is None or defined > written
+        expected_seed = _variable(text, "QSYSD_SEED")
+        return (
+            self._is_changed(vm, text)
+            or self._drop_in_mark(vm) != _variable(text, "QSYSD_EXPECTED_DROP_IN")
+            or (expected_seed != "" and self.seed_digest(vm) != expected_seed)
+        )
+
+    def _is_changed(self, vm: str, rendered_head: str) -> bool:
+        """Return whether a definition exists from which an environment file was not rendered."""
+        definition = read_bytes(self.scope.definition(vm))
+        return definition is not None and _variable(rendered_head, "QSYSD_DEFINITION") != digest(definition)
+
+    def _drop_in_mark(self, vm: str) -> str:
+        """Return the digest that the VM's drop-in carries; "" for none."""
+        text = (read_bytes(self.scope.drop_in(vm)) or b"").decode("utf-8", "replace")
+        return _variable(text, f"Environment={DROP_IN_MARK}")
+
+    def seed_digest(self, vm: str) -> str | None:
+        """Return the digest of the documents that the VM's seed was built from; None without such a seed."""
+        try:
+            # QEMU can write to the directory: no link is followed.
+            file = os.open(self.scope.seed(vm), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            mark = os.pread(file, _SEED_MARK_LENGTH, _SEED_MARK_OFFSET).decode("ascii", "replace").rstrip()
+        except OSError:
+            return None
+        finally:
+            os.close(file)
+        return mark.removeprefix(SEED_MARK) if mark.startswith(SEED_MARK) else None
+
+    def rendered_nics(self, vm: str) -> tuple[Nic, ...] | None:
+        """Return the NICs in a VM's environment file, which its definition may have lost; None without it."""
+        text = self._rendered_head(vm)
+        return _nics(_variable(text, "QSYSD_NICS")) if text else None
 
     def summary(self, vm: str) -> Summary:
         """Return what a list shows of a VM; with a missing or broken environment file only its name."""
-        text, _ = self._rendered_head(vm)
+        text = self._rendered_head(vm)
         nics = [nic.split(",") for nic in _variable(text, "QSYSD_NICS").split(";") if nic]
         return Summary(
             name=vm,
@@ -223,23 +259,22 @@ class Store:
             accelerator=_variable(text, "QSYSD_ACCELERATOR"),
         )
 
-    def _rendered_head(self, vm: str) -> tuple[str, int | None]:
-        """Return an environment file up to QEMU's arguments, and when it was written: ns since 1970.
+    def _rendered_head(self, vm: str) -> str:
+        """Return an environment file up to QEMU's arguments; "" without one.
 
-        "" and None where there is none. A list reads 100 of them, a create beside 1000 VMs all.
+        A list reads 100 of them, a create beside 1000 VMs all.
         """
         try:
             file = os.open(self.scope.environment(vm), os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
-            return "", None
+            return ""
         try:
-            written = os.fstat(file).st_mtime_ns
             data = os.read(file, _HEAD)
             while b"\nQEMU_ARGS=" not in data and (more := os.read(file, _HEAD)):
                 data += more
         finally:
             os.close(file)
-        return data.partition(b"\nQEMU_ARGS=")[0].decode("utf-8", "replace"), written
+        return data.partition(b"\nQEMU_ARGS=")[0].decode("utf-8", "replace")
 
 
 def _variable(text: str, name: str) -> str:
@@ -252,8 +287,16 @@ def _variable(text: str, name: str) -> str:
     return text[start : end if end >= 0 else len(text)].strip('"')
 
 
+def _names(text: str) -> tuple[str, ...]:
+    """Return the VMs that QSYSD_DEPENDS_ON names."""
+    names = _variable(text, "QSYSD_DEPENDS_ON")
+    return tuple(names.split(":")) if names else ()
+
+
 def _nics(text: str) -> tuple[Nic, ...]:
     """Return the NICs that QSYSD_NICS describes, none where it is damaged."""
+    if not text:
+        return ()
     from qsysd import taps
     from qsysd.spec import Nic
 

@@ -275,7 +275,7 @@ def _edit_text(text: str, name: str) -> str:
 @click.option("--check", is_flag=True, help="Only show what differs, and exit with 1 if anything does.")
 @json_option
 def render(names: Sequence[str], everything: bool, check: bool, as_json: bool) -> None:
-    """Write again what follows from definitions: environment files and drop-ins.
+    """Write again what follows from definitions: environment files, drop-ins and seeds.
 
     Needed after a definition was changed by hand, or restored from a backup. All VMs by default.
 

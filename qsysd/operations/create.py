@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 
-from qsysd import config, files, network, paths, render, seed, values
+from qsysd import config, files, network, paths, render, values
 from qsysd.errors import ExistsError, InvalidError, NotFoundError, QsysdError
-from qsysd.operations import control, image, listing, qemu, transaction
+from qsysd.operations import control, image, listing, qemu, rendering, transaction
 from qsysd.operations.host import Host
 from qsysd.operations.recovery import recover
 from qsysd.operations.removal import remove_everything
@@ -262,19 +262,8 @@ def _make(host: Host, spec: VMSpec) -> None:
                 raise InvalidError(f"disk {index} of {spec.name} needs a size")
             host.images.create_disk(scope.overlay(spec.name, index), disk.size)
         os.chmod(scope.overlay(spec.name, index), 0o600)
-    if spec.seed:
-        seed.write(spec, scope)
-    host.store.write_rendered(spec.name, render.vm(spec, scope))
-    write_hosts(host, spec)
+    rendering.write(host, spec, render.vm(spec, scope))
     files.sync_directory(scope.vm_dir(spec.name))
-
-
-def write_hosts(host: Host, spec: VMSpec) -> None:
-    """Tell each network's DHCP service the VM's addresses."""
-    for name in dict.fromkeys(nic.network for nic in spec.nics):
-        entries = [(nic.mac, nic.address) for nic in spec.nics if nic.network == name and nic.address]
-        if entries and network.write_hosts(host.scope, name, spec.name, entries):
-            control.reload_dhcp(host, name)
 
 
 def _start(host: Host, spec: VMSpec) -> None:

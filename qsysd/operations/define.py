@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from qsysd import config, network, paths, render, seed
+from qsysd import config, paths, render
 from qsysd.errors import InvalidError, QsysdError
-from qsysd.operations import control, create, transaction
+from qsysd.operations import control, create, rendering, transaction
 from qsysd.operations.host import Host
 from qsysd.operations.recovery import recover
 from qsysd.spec import VMSpec
@@ -33,7 +33,8 @@ def edit(host: Host, name: str, text: str, *, before: str) -> bool:
         new = replace(new, nics=create.complete_nics(host, new, others))
         create.check_references(host, new, others)
         host.store.write_definition(new)
-        _apply(host, old, new)
+        rendering.write(host, new, render.vm(new, host.scope))
+        _refresh(host, [name])
         _warn_of_first_boot(host, old, new)
         return control.is_running(host, name)
 
@@ -62,19 +63,6 @@ def _check_kept(old: VMSpec, new: VMSpec) -> None:
             )
 
 
-def _apply(host: Host, old: VMSpec, new: VMSpec) -> None:
-    """Bring what follows from a definition in line with it."""
-    host.store.write_rendered(new.name, render.vm(new, host.scope))
-    if (old.ssh_keys, old.nics) != (new.ssh_keys, new.nics):
-        if new.seed:
-            seed.write(new, host.scope)
-        for gone in {nic.network for nic in old.nics} - {nic.network for nic in new.nics}:
-            if network.remove_host(host.scope, gone, new.name):
-                control.reload_dhcp(host, gone)
-        create.write_hosts(host, new)
-    _refresh(host, [new.name])
-
-
 def _refresh(host: Host, names: Sequence[str]) -> None:
     """Let systemd see changed drop-ins of loaded units: also `systemctl start` must use them."""
     host.systemd.refresh([paths.unit(name) for name in names])
@@ -82,9 +70,7 @@ def _refresh(host: Host, names: Sequence[str]) -> None:
 
 def check(host: Host, names: Sequence[str]) -> dict[str, list[str]]:
     """Return per VM the files that are not what its definition renders to. Raises InvalidError."""
-    return {
-        name: host.store.differences(name, render.vm(host.store.load(name), host.scope)) for name in names
-    }
+    return {name: host.store.differences(name, rendering.of_definition(host, name)[1]) for name in names}
 
 
 def render_again(host: Host, names: Sequence[str]) -> dict[str, list[str]]:
@@ -94,9 +80,6 @@ def render_again(host: Host, names: Sequence[str]) -> dict[str, list[str]]:
     changed: dict[str, list[str]] = {}
     with transaction.locked(host, names):
         for name in names:
-            spec = host.store.load(name)
-            changed[name] = host.store.write_rendered(name, render.vm(spec, host.scope))
-            create.write_hosts(host, spec)
-        if any(changed.values()):
-            _refresh(host, names)
+            changed[name] = rendering.write(host, *rendering.of_definition(host, name))
+        _refresh(host, names)
     return changed

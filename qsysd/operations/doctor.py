@@ -188,12 +188,12 @@ def _half_made(host: Host) -> Iterator[Finding]:
 
 
 def _definitions(host: Host) -> Iterator[Finding]:
-    from qsysd import render
+    from qsysd.operations import rendering
 
     for name in host.store.names():
         try:
-            spec = host.store.load(name)
-            different = host.store.differences(name, render.vm(spec, host.scope))
+            spec, rendered = rendering.of_definition(host, name)
+            different = host.store.differences(name, rendered)
             if spec.image:
                 host.images.check(spec.image)
         except QsysdError as error:

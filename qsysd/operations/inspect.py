@@ -120,10 +120,10 @@ def pending(host: Host, name: str, *, running: bool) -> list[str]:
 
     Raises InvalidError where the definition itself is not valid.
     """
-    from qsysd import render
+    from qsysd.operations import rendering
 
     found = []
-    rendered = render.vm(host.store.load(name), host.scope)
+    _, rendered = rendering.of_definition(host, name)
     if host.store.differences(name, rendered):
         found.append("render: the definition was changed by hand; qsysd render writes what follows from it")
     started = host.store.started(name) if running else None

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -22,7 +23,7 @@ from typing import Any
 
 from own_host import OwnHost
 
-from qsysd.operations import create, define, delete, image, inspect, keys, listing, recovery, setup
+from qsysd.operations import control, create, define, delete, image, inspect, keys, listing, recovery, setup
 from qsysd.operations.host import Host
 from qsysd.paths import Scope, dhcp_unit, unit
 
@@ -34,6 +35,7 @@ memory: 64M
 disks: [{{size: 1M}}, {{size: 1M}}]
 nics: [{{}}, {{}}]
 """
+ANOTHER_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJt5a8mM0T7k me@laptop"
 EFFECTS = {
     "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "os.chown", "os.symlink", "os.link",
     "os.truncate", "shutil.rmtree", "os.posix_spawn", "subprocess.Popen", "test.systemd",
@@ -57,11 +59,19 @@ def tree() -> dict[str, str]:
             if path.startswith(SHARED) or path == "./run/qsysd/seeds":
                 continue
             content = ""
-            if os.path.isfile(path) and not path.endswith((".qcow2", ".iso", ".pyc")):
+            if os.path.basename(path) == "seed.iso":
+                content = seed_documents(path)
+            elif os.path.isfile(path) and not path.endswith((".qcow2", ".iso", ".pyc")):
                 with open(path, encoding="utf-8", errors="replace") as file:
                     content = file.read()
             found[path] = content
     return found
+
+
+def seed_documents(path: str) -> str:
+    """Return what is in the files of a seed."""
+    with open(path, "rb") as file:
+        return b"".join(re.findall(rb"(?:#cloud-config|instance-id:|version:)[^\0]*", file.read())).decode()
 
 
 def run_create(host: Host) -> None:
@@ -81,7 +91,7 @@ def run_edit(host: Host) -> None:
     lines = text.splitlines()
     last = max(index for index, line in enumerate(lines) if line.startswith("- network: default"))
     text = "\n".join(lines[:last] + lines[last + 3 :]) + "\nstop_timeout: 7s\n"
-    text = text.replace("stop_timeout: 90s\n", "")
+    text = text.replace("stop_timeout: 90s\n", "").replace("ssh_keys:\n", f"ssh_keys:\n- {ANOTHER_KEY}\n")
     define.edit(host, VM, text, before=before)
 
 
@@ -198,13 +208,14 @@ def outcome(verb: str, before: dict[str, str], after: dict[str, str]) -> str:
 
 
 def finish(verb: str) -> None:
-    """Do what the next command does: recovery, and for edit and set-up the same command again."""
+    """Do what the next command does: recovery, set-up again, and for edit the next start."""
     host = make_host()
     recovery.recover(host)
     if verb == "setup":
         setup.setup(host)
     if verb == "edit":
-        define.render_again(host, [VM])
+        (outcome,) = control.start(host, [VM])
+        assert outcome.error is None, outcome
     image.list_images(host)
 
 

@@ -61,7 +61,7 @@ def test_a_killed_delete_is_brought_to_its_end(set_up: Path) -> None:
         assert kill["active"] == ("active" if kill["outcome"] == "before" else "inactive"), kill
 
 
-def test_a_killed_edit_leaves_the_old_or_the_new_definition(set_up: Path) -> None:
+def test_after_a_killed_edit_a_start_leaves_all_of_the_old_or_all_of_the_new_definition(set_up: Path) -> None:
     found = kill_everywhere(set_up, "edit")
     assert_whole_or_nothing(found)
     outcomes = [kill["outcome"] for kill in found]

@@ -14,7 +14,7 @@ import wire
 from samples import vm
 
 import qsysd
-from qsysd import config, render
+from qsysd import config, render, seed
 from qsysd.errors import InvalidError, NotFoundError, QsysdError
 from qsysd.files import SyncedTogether, read_text, remove, write_atomic
 from qsysd.paths import Scope
@@ -266,11 +266,11 @@ def test_defaults_come_from_the_hosts_file(definitions: Store, scope: Scope) -> 
 
 
 def test_only_what_differs_is_written(definitions: Store, scope: Scope) -> None:
-    rendered = render.vm(vm(), scope)
-    assert definitions.write_rendered("web1", rendered) == [scope.environment("web1"), scope.drop_in("web1")]
+    rendered = render.vm(vm(seed=False), scope)
+    assert definitions.write_rendered("web1", rendered) == [scope.drop_in("web1"), scope.environment("web1")]
     assert definitions.write_rendered("web1", rendered) == []
     assert definitions.differences("web1", rendered) == []
-    other = render.vm(vm(memory_mib=1024), scope)
+    other = render.vm(vm(memory_mib=1024, seed=False), scope)
     assert definitions.differences("web1", other) == [scope.environment("web1")]
     assert definitions.write_rendered("web1", other) == [scope.environment("web1")]
     # keys and addresses are nobody else's business
@@ -279,17 +279,38 @@ def test_only_what_differs_is_written(definitions: Store, scope: Scope) -> None:
 
 def test_a_definition_is_stale_from_its_change_to_its_rendering(definitions: Store, scope: Scope) -> None:
     assert not definitions.is_stale("web1")
-    definitions.write_definition(vm())
+    definitions.write_definition(vm(seed=False))
     assert definitions.is_stale("web1")
-    definitions.write_rendered("web1", render.vm(vm(), scope))
+    definitions.write_rendered("web1", render.vm(vm(seed=False), scope))
     assert not definitions.is_stale("web1")
-    later = os.stat(scope.environment("web1")).st_mtime_ns + 1_000_000_000
-    os.utime(scope.definition("web1"), ns=(later, later))
+    # By its contents, not by its time: `rsync -a` restores an older file with its older time.
+    path = Path(scope.definition("web1"))
+    path.touch()
+    assert not definitions.is_stale("web1")
+    text = f"# a comment\r\n{path.read_text(encoding='utf-8')}"
+    path.write_text(text, encoding="utf-8", newline="")
+    os.utime(path, (100, 100))
     assert definitions.is_stale("web1")
-    # a comment was added: nothing that is rendered changes, and still it is rendered now
-    os.utime(scope.definition("web1"))
-    definitions.write_rendered("web1", render.vm(vm(), scope))
+    definitions.write_rendered("web1", render.vm(vm(seed=False), scope, definitions.require("web1")))
     assert not definitions.is_stale("web1")
+
+
+def test_a_drop_in_or_a_seed_of_another_rendering_makes_a_vm_stale(definitions: Store, scope: Scope) -> None:
+    os.makedirs(scope.vm_dir("web1"))
+    for changes in ({"stop_timeout": 7}, {"ssh_keys": ()}):
+        old, new = vm(), vm(**changes)
+        definitions.write_definition(new)
+        seed.write(old, scope)
+        definitions.write_rendered("web1", render.vm(old, scope, definitions.require("web1")))
+        assert not definitions.is_stale("web1")
+        # As a killed edit of an older version left it: the environment file first.
+        Path(scope.environment("web1")).write_text(render.vm(new, scope).environment, encoding="utf-8")
+        assert definitions.is_stale("web1")
+        assert definitions.differences("web1", render.vm(new, scope)) in (
+            [scope.drop_in("web1")], [scope.seed("web1")],
+        )  # fmt: skip
+    os.unlink(scope.seed("web1"))
+    assert definitions.is_stale("web1")
 
 
 # what others claim

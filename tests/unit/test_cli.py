@@ -39,7 +39,7 @@ from qsysd.operations.host import Host
 from qsysd.paths import Scope
 from qsysd.spec import Accel, Disk, Kernel, Nic, VMSpec
 
-DEFINITIONS = {name: config.dump_vm(vm(name=name)) for name in ("web1", "web2")}
+DEFINITIONS = {name: config.dump_vm(vm(name=name, seed=False)) for name in ("web1", "web2")}
 
 
 class OwnHost(Host):
@@ -68,7 +68,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> OwnHost:
 def rendered(host: OwnHost) -> OwnHost:
     """Write what follows from the definitions."""
     for name in host.store.names():
-        host.store.write_rendered(name, render.vm(vm(name=name), host.scope))
+        host.store.write_rendered(name, render.vm(vm(name=name, seed=False), host.scope))
     return host
 
 

@@ -1,0 +1,53 @@
+"""What follows from a definition: host entries, seed, drop-in, environment file. Compared, and written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from qsysd import config, network, render, seed
+from qsysd.operations.control import reload_dhcp
+from qsysd.operations.host import Host
+from qsysd.render import Rendered
+from qsysd.spec import Nic, VMSpec
+
+
+def of_definition(host: Host, name: str) -> tuple[VMSpec, Rendered]:
+    """Return a VM's spec and what its definition renders to. Raises NotFoundError, InvalidError."""
+    text = host.store.require(name)
+    spec = config.parse_vm(text, host.scope.definition(name), name=name, defaults=host.store.defaults())
+    return spec, render.vm(spec, host.scope, text)
+
+
+def write(host: Host, spec: VMSpec, rendered: Rendered) -> list[str]:
+    """Bring all that follows from a definition in line with it; return the paths of the files that differed.
+
+    The environment file is written last, so that a command that is killed here leaves a VM that
+    `Store.is_stale` names, and the next `start` or `render` does the rest.
+    """
+    scope = host.scope
+    _write_hosts(host, spec, host.store.rendered_nics(spec.name))
+    stale_seed = scope.seed(spec.name) in host.store.differences(spec.name, rendered)
+    if stale_seed:
+        seed.write(spec, scope)
+    return [scope.seed(spec.name)] * stale_seed + host.store.write_rendered(spec.name, rendered)
+
+
+def _write_hosts(host: Host, spec: VMSpec, before: tuple[Nic, ...] | None) -> None:
+    """Write a VM's addresses for the DHCP service of each of its networks, and remove them from others.
+
+    before: the NICs of the rendering on disk, None without one. A killed command may have written the
+    entries without reloading dnsmasq, so a network whose entries differ from these is reloaded.
+    """
+    for name in dict.fromkeys(nic.network for nic in (*spec.nics, *(before or ()))):
+        entries = _entries(spec.nics, name)
+        if entries:
+            changed = network.write_hosts(host.scope, name, spec.name, entries)
+        else:
+            changed = network.remove_host(host.scope, name, spec.name)
+        if changed or (before is not None and entries != _entries(before, name)):
+            reload_dhcp(host, name)
+
+
+def _entries(nics: Iterable[Nic], name: str) -> list[tuple[str, str]]:
+    """Return the MACs and addresses of the NICs on a network."""
+    return [(nic.mac, nic.address) for nic in nics if nic.network == name and nic.address]
