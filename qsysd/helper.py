@@ -21,7 +21,7 @@ import sys
 import time
 
 from qsysd.errors import HostError, InvalidError, QsysdError, TimeoutExpired
-from qsysd.paths import Scope, is_name
+from qsysd.paths import DROP_IN_MARK, Scope, is_name
 
 # Read by type checkers only: importing typing takes longer than the rest of this module.
 TYPE_CHECKING = False
@@ -176,6 +176,28 @@ def accelerator_in_force(scope: Scope) -> str:
     return "kvm" if chosen.split()[-1:] == ["kvm"] else "tcg"
 
 
+def check_rendering(scope: Scope, vm: str) -> None:
+    """Check that this start uses what the VM's definition renders to.
+
+    Raises HostError where systemd has not loaded the drop-in that the environment file belongs to: the
+    start would lack its ordering, timeout and mounts. A changed definition is only reported.
+    """
+    from qsysd.files import digest, read_bytes
+
+    expected = os.environ.get("QSYSD_EXPECTED_DROP_IN", "")  # older environment files do not have it
+    if expected and os.environ.get(DROP_IN_MARK, "") != expected:
+        raise HostError(f"systemd has not loaded {scope.drop_in(vm)} as rendered", hint=f"qsysd render {vm}")
+    rendered_from = os.environ.get("QSYSD_DEFINITION", "")
+    definition = read_bytes(scope.definition(vm))
+    if definition is None:
+        say(f"{scope.definition(vm)} does not exist; this start uses what was rendered from it")
+    elif rendered_from and digest(definition) != rendered_from:
+        say(
+            f"{scope.definition(vm)} was changed after it was rendered; this start uses the old rendering "
+            f"(qsysd restart {vm} uses the new one)"
+        )
+
+
 def before_start(scope: Scope, vm: str) -> None:
     """Make ready, as root, what QEMU may not make itself.
 
@@ -183,6 +205,7 @@ def before_start(scope: Scope, vm: str) -> None:
     """
     from qsysd import roots, taps
 
+    check_rendering(scope, vm)
     ports = taps.parse_ports(os.environ.get("QSYSD_NICS", ""))
     accelerator = accelerator_in_force(scope)
     check_readable()

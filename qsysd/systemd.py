@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from qsysd import paths
 from qsysd.errors import HostError, NotFoundError, QsysdError, TimeoutExpired
+from qsysd.files import read_bytes
 
 _NAME = "org.freedesktop.systemd1"
 _PATH = "/org/freedesktop/systemd1"
@@ -90,12 +91,17 @@ def _has_changed(path: str, environment: Sequence[str], read: float) -> bool:
     One of qsysd's own says it exactly, by a mark that systemd shows among the unit's environment.
     """
     if os.path.basename(path) == paths.DROP_IN:
-        import re
-
-        with open(path, encoding="utf-8") as file:
-            mark = re.search(f"^Environment=({paths.DROP_IN_MARK}=.*)$", file.read(), re.MULTILINE)
-        return mark is None or mark[1] not in environment
+        return _mark(path) not in environment
     return os.stat(path).st_mtime > read
+
+
+def _mark(path: str) -> str | None:
+    """Return the variable that a drop-in of qsysd's sets to tell its renderings apart; None without it."""
+    start = f"Environment={paths.DROP_IN_MARK}="
+    for line in (read_bytes(path) or b"").decode("utf-8", "replace").splitlines():
+        if line.startswith(start):
+            return line.removeprefix("Environment=")
+    return None
 
 
 class Systemd:
@@ -293,15 +299,30 @@ class Systemd:
         drop-in needs the daemon-reload, which PID 1 pays for with all its units. Returns whether it
         was needed. Call it after ResetFailedUnit and once for all the units of a command.
         """
-        flagged = [
-            unit for unit in self.states(units).values() if self.get(unit.path, _UNIT, "NeedDaemonReload")
-        ]
+        loaded = list(self.states(units).values())
+        flags = self.get_all([unit.path for unit in loaded], _UNIT, "NeedDaemonReload")
+        flagged = [unit for unit, flag in zip(loaded, flags, strict=True) if flag]
         if flagged and self.get(_NEVER_CHANGED, _UNIT, "NeedDaemonReload"):
             # From systemd 256 on, enabling one unit says this of all units: look at their files instead.
             flagged = [unit for unit in flagged if self._is_stale(unit)]
-        if flagged:
+        needed = bool(flagged) or self._any_lacks_its_drop_in(loaded)
+        if needed:
             self.reload()
-        return bool(flagged)
+        return needed
+
+    def _any_lacks_its_drop_in(self, units: Sequence[UnitState]) -> bool:
+        """Return whether one of these units was loaded without the drop-in of qsysd's that it has on disk.
+
+        NeedDaemonReload does not report a drop-in in a directory that was created after the unit was loaded.
+        """
+        objects = [unit.path for unit in units]
+        fragments = self.get_all(objects, _UNIT, "FragmentPath")
+        environments = self.get_all(objects, _SERVICE, "Environment")
+        for unit, fragment, environment in zip(units, fragments, environments, strict=True):
+            mark = _mark(os.path.join(os.path.dirname(fragment), f"{unit.name}.d", paths.DROP_IN))
+            if mark is not None and mark not in environment:
+                return True
+        return False
 
     def _is_stale(self, unit: UnitState) -> bool:
         """Return whether a loaded unit's files may be others than those that systemd has read."""

@@ -81,10 +81,12 @@ INTERFACES = """\
     <property name="NeedDaemonReload" type="b" access="read"/>
     <property name="InvocationID" type="ay" access="read"/>
     <property name="After" type="as" access="read"/>
+    <property name="FragmentPath" type="s" access="read"/>
   </interface>
   <interface name="org.freedesktop.systemd1.Service">
     <property name="MainPID" type="u" access="read"/>
     <property name="TimeoutStopUSec" type="t" access="read"/>
+    <property name="Environment" type="as" access="read"/>
   </interface>
   <interface name="org.qsysd.Test">
     <method name="Load"><arg type="s"/></method>
@@ -154,6 +156,8 @@ class ScriptedSystemd:
             "Version": ("s", "252.39-1~deb12u1"),
             "SystemState": ("s", "running"),
             "NeedDaemonReload": ("b", text.startswith("stale") and self.stale),
+            "FragmentPath": ("s", "/nonexistent/qemu-vm@.service"),
+            "Environment": ("as", []),
             "InvocationID": ("ay", b"\x01\xab"),
             "MainPID": ("u", 0 if text.startswith("off") else 4711),
             "TimeoutStopUSec": ("t", 2**64 - 1),

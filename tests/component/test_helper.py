@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import socket
 import stat
@@ -447,6 +448,8 @@ def unit(directory: Path, scope: Scope, monkeypatch: pytest.MonkeyPatch) -> None
     """Prepare what systemd has prepared when it runs the first step, of a VM without a NIC."""
     os.makedirs(scope.socket_dir(VM))
     os.chown(scope.socket_dir(VM), UID, GID)
+    os.makedirs(scope.definitions_dir)
+    Path(scope.definition(VM)).write_text("name: web1\n", encoding="utf-8")
     for name, value in (
         ("QSYSD_NICS", ""), ("QSYSD_ACCEL", "-accel tcg"), ("QSYSD_DIGEST", "0123456789abcdef"),
         ("QSYSD_READ_FILES", ""), ("QSYSD_MEMORY_MIB", "512"), ("QSYSD_CPUS", "2"),
@@ -477,6 +480,41 @@ def test_before_start_records_what_the_vm_starts_with(
         monkeypatch.setattr("qsysd.acceleration.probe", lambda: None)
     helper.before_start(scope, VM)
     assert Store(scope).started(VM) == Started("0123456789abcdef", 512, 2, accelerator)
+
+
+@pytest.mark.usefixtures("unit")
+@pytest.mark.parametrize("loaded", ["", "fedcba9876543210"])
+def test_before_start_refuses_a_drop_in_that_systemd_has_not_loaded(
+    scope: Scope, monkeypatch: pytest.MonkeyPatch, loaded: str
+) -> None:
+    monkeypatch.setenv("QSYSD_EXPECTED_DROP_IN", "0123456789abcdef")
+    monkeypatch.setenv("QSYSD_DROP_IN", loaded)
+    with pytest.raises(HostError) as caught:
+        helper.before_start(scope, VM)
+    assert scope.drop_in(VM) in caught.value.message
+    assert caught.value.hint == "qsysd render web1"
+    assert not os.path.exists(scope.root_dir(VM))
+    monkeypatch.setenv("QSYSD_DROP_IN", "0123456789abcdef")
+    helper.before_start(scope, VM)
+
+
+@pytest.mark.usefixtures("unit")
+def test_before_start_reports_a_definition_that_was_changed_after_it_was_rendered(
+    scope: Scope, monkeypatch: pytest.MonkeyPatch, journal: Callable[[], list[str]]
+) -> None:
+    definition = Path(scope.definition(VM))
+    monkeypatch.setenv("QSYSD_DEFINITION", hashlib.sha256(b"name: web1\n").hexdigest()[:16])
+    helper.before_start(scope, VM)
+    assert journal() == []
+    definition.write_text("name: web1\ncpus: 2\n", encoding="utf-8")
+    os.utime(definition, (100, 100))
+    helper.before_start(scope, VM)
+    (line,) = journal()
+    assert f"{definition} was changed after it was rendered" in line
+    definition.unlink()
+    helper.before_start(scope, VM)
+    (line,) = journal()
+    assert f"{definition} does not exist" in line
 
 
 @pytest.mark.needs_root

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -291,6 +291,9 @@ class Marked(Systemd):
     def get(self, path: str, interface: str, name: str) -> Any:
         return self.values[name]
 
+    def get_all(self, objects: Sequence[str], interface: str, name: str) -> Sequence[Any]:
+        return [self.values[name] for _ in objects]
+
     def reload(self) -> None:
         self.reloads += 1
 
@@ -333,6 +336,16 @@ def test_a_marked_unit_whose_files_have_changed_is_reloaded_for(unit_files: Path
     client = Marked(unit_files, used=used, mark="1234")
     assert client.refresh([unit("web1")]) is True
     assert client.reloads == 1
+
+
+def test_a_drop_in_in_a_new_directory_is_reloaded_for(unit_files: Path) -> None:
+    client = Marked(unit_files, used=[], mark="1234")
+    # As after `systemctl revert`: it was loaded without, and systemd sees no need for a reload.
+    client.values |= {"NeedDaemonReload": False, "Environment": []}
+    assert client.refresh([unit("web1")]) is True
+    assert client.reloads == 1
+    client.values["Environment"] = ["QSYSD_DROP_IN=1234"]
+    assert client.refresh([unit("web1")]) is False
 
 
 # reading

@@ -1,0 +1,58 @@
+"""What is on disk, what systemd has loaded and what is defined: where they differ, it is said or repaired."""
+
+from __future__ import annotations
+
+from labtest import LabHost
+
+from tests.integration.conftest import VMFactory
+from tests.integration.helpers import (
+    FROZEN,
+    active,
+    create,
+    memory_in_force,
+    status,
+    unit,
+    unit_journal,
+)
+
+
+def test_start_uses_a_definition_that_was_restored_with_an_old_time_stamp(
+    any_host: LabHost, vm: VMFactory
+) -> None:
+    host, name = any_host, vm()
+    create(host, name, options=FROZEN)
+    path = f"/etc/qsysd/vms/{name}.yaml"
+    host.sh(f"sed -i 's/160M/176M/' {path}; touch -d 2020-01-01 {path}")
+    # systemctl uses the rendering that exists, and the journal says so.
+    host.systemctl("restart", unit(name))
+    assert memory_in_force(host, name) == "size=160M"
+    assert f"{path} was changed after it was rendered" in unit_journal(host, name)
+    assert [line.partition(":")[0] for line in status(host, name)["pending"]] == ["render", "restart"]
+    host.qsysd("restart", name)
+    assert memory_in_force(host, name) == "size=176M"
+    assert status(host, name)["pending"] == []
+
+
+def test_a_drop_in_that_systemd_has_not_loaded_prevents_the_start_and_is_named(
+    any_host: LabHost, vm: VMFactory
+) -> None:
+    host, name = any_host, vm()
+    # Another unit that refers to it keeps the unit loaded over its stop.
+    create(host, name, options=FROZEN)
+    create(host, vm("other"), options=[*FROZEN, "--depends-on", name])
+    rendered = f"/etc/systemd/system/{unit(name)}.d/50-qsysd.conf"
+    text = host.read(rendered)
+    host.qsysd("stop", name)
+    host.systemctl("revert", unit(name))
+    assert not host.exists(rendered)
+    assert host.property(unit(name), "TimeoutStopUSec") == "2min"
+    assert host.run(["systemctl", "start", unit(name)], check=False).returncode != 0
+    assert active(host, name) == "failed/failed"
+    assert host.property(unit(name), "ExecMainStatus") == "7" or "status=7" in unit_journal(host, name)
+    assert f"has not loaded {rendered}" in unit_journal(host, name)
+    # As 252 has it: the file is back, and systemd sees no need for a reload.
+    host.write(rendered, text)
+    assert host.run(["systemctl", "start", unit(name)], check=False).returncode != 0
+    host.qsysd("start", name)
+    assert host.property(unit(name), "TimeoutStopUSec") == "31s"
+    assert active(host, name) == "active/running"
