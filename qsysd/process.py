@@ -278,6 +278,19 @@ class Follower:
                 return
             yield line
 
+    def arrived(self) -> list[str]:
+        """Return the lines that have arrived since the last call, without waiting."""
+        lines = []
+        while not self._ended:
+            try:
+                line = self._lines.get_nowait()
+            except self._silence:
+                break
+            self._ended = line is None
+            if line is not None:
+                lines.append(line)
+        return lines
+
     def __exit__(self, *_error: object) -> None:
         import signal
 

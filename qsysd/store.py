@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from qsysd.errors import InvalidError, NotFoundError, QsysdError
 from qsysd.files import digest, hint, read_bytes, read_text, write_atomic
+from qsysd.names import in_order
 from qsysd.paths import DROP_IN_MARK, SEED_MARK, Scope, is_name
 
 if TYPE_CHECKING:
@@ -66,11 +67,11 @@ class Store:
         self.scope = scope
 
     def names(self) -> list[str]:
-        """Return the names of all VMs, sorted. Raises QsysdError without the permission to look."""
+        """Return the names of all VMs in their natural order. Raises QsysdError if it may not look."""
         return self._names(self.scope.definitions_dir)
 
     def network_names(self) -> list[str]:
-        """Return the names of all networks, sorted."""
+        """Return the names of all networks in their natural order."""
         return self._names(self.scope.networks_dir)
 
     def _names(self, directory: str) -> list[str]:
@@ -82,7 +83,7 @@ class Store:
             raise QsysdError(f"{directory} cannot be read: {error.strerror}", hint=hint(error)) from error
         names = (entry.removesuffix(".yaml") for entry in entries if entry.endswith(".yaml"))
         # Editors leave other files beside a definition (`.#web1.yaml`).
-        return sorted(name for name in names if is_name(name))
+        return in_order(name for name in names if is_name(name))
 
     def exists(self, vm: str) -> bool:
         """Return whether a VM is defined."""

@@ -101,17 +101,24 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     click.echo("\n".join(lines))
 
 
+def has_colours() -> bool:
+    """Return whether standard output shows colours; NO_COLOR turns them off (https://no-color.org)."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
 def is_terminal() -> bool:
     """Return whether a person can be asked."""
     return sys.stdin.isatty() and sys.stderr.isatty()
 
 
 def confirm(question: str, *, yes: bool) -> None:
-    """Go on only if a person agrees. Raises InvalidError without a terminal and --yes."""
+    """Continue only if a person agrees, else exit with 1. Raises InvalidError if nobody can be asked."""
     if yes:
         return
     if not is_terminal():
         raise InvalidError(
-            "nobody can be asked here, so nothing was done", hint="give --yes to go on without a question"
+            "nothing was done: the question needs a terminal", hint="--yes answers it without a terminal"
         )
-    click.confirm(question, abort=True, err=True)
+    if not click.confirm(question, err=True):
+        click.echo("nothing was done", err=True)
+        sys.exit(1)

@@ -151,8 +151,8 @@ def remove(names: Sequence[str], yes: bool, dry_run: bool) -> None:
     from qsysd.operations import image as operation
 
     host = make_host()
-    for name in names:
-        click.echo(f"{host.images.require(name)} {'would be' if dry_run else 'will be'} removed", err=True)
+    for path in [host.images.require(name) for name in names]:
+        click.echo(f"{path} {'would be' if dry_run else 'will be'} removed", err=True)
     if dry_run:
         return
     confirm("Remove?", yes=yes)

@@ -2,43 +2,58 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import click
 
-from qsysd.cli.common import make_host, vm_argument
+from qsysd.cli.common import chosen, has_colours, make_host, vms_arguments
 
 
 @click.command()
-@vm_argument
+@vms_arguments
 @click.option(
-    "--lines", "-n", type=click.IntRange(0), default=30, show_default=True, help="Lines of each source."
+    "--lines",
+    "-n",
+    metavar="N",
+    type=click.IntRange(0),
+    default=30,
+    show_default=True,
+    help="Lines of each source.",
 )
-@click.option("--follow", "-f", is_flag=True, help="Go on with what comes; Ctrl-C ends it.")
+@click.option("--follow", "-f", is_flag=True, help="Continue with new lines; Ctrl-C ends it.")
 @click.option("--unit", "only", flag_value="unit", help="Only the unit and QEMU.")
 @click.option("--console", "only", flag_value="console", help="Only the guest's console.")
-def logs(name: str, lines: int, follow: bool, only: str | None) -> None:
-    """Show what the unit and QEMU said (the journal), and what the guest wrote to its console.
+def logs(names: Sequence[str], everything: bool, lines: int, follow: bool, only: str | None) -> None:
+    """Show the journal of the unit, with QEMU's messages, and the log of the guest's console.
+
+    --follow continues across a crash and a restart of the VM.
 
     \b
     Examples:
       qsysd logs web1
       qsysd logs web1 --console --follow
+      qsysd logs web1 web2 --unit
     """
-    from qsysd import process
-    from qsysd.operations import journal
+    from qsysd.operations import logs as operation
 
     host = make_host()
-    host.store.require(name)
-    if only != "console":
-        if only is None:
-            click.echo("── unit and QEMU (journalctl -u qemu-vm@" + name + ") ──")
-        if follow and only == "unit":
-            raise SystemExit(process.foreground(journal.unit_arguments(name, lines=lines, follow=True)))
-        process.foreground(journal.unit_arguments(name, lines=lines, follow=False))
-    if only != "unit":
-        if only is None:
-            click.echo("── the guest's console ──")
-        for line in journal.console_tail(host, name, lines):
-            click.echo(line)
-        if follow:
-            for line in journal.follow_console(host, name):
+    vms = chosen(host, names, everything)
+    for vm in vms:
+        host.store.require(vm)
+    consoles: dict[str, operation.ConsoleLog] = {}
+    cursors: dict[str, str] = {}
+    for vm in vms:
+        if only != "console":
+            if only is None or len(vms) > 1:
+                click.echo(f"── {vm}: unit and QEMU (journalctl -u qemu-vm@{vm}) ──")
+            text, cursors[vm] = operation.unit_tail(vm, lines, colour=has_colours())
+            click.echo(text, nl=False)
+        if only != "unit":
+            if only is None or len(vms) > 1:
+                click.echo(f"── {vm}: the guest's console ──")
+            consoles[vm] = operation.ConsoleLog(host.scope.console_log(vm))
+            for line in consoles[vm].tail(lines):
                 click.echo(line)
+    if follow:
+        for vm, line in operation.follow(consoles, cursors, colour=has_colours()):
+            click.echo(f"{vm}: {line}" if len(vms) > 1 else line)

@@ -39,22 +39,22 @@ Examples:
     "--file", "-f", type=click.File(), help="Take the definition from a YAML file; - is standard input."
 )
 @click.option(
-    "--image", shell_complete=complete_image, help="Base image; `debian` is built if it is not there."
+    "--image", shell_complete=complete_image, help="Base image; `debian` is built if it does not exist."
 )
 @click.option("--memory", metavar="SIZE", help="Memory: 512M, 2G; a bare number is MiB.")
 @click.option("--cpus", "--vcpus", metavar="N", help="Number of processors.")
 @click.option("--cpu", metavar="MODEL", help="QEMU's CPU model.")
 @click.option(
-    "--disk", "disks", multiple=True, metavar="SIZE", help="Disk: 20G; the first is the image's. Repeat it."
+    "--disk", "disks", multiple=True, metavar="SIZE", help="Disk: 20G; the first is the image's. Repeatable."
 )
 @click.option(
-    "--network", "networks", multiple=True, metavar="NAME", help="Network of a NIC, or none. Repeat it."
+    "--network", "networks", multiple=True, metavar="NAME", help="Network of a NIC, or none. Repeatable."
 )
 @click.option("--kernel", type=click.Path(), help="Boot this kernel directly.")
 @click.option("--initrd", type=click.Path(), help="Its initial RAM disk.")
 @click.option("--append", metavar="WORDS", help="Its command line.")
 @click.option("--machine", metavar="TYPE", help="QEMU's machine type; pinned to its version at create.")
-@click.option("--accel", metavar="auto|kvm|tcg", help="How to run the guest.")
+@click.option("--accel", metavar="auto|kvm|tcg", help="Accelerator of the guest.")
 @click.option("--user", metavar="USER", help="Login of `qsysd ssh`; not created in the guest.")
 @click.option(
     "--ssh-key",
@@ -68,19 +68,17 @@ Examples:
     "--depends-on", multiple=True, metavar="VM", shell_complete=complete_vm, help="Start after this VM."
 )
 @click.option("--stop-timeout", metavar="TIME", help="How long the guest may take to shut down: 90s, 5min.")
-@click.option(
-    "--qemu-arg", "qemu_args", multiple=True, metavar="ARG", help="One more argument for QEMU. Repeat it."
-)
+@click.option("--qemu-arg", "qemu_args", multiple=True, metavar="ARG", help="Argument for QEMU. Repeatable.")
 @click.option("--start/--no-start", default=True, help="Start it now.", show_default=True)
 @click.option("--enable/--no-enable", default=True, help="Start it at host boot.", show_default=True)
 @click.option("--wait", is_flag=True, help="Wait until the guest answers on SSH.")
 @click.option("--wait-timeout", metavar="SECONDS", type=click.FloatRange(1), default=300.0, show_default=True)
 @json_option
 def create(name: str | None, as_json: bool, **options: Any) -> None:
-    """Make a VM and start it; all of it or nothing.
+    """Create a VM and start it; all of it or nothing.
 
-    The definition is written to /etc/qsysd/vms/NAME.yaml. MAC, UUID, address and machine type are made
-    once and kept. Without an option a VM gets 1G of memory, one processor, a disk of 10G on its image,
+    The definition is written to /etc/qsysd/vms/NAME.yaml. MAC, UUID, address and machine type are chosen
+    once and kept. Without options a VM has 1G of memory, one processor, a disk of 10G on its image,
     and a NIC on the network `default`.
     """
     from qsysd.operations import create as operation
@@ -90,8 +88,10 @@ def create(name: str | None, as_json: bool, **options: Any) -> None:
     if options["wait"] and not options["start"]:
         raise InvalidError("--wait needs a VM that is started", hint="leave out --no-start or --wait")
     text, source = _definition(name, options)
-    operation.ensure_image(host, text, source)
+    if options["wait"]:
+        operation.require_network(host, text, source)
     given = [key for path in options["ssh_keys"] for key in keys.read_keys(path)]
+    operation.ensure_image(host, text, source)
     spec = operation.create(
         host,
         text,
@@ -103,7 +103,7 @@ def create(name: str | None, as_json: bool, **options: Any) -> None:
     if not as_json:
         address = next((nic.address for nic in spec.nics if nic.address), None)
         click.echo(
-            f"{spec.name}: {'running' if options['start'] else 'made'}"
+            f"{spec.name}: {'running' if options['start'] else 'created'}"
             + (f" at {address}" if address else "")
         )
     if options["wait"]:
@@ -125,7 +125,7 @@ def _print_created(host: Any, name: str) -> None:
 
 
 def _definition(name: str | None, options: dict[str, Any]) -> tuple[str, str]:
-    """Return the definition that file or options amount to, and the file's name."""
+    """Return the definition from file or options, and the file's name."""
     document = {
         key: value
         for key, value in {
@@ -151,7 +151,7 @@ def _definition(name: str | None, options: dict[str, Any]) -> tuple[str, str]:
     if options["file"]:
         if document or name:
             raise InvalidError(
-                "with --file everything stands in the file", hint="leave the other options out"
+                "--file excludes the options that the file contains", hint="leave the other options out"
             )
         return options["file"].read(), options["file"].name
     if name is None:
@@ -168,7 +168,7 @@ def _definition(name: str | None, options: dict[str, Any]) -> tuple[str, str]:
 def delete(names: Sequence[str], everything: bool, yes: bool, dry_run: bool) -> None:
     """Remove VMs with their disks; a VM that runs is switched off first.
 
-    Shows what goes and asks. Drop-ins that you wrote yourself stay, and are named.
+    Shows what will be removed and asks. Drop-ins that are not qsysd's are kept and named.
 
     \b
     Examples:
@@ -181,9 +181,10 @@ def delete(names: Sequence[str], everything: bool, yes: bool, dry_run: bool) -> 
     host = make_host()
     host.require_root()
     vms = chosen(host, names, everything)
-    for vm in vms:
+    contents = {vm: operation.contents(host, vm) for vm in vms}
+    for vm, lines in contents.items():
         click.echo(f"{vm}: this will be removed:" if not yes or dry_run else f"{vm}: removing", err=True)
-        for line in operation.contents(host, vm):
+        for line in lines:
             click.echo(f"  {line}", err=True)
     if dry_run or not vms:
         return
@@ -193,7 +194,7 @@ def delete(names: Sequence[str], everything: bool, yes: bool, dry_run: bool) -> 
         if vm not in done.failed:
             click.echo(f"{vm}: deleted")
     for path in done.kept:
-        click.echo(f"your own {path} stays")
+        click.echo(f"{path} is not qsysd's and was kept")
     for error in done.failed.values():
         print_error(error)
     if done.failed:
@@ -208,8 +209,8 @@ def delete(names: Sequence[str], everything: bool, yes: bool, dry_run: bool) -> 
 def edit(name: str, file: Any) -> None:
     """Change the definition of a VM in your editor ($VISUAL, $EDITOR).
 
-    What is not valid is shown, and the file can be corrected. A running VM goes on with what it was
-    started with until `qsysd restart`; `qsysd status` says so.
+    Errors are shown, and the file can be corrected. A running VM keeps what it was started with until
+    `qsysd restart`; `qsysd status` shows what is pending.
 
     \b
     Examples:
@@ -242,7 +243,7 @@ def edit(name: str, file: Any) -> None:
 
 
 def _edit_text(text: str, name: str) -> str:
-    """Return the text after the caller's editor had it. Raises QsysdError when the editor fails."""
+    """Return the text as the caller's editor leaves it. Raises QsysdError when the editor fails."""
     import shlex
     import tempfile
 
@@ -272,10 +273,10 @@ def _edit_text(text: str, name: str) -> str:
 
 @click.command()
 @vms_arguments
-@click.option("--check", is_flag=True, help="Only show what differs, and exit with 1 if anything does.")
+@click.option("--check", is_flag=True, help="Only show what differs; exit with 1 if anything does.")
 @json_option
 def render(names: Sequence[str], everything: bool, check: bool, as_json: bool) -> None:
-    """Write again what follows from definitions: environment files, drop-ins and seeds.
+    """Write the files that follow from definitions: environment files, drop-ins and seeds.
 
     Needed after a definition was changed by hand, or restored from a backup. All VMs by default.
 
@@ -295,8 +296,8 @@ def render(names: Sequence[str], everything: bool, check: bool, as_json: bool) -
     else:
         for vm, files in differences.items():
             for path in files:
-                click.echo(f"{vm}: {path} {'is not as its definition says' if check else 'written'}")
+                click.echo(f"{vm}: {path} {'differs from its definition' if check else 'written'}")
         if not any(differences.values()):
-            click.echo("all is as the definitions say")
+            click.echo("all files match their definitions")
     if check and any(differences.values()):
         sys.exit(1)

@@ -19,6 +19,7 @@ from qsysd.files import remove, write_atomic
 from qsysd.image_names import NAME, NAME_RULE
 from qsysd.images import formats, partial
 from qsysd.images.formats import BrokenImageError, Header
+from qsysd.names import in_order
 from qsysd.paths import Scope
 
 Progress = Callable[[str], None]
@@ -75,13 +76,13 @@ class Images:
     # what is there
 
     def names(self) -> list[str]:
-        """Return the names of all images, sorted."""
+        """Return the names of all images in their natural order."""
         try:
             files = os.listdir(self.scope.images_dir)
         except FileNotFoundError:
             return []
         names = (file.removesuffix(".qcow2") for file in files if file.endswith(".qcow2"))
-        return sorted(name for name in names if NAME.fullmatch(name))
+        return in_order(name for name in names if NAME.fullmatch(name))
 
     def exists(self, name: str) -> bool:
         """Return whether there is an image of that name."""
@@ -156,7 +157,7 @@ class Images:
                 else:
                     if any(os.path.realpath(base) == image for base in chain):
                         vms.add(vm)
-        return Users(sorted(vms), unknown)
+        return Users(in_order(vms), unknown)
 
     # make and remove
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from qsysd import network, paths
 from qsysd.errors import NotFoundError, QsysdError, StateError, TimeoutExpired
-from qsysd.operations import journal
+from qsysd.operations import logs
 from qsysd.operations.control import OFF, describe
 from qsysd.operations.host import Host
 from qsysd.operations.listing import guest_state
@@ -89,7 +89,7 @@ def wait(host: Host, name: str, *, timeout: float = WAIT_TIMEOUT) -> float:
 def _last_console_line(host: Host, name: str) -> str:
     """Return the last line on the guest's console that is not blank, "" where it cannot be read."""
     try:
-        lines = journal.console_tail(host, name, 10)
+        lines = logs.console_tail(host, name, 10)
     except QsysdError:
         return ""
     return next((line.strip() for line in reversed(lines) if line.strip()), "")

@@ -74,6 +74,14 @@ def ensure_image(host: Host, text: str, source: str) -> None:
     image.ensure(host, spec.image)
 
 
+def require_network(host: Host, text: str, source: str) -> None:
+    """Raise InvalidError for a definition without a NIC: SSH could not be waited for."""
+    if not config.parse_vm(text, source, defaults=host.store.defaults()).nics:
+        raise InvalidError(
+            "--wait needs a VM with a network", hint="leave out --wait, and use: qsysd console NAME"
+        )
+
+
 def _check_free(host: Host, name: str) -> None:
     """Raise ExistsError where the name is taken, and HostError without systemd: nothing is begun then."""
     host.systemd.state(paths.unit(name))

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from qsysd import paths, trees
 from qsysd.errors import QsysdError
 from qsysd.files import SyncedTogether
+from qsysd.names import natural_key
 from qsysd.operations import transaction
 from qsysd.operations.host import Host
 from qsysd.operations.recovery import is_known, recover
@@ -34,7 +35,7 @@ def contents(host: Host, vm: str) -> list[str]:
     found.append(f"{scope.definition(vm)} and what was rendered from it")
     found += [f"{path} ({_DIRECTORY})" for path in files(host, vm) if _is_directory(path)]
     if _is_directory(scope.vm_dir(vm)):
-        for entry in sorted(os.scandir(scope.vm_dir(vm)), key=lambda item: item.name):
+        for entry in sorted(os.scandir(scope.vm_dir(vm)), key=lambda item: natural_key(item.name)):
             found.append(f"{printable(entry.path)} ({_used(entry)})")
     elif os.path.lexists(scope.vm_dir(vm)):
         found.append(f"{scope.vm_dir(vm)} (not a directory)")

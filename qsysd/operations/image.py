@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from qsysd import image_names, paths
 from qsysd.errors import InvalidError, NotFoundError
 from qsysd.images import Image, Users
+from qsysd.names import in_order
 from qsysd.operations import transaction
 from qsysd.operations.host import Host
 from qsysd.operations.recovery import recover
@@ -34,7 +35,7 @@ def users(host: Host, name: str) -> Users:
     overlays = {vm: _disks(host, vm) for vm in host.store.names()}
     named = [vm for vm in host.store.names() if host.store.summary(vm).image == name]
     found = host.images.users(name, overlays)
-    return Users(sorted({*found.vms, *named}), found.unknown)
+    return Users(in_order({*found.vms, *named}), found.unknown)
 
 
 def _disks(host: Host, vm: str) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any
 from qsysd import paths
 from qsysd.errors import QsysdError
 from qsysd.images import formats
+from qsysd.names import natural_key
 from qsysd.operations import transaction
 from qsysd.operations.host import Host
 from qsysd.operations.listing import ListedVM, list_vms
@@ -98,7 +99,7 @@ def _disks(host: Host, name: str) -> list[dict[str, Any]]:
     """Return the VM's disk files; used: bytes on this host, size: bytes of the virtual disk, if known."""
     found = []
     try:
-        entries = sorted(os.scandir(host.scope.vm_dir(name)), key=lambda entry: entry.name)
+        entries = sorted(os.scandir(host.scope.vm_dir(name)), key=lambda entry: natural_key(entry.name))
     except FileNotFoundError:
         return []
     for entry in entries:

@@ -174,7 +174,7 @@ def test_the_life_of_a_vm(run: Run, host: OwnHost) -> None:
 
 def test_what_is_shown_is_for_people_what_is_told_is_beside_it(run: Run) -> None:
     done = run(*CREATE, "--memory", "900T", "--no-start")
-    assert done.stdout.startswith("web1: made at ")
+    assert done.stdout.startswith("web1: created at ")
     assert done.stderr.startswith("warning: with web1, the running and enabled VMs have 900")
     assert run("list", "--json").stderr == ""
 
@@ -199,7 +199,7 @@ def test_nothing_is_written_where_nothing_can_be_asked(run: Run) -> None:
     create(run)
     done = run("delete", "web1", stdin="y\n")
     assert done.returncode == 2
-    assert "error: nobody can be asked here, so nothing was done" in done.stderr
+    assert "error: nothing was done: the question needs a terminal" in done.stderr
     assert run("show", "web1").returncode == 0
 
 

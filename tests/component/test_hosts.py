@@ -8,7 +8,7 @@ import shutil
 import socket
 import stat
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,19 @@ from stand_ins import StandIns
 from qsysd import acceleration, process
 from qsysd.errors import HostError, QsysdError, StateError
 from qsysd.images.formats import BrokenImageError, backing_chain, read_header
-from qsysd.operations import create, delete, doctor, image, inspect, journal, keys, qemu, setup, transaction
+from qsysd.operations import (
+    create,
+    delete,
+    doctor,
+    image,
+    inspect,
+    journal,
+    keys,
+    logs,
+    qemu,
+    setup,
+    transaction,
+)
 from qsysd.paths import Scope
 
 # set-up
@@ -427,19 +439,43 @@ def unit(host: OwnHost, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 def test_qemus_own_words_come_first(
     host: OwnHost, unit: dict[str, Any], stand_ins: StandIns, lines: list[str], words: str
 ) -> None:
-    Path("words").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    stand_ins.add("journalctl", f'[ "$1" = --sync ] || cat "{os.getcwd()}/words"')
+    write_journal(stand_ins, [("1", line) for line in lines])
     assert journal.failure(host, "qemu-vm@web1.service") == words
     assert stand_ins.calls("journalctl")[0] == ["--sync"]
     # only of this start, whatever was before
     assert stand_ins.calls("journalctl")[1][-1] == "_SYSTEMD_INVOCATION_ID=01ff"
 
 
+def write_journal(stand_ins: StandIns, lines: Sequence[tuple[str, str | bytes]]) -> None:
+    """Let the journal have lines of processes, in journalctl's JSON: of what is not UTF-8 the bytes."""
+    entries = [
+        {"_PID": pid, "MESSAGE": text if isinstance(text, str) else list(text), "__CURSOR": "s=1"}
+        for pid, text in lines
+    ]
+    Path("words").write_text("".join(f"{json.dumps(entry)}\n" for entry in entries), encoding="utf-8")
+    stand_ins.add("journalctl", f'[ "$1" = --sync ] || cat "{os.getcwd()}/words"')
+
+
+@pytest.mark.usefixtures("unit")
+def test_an_error_of_the_first_step_is_not_repeated_by_the_last_one(
+    host: OwnHost, stand_ins: StandIns
+) -> None:
+    first, last = "/x/y is not a plain file", "/x/y is not a plain file; it was not given back to root"
+    write_journal(stand_ins, [("11", first), ("12", last), ("12", first)])
+    assert journal.failure(host, "qemu-vm@web1.service") == first
+    write_journal(stand_ins, [("11", b"no \xff text"), ("12", last)])
+    assert journal.failure(host, "qemu-vm@web1.service") == "no \ufffd text"
+    write_journal(
+        stand_ins, [("11", "QEMU ended before it answered; its own words stand above"), ("12", last)]
+    )
+    assert journal.failure(host, "qemu-vm@web1.service") == last
+
+
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
         ("Result", "start-limit-hit", "crash loop"),
-        ("AssertResult", False, "qsysd render makes it again"),
+        ("AssertResult", False, "qsysd render writes it"),
         ("InvocationID", [], ""),
     ],
 )
@@ -546,20 +582,20 @@ def test_a_console_log_that_is_none_is_not_waited_for(
 ) -> None:
     plant(Path(os.path.abspath(taken_over), "console.log"))
     with pytest.raises(QsysdError, match=r"console\.log"):
-        journal.console_tail(host, "web1", 10)
+        logs.console_tail(host, "web1", 10)
 
 
 def test_the_end_of_a_console_log_is_shown_without_what_plays_with_a_terminal(
     host: OwnHost, taken_over: Path
 ) -> None:
-    assert journal.console_tail(host, "web1", 10) == []
+    assert logs.console_tail(host, "web1", 10) == []
     log = taken_over / "console.log"
     log.write_bytes(
         b"".join(b"line %d\r\n" % number for number in range(5000)) + b"\x1b[2Jlast\xff\x1b]0;x\x07 login: "
     )
-    tail = journal.console_tail(host, "web1", 3)
+    tail = logs.console_tail(host, "web1", 3)
     assert tail == ["line 4998", "line 4999", "last\ufffd login: "]
-    assert journal.console_tail(host, "web1", 0) == []
+    assert logs.console_tail(host, "web1", 0) == []
 
 
 # doctor

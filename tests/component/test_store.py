@@ -17,6 +17,7 @@ import qsysd
 from qsysd import config, render, seed
 from qsysd.errors import InvalidError, NotFoundError, QsysdError
 from qsysd.files import SyncedTogether, read_text, remove, write_atomic
+from qsysd.names import in_order
 from qsysd.paths import Scope
 from qsysd.store import Claims, Started, Store, Summary
 
@@ -325,7 +326,7 @@ def test_claims_are_what_the_definitions_say(definitions: Store, scope: Scope) -
         if number % 2:  # the others were written by hand, and nothing is rendered yet
             definitions.write_rendered(spec.name, render.vm(spec, scope))
     found = definitions.claims(but="nobody")
-    assert [each.name for each in found] == sorted(specs)
+    assert [each.name for each in found] == in_order(specs)
     for each in found:
         spec = specs[each.name]
         assert (each.uuid, each.nics, each.depends_on) == (spec.uuid, spec.nics, spec.depends_on)
@@ -400,6 +401,15 @@ def test_definitions_are_written_as_they_are_read(definitions: Store) -> None:
     text = definitions.require("web1")
     assert config.parse_vm(text, "x") == vm(stop_timeout=7)
     assert remove("nothing") is False
+
+
+def test_names_are_in_the_order_in_which_people_count(definitions: Store) -> None:
+    names = ["a", "web2", "web2-1", "web2b", "web10", "web10-2", "web10-11"]
+    for name in reversed(names):
+        Path(definitions.scope.definition(name)).touch()
+        Path(definitions.scope.network_definition(name)).touch()
+    assert definitions.names() == names
+    assert definitions.network_names() == names
 
 
 # what a VM was started with

@@ -196,6 +196,7 @@ def test_the_version() -> None:
         ("delete", "missing VM"),
         ("create", "missing NAME"),
         ("create web3 --image tiny --wait --no-start", "--wait needs a VM that is started"),
+        ("create web3 --image tiny --wait --network none", "--wait needs a VM with a network"),
         ("create web3 --memory 1", "memory: 1 is too little memory"),
         ("create Web3 --image tiny", "'Web3' is not a name"),
         ("create web3 --image tiny --disk x", "disks[0].size: 'x' is not a size"),
@@ -479,7 +480,7 @@ def test_create_says_what_it_made(qsysd_command: Run, made: list[dict[str, Any]]
     assert made[0]["start"] is made[0]["enable"] is True
     assert made[0]["ssh_keys"] == ["ssh-rsa AAAA mine"]
     result = qsysd_command("create", "web3", "--image", "tiny", "--no-start", "--no-enable")
-    assert result.output == "web3: made at 10.83.0.10\n"
+    assert result.output == "web3: created at 10.83.0.10\n"
     assert made[1]["start"] is made[1]["enable"] is False
 
 
@@ -557,7 +558,7 @@ def test_delete_names_what_goes_and_does_nothing_without_an_answer(
 ) -> None:
     result = qsysd_command("delete", "web1", stdin="y\n")
     assert isinstance(result.exception, InvalidError)
-    assert result.exception.hint == "give --yes to go on without a question"
+    assert result.exception.hint == "--yes answers it without a terminal"
     assert "web1: this will be removed:\n  web1's disk\n" in result.output
     assert deleted == []
 
@@ -570,6 +571,9 @@ def test_delete_asks_a_person(
     result = qsysd_command("delete", "web1", "web2", stdin=f"{answer}\n")
     assert "Remove them? [y/N]" in result.output
     assert deleted == ([["web1", "web2"]] if answer == "y" else [])
+    if answer == "n":
+        assert result.exit_code == 1
+        assert result.output.endswith("nothing was done\n")
     assert (result.exit_code == 0) is (answer == "y")
 
 
@@ -578,7 +582,10 @@ def test_yes_is_an_answer(qsysd_command: Run, deleted: list[list[str]]) -> None:
     assert result.exit_code == 0
     assert deleted == [["web1"]]
     assert "web1: deleted\n" in result.output
-    assert "your own /etc/systemd/system/qemu-vm@web1.service.d/60-mine.conf stays\n" in result.output
+    assert (
+        "/etc/systemd/system/qemu-vm@web1.service.d/60-mine.conf is not qsysd's and was kept\n"
+        in result.output
+    )
 
 
 def test_a_dry_run_only_shows(qsysd_command: Run, deleted: list[list[str]]) -> None:
@@ -592,6 +599,8 @@ def test_one_unknown_name_and_none_is_deleted(qsysd_command: Run, deleted: list[
     result = qsysd_command("delete", "web1", "web3", "--yes")
     assert isinstance(result.exception, NotFoundError)
     assert deleted == []
+    # nor is any removal announced
+    assert result.output == ""
 
 
 @pytest.mark.parametrize("name", ["../networks/default", "/etc", "web1/../web2", "web*", "", "."])
@@ -641,7 +650,7 @@ def test_render_check_tells_what_differs_by_its_status(qsysd_command: Run, rende
     Path(host.scope.environment("web2")).write_text("", encoding="utf-8")
     result = qsysd_command("render", "--check")
     assert result.exit_code == 1
-    assert result.output == f"web2: {host.scope.environment('web2')} is not as its definition says\n"
+    assert result.output == f"web2: {host.scope.environment('web2')} differs from its definition\n"
     result = qsysd_command("render", "--check", "--json")
     assert json.loads(result.output) == {"web1": [], "web2": [host.scope.environment("web2")]}
     assert qsysd_command("render", "--check", "web1").exit_code == 0

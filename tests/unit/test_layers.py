@@ -16,7 +16,7 @@ PACKAGE = Path(setup.__file__).parents[1]
 # A module imports from lower floors only; within a package its modules may import each other.
 FLOORS = (
     ("errors",),
-    ("files", "image_names", "paths", "process", "spec", "trees", "values", "wire"),
+    ("files", "image_names", "names", "paths", "process", "spec", "trees", "values", "wire"),
     ("acceleration", "bridges", "qmp", "roots", "taps"),
     ("config", "qemuargs", "seed"),
     ("images", "network", "render", "store", "systemd"),

@@ -1,0 +1,19 @@
+"""The order of names: as people count, web2 before web10."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+_NUMBER = re.compile("([0-9]+)")
+
+
+def natural_key(name: str) -> list[str | int]:
+    """Return a key that sorts the numbers in names by their value."""
+    # Text and numbers alternate, so that no text is compared with a number.
+    return [int(part) if index % 2 else part for index, part in enumerate(_NUMBER.split(name))]
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Return names in their natural order."""
+    return sorted(names, key=natural_key)
