@@ -93,12 +93,34 @@ def print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2))
 
 
-def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print rows in columns that are as wide as they must be."""
+def print_table(
+    header: Sequence[str], rows: Iterable[Sequence[str]], *, coloured: Sequence[str] = ()
+) -> None:
+    """Print rows in columns that are as wide as they must be. coloured: the headers of state columns."""
     table = [tuple(header), *map(tuple, rows)]
     widths = [max(len(row[column]) for row in table) for column in range(len(header))]
-    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in table]
-    click.echo("\n".join(lines))
+    for number, row in enumerate(table):
+        cells = list(map(str.ljust, row, widths))
+        cells[-1] = cells[-1].rstrip()
+        for column in (header.index(name) for name in coloured if number):
+            cells[column] = in_colour(cells[column])
+        click.echo("  ".join(cells).rstrip())
+
+
+# By a state's first word: of systemd's and QEMU's states, and of the levels of doctor.
+COLOURS = {
+    "active": "green", "running": "green", "ok": "green",
+    "activating": "yellow", "deactivating": "yellow", "reloading": "yellow", "paused": "yellow",
+    "prelaunch": "yellow", "suspended": "yellow", "warning": "yellow",
+    "failed": "red", "io-error": "red", "internal-error": "red", "guest-panicked": "red", "unknown": "red",
+    "no": "red", "missing": "red",
+}  # fmt: skip
+
+
+def in_colour(state: str) -> str:
+    """Return a state in its colour, where standard output shows colours."""
+    colour = COLOURS.get(state.split()[0].rstrip(",:")) if state.split() else None
+    return click.style(state, fg=colour) if colour and has_colours() else state
 
 
 def has_colours() -> bool:

@@ -9,7 +9,7 @@ from dataclasses import asdict
 
 import click
 
-from qsysd.cli.common import json_option, make_host, print_json
+from qsysd.cli.common import in_colour, json_option, make_host, print_json
 from qsysd.cli.usage import require_command
 from qsysd.errors import InvalidError
 
@@ -49,7 +49,7 @@ def doctor(as_json: bool) -> None:
         print_json([asdict(finding) for finding in findings])
     else:
         for finding in findings:
-            click.echo(f"{finding.level:>7}  {finding.subject}: {finding.message}")
+            click.echo(f"{in_colour(f'{finding.level:>7}')}  {finding.subject}: {finding.message}")
             if finding.remedy:
                 click.echo(f"         → {finding.remedy}")
     if any(finding.level == "missing" for finding in findings):

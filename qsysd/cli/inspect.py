@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -11,6 +13,7 @@ import click
 from qsysd.cli.common import (
     chosen,
     complete_vm,
+    in_colour,
     json_option,
     make_host,
     print_json,
@@ -60,6 +63,22 @@ def list_vms(names: Sequence[str], as_json: bool) -> None:
             )
             for vm in vms
         ),
+        coloured=("STATE", "GUEST"),
+    )
+    if sys.stdout.isatty() and not names:
+        click.echo(_totals(vms))
+
+
+def _totals(vms: Sequence[ListedVM]) -> str:
+    """Return how many VMs run, and how much of the host's memory they have."""
+    from qsysd.values import human_size
+
+    running = [vm for vm in vms if vm.pid]
+    memory = sum(vm.memory_mib or 0 for vm in running) * 1024**2
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return (
+        f"\n{len(vms)} {'VM' if len(vms) == 1 else 'VMs'}, {len(running)} running, "
+        f"{human_size(memory)} of {human_size(total)} memory"
     )
 
 
@@ -106,8 +125,8 @@ def _print_status(vm: VMStatus) -> None:
     if vm.crash_loop:
         unit = f"failed, crash loop: it crashed too often in a row; qsysd start {vm.name} tries again"
     lines = [
-        ("unit", f"{vm.unit}: {unit}"),
-        ("guest", vm.guest or "off"),
+        ("unit", f"{vm.unit}: {in_colour(unit)}"),
+        ("guest", in_colour(vm.guest or "off")),
         ("host boot", "starts" if vm.enabled else "does not start"),
     ]
     if vm.guest == "io-error":

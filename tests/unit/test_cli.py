@@ -685,6 +685,39 @@ def test_a_list(qsysd_command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [set(each) for each in json.loads(qsysd_command("list", "--json").output)] == [keys, keys]
 
 
+@pytest.mark.parametrize(
+    ("variables", "terminal", "colour"),
+    [
+        ({}, True, True),
+        ({"NO_COLOR": ""}, True, True),
+        ({"NO_COLOR": "1"}, True, False),
+        ({"TERM": "dumb"}, True, False),
+        ({}, False, False),
+    ],
+)
+def test_states_are_coloured_and_counted_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], terminal: bool, colour: bool
+) -> None:
+    failed = listed(name="web2", active="failed", sub="failed", guest=None, pid=None)
+    monkeypatch.setattr(listing, "list_vms", lambda host, names: [listed(), failed])
+    pages = {"SC_PHYS_PAGES": 24 * 1024**3 // 4096, "SC_PAGE_SIZE": 4096}
+    monkeypatch.setattr("os.sysconf", pages.__getitem__)
+    for name, value in {"TERM": "xterm", "NO_COLOR": "", **variables}.items():
+        monkeypatch.setenv(name, value)
+    output = io.StringIO()
+    monkeypatch.setattr(output, "isatty", lambda: terminal)
+    monkeypatch.setattr(sys, "stdout", output)
+    monkeypatch.setattr(sys, "argv", ["qsysd", "list"])
+    assert cli._run() == 0
+    shown = output.getvalue()
+    assert ("\x1b[32mactive\x1b[0m  \x1b[32mrunning\x1b[0m" in shown) is colour
+    assert ("\x1b[31mfailed\x1b[0m" in shown) is colour
+    assert ("\x1b" in shown) is colour
+    assert shown.endswith("\n2 VMs, 1 running, 512 MiB of 24 GiB memory\n") is terminal
+    # the same width with colours and without
+    assert [len(line) for line in click.unstyle(shown).splitlines()[:3]] == [65, 62, 62]
+
+
 def test_an_empty_list(qsysd_command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listing, "list_vms", lambda host, names: [])
     assert "no VMs; create one" in qsysd_command("list").output
