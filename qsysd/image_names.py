@@ -10,6 +10,7 @@ from collections.abc import Iterable
 NAME_RULE = "[a-z][a-z0-9.-]{0,62}"
 NAME = re.compile(NAME_RULE)
 DISK_SUFFIXES = (".qcow2", ".img", ".raw", ".vmdk", ".vdi", ".vhdx", ".iso")
+RECIPES = ("debian",)
 SUITES = {"12": "bookworm", "13": "trixie"}
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from qsysd.cli import print_error
+from qsysd.cli import complete, print_error
 from qsysd.cli.progress import Progress
 from qsysd.errors import InvalidError
 
@@ -28,37 +28,14 @@ def make_host() -> Host:
     return Host(tell=progress.tell, waiting=progress.waiting)
 
 
-def complete_vm(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """Return the VM names that begin so; none without the permission to look."""
-    from qsysd.paths import Scope, is_name
-
-    del param
-    chosen = ctx.params.get("names") or ()
-    try:
-        entries = os.listdir(Scope().definitions_dir)
-    except OSError:
-        return []
-    names = sorted(entry.removesuffix(".yaml") for entry in entries if entry.endswith(".yaml"))
-    return [name for name in names if is_name(name) and name.startswith(incomplete) and name not in chosen]
-
-
-def complete_image(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """Return the image names that begin so."""
-    del ctx, param
-    from qsysd.images import Images
-    from qsysd.paths import Scope
-
-    return [name for name in Images(Scope()).names() if name.startswith(incomplete)]
-
-
-vm_argument = click.argument("name", metavar="VM", shell_complete=complete_vm)
+vm_argument = click.argument("name", metavar="VM", shell_complete=complete.vm)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
 
 
 def vms_arguments(function: Function) -> Function:
     """Give a verb several VMs as arguments, or --all of them."""
     function = click.option("--all", "everything", is_flag=True, help="All VMs of this host.")(function)
-    return click.argument("names", metavar="[VM]...", nargs=-1, shell_complete=complete_vm)(function)
+    return click.argument("names", metavar="[VM]...", nargs=-1, shell_complete=complete.vm)(function)
 
 
 def chosen(host: Host, names: Sequence[str], everything: bool) -> list[str]:

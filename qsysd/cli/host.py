@@ -9,6 +9,7 @@ from dataclasses import asdict
 
 import click
 
+from qsysd.cli import complete
 from qsysd.cli.common import in_colour, json_option, make_host, print_json
 from qsysd.cli.usage import require_command
 from qsysd.errors import InvalidError
@@ -104,7 +105,7 @@ def recover() -> None:
 
 
 @click.command("help")
-@click.argument("words", metavar="[VERB]...", nargs=-1)
+@click.argument("words", metavar="[VERB]...", nargs=-1, shell_complete=complete.verb)
 @click.pass_context
 def help_verb(ctx: click.Context, words: Sequence[str]) -> None:
     """Show the help of qsysd or of a verb: the same as --help.

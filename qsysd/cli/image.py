@@ -7,7 +7,8 @@ from dataclasses import asdict
 
 import click
 
-from qsysd.cli.common import complete_image, confirm, json_option, make_host, print_json, print_table
+from qsysd.cli import complete
+from qsysd.cli.common import confirm, json_option, make_host, print_json, print_table
 from qsysd.cli.usage import Commands
 
 
@@ -17,9 +18,14 @@ def image() -> None:
 
 
 @image.command()
-@click.argument("recipe")
+@click.argument("recipe", shell_complete=complete.recipe)
 @click.option("--name", metavar="NAME", help="Name of the image; default: the recipe's.")
-@click.option("--suite", metavar="SUITE", help="Debian's suite: bookworm, trixie; default: this host's.")
+@click.option(
+    "--suite",
+    metavar="SUITE",
+    shell_complete=complete.suite,
+    help="Debian's suite: bookworm, trixie; default: this host's.",
+)
 @click.option("--size", metavar="SIZE", help="Size of the virtual disk; VMs may have more.")
 @json_option
 def build(recipe: str, name: str | None, suite: str | None, size: str | None, as_json: bool) -> None:
@@ -105,7 +111,7 @@ def list_images(as_json: bool) -> None:
 
 
 @image.command()
-@click.argument("name", shell_complete=complete_image)
+@click.argument("name", shell_complete=complete.image)
 @json_option
 def info(name: str, as_json: bool) -> None:
     """Show an image, and the VMs that use it.
@@ -138,7 +144,7 @@ def info(name: str, as_json: bool) -> None:
 
 
 @image.command("rm")
-@click.argument("names", nargs=-1, required=True, shell_complete=complete_image)
+@click.argument("names", nargs=-1, required=True, shell_complete=complete.image)
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 @click.option("--dry-run", is_flag=True, help="Only show what would be removed.")
 def remove(names: Sequence[str], yes: bool, dry_run: bool) -> None:

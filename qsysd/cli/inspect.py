@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from qsysd.cli import complete
 from qsysd.cli.common import (
     chosen,
-    complete_vm,
     in_colour,
     json_option,
     make_host,
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @click.command("list")
-@click.argument("names", metavar="[VM]...", nargs=-1, shell_complete=complete_vm)
+@click.argument("names", metavar="[VM]...", nargs=-1, shell_complete=complete.vm)
 @json_option
 def list_vms(names: Sequence[str], as_json: bool) -> None:
     """Show the VMs of this host: systemd's state of the unit, and QEMU's of the guest.

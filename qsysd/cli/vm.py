@@ -9,11 +9,9 @@ from typing import Any
 
 import click
 
-from qsysd.cli import print_error
+from qsysd.cli import complete, print_error
 from qsysd.cli.common import (
     chosen,
-    complete_image,
-    complete_vm,
     confirm,
     is_terminal,
     json_option,
@@ -39,7 +37,9 @@ Examples:
     "--file", "-f", type=click.File(), help="Take the definition from a YAML file; - is standard input."
 )
 @click.option(
-    "--image", shell_complete=complete_image, help="Base image; `debian` is built if it does not exist."
+    "--image",
+    shell_complete=complete.image_or_recipe,
+    help="Base image; `debian` is built if it does not exist.",
 )
 @click.option("--memory", metavar="SIZE", help="Memory: 512M, 2G; a bare number is MiB.")
 @click.option("--cpus", "--vcpus", metavar="N", help="Number of processors.")
@@ -48,13 +48,20 @@ Examples:
     "--disk", "disks", multiple=True, metavar="SIZE", help="Disk: 20G; the first is the image's. Repeatable."
 )
 @click.option(
-    "--network", "networks", multiple=True, metavar="NAME", help="Network of a NIC, or none. Repeatable."
+    "--network",
+    "networks",
+    multiple=True,
+    shell_complete=complete.network,
+    metavar="NAME",
+    help="Network of a NIC, or none. Repeatable.",
 )
 @click.option("--kernel", type=click.Path(), help="Boot this kernel directly.")
 @click.option("--initrd", type=click.Path(), help="Its initial RAM disk.")
 @click.option("--append", metavar="WORDS", help="Its command line.")
 @click.option("--machine", metavar="TYPE", help="QEMU's machine type; pinned to its version at create.")
-@click.option("--accel", metavar="auto|kvm|tcg", help="Accelerator of the guest.")
+@click.option(
+    "--accel", metavar="auto|kvm|tcg", shell_complete=complete.accelerator, help="Accelerator of the guest."
+)
 @click.option("--user", metavar="USER", help="Login of `qsysd ssh`; not created in the guest.")
 @click.option(
     "--ssh-key",
@@ -65,7 +72,7 @@ Examples:
     help="Public key for the guest's first boot. Repeatable.",
 )
 @click.option(
-    "--depends-on", multiple=True, metavar="VM", shell_complete=complete_vm, help="Start after this VM."
+    "--depends-on", multiple=True, metavar="VM", shell_complete=complete.vm, help="Start after this VM."
 )
 @click.option("--stop-timeout", metavar="TIME", help="How long the guest may take to shut down: 90s, 5min.")
 @click.option("--qemu-arg", "qemu_args", multiple=True, metavar="ARG", help="Argument for QEMU. Repeatable.")

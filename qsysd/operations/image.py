@@ -14,8 +14,6 @@ from qsysd.operations.host import Host
 from qsysd.operations.recovery import recover
 from qsysd.values import printable
 
-RECIPES = ("debian",)
-
 
 def list_images(host: Host) -> Sequence[Image]:
     """Return all base images."""
@@ -96,9 +94,10 @@ def ensure(host: Host, name: str) -> bool:
     """
     if host.images.exists(name):
         return False
-    if name not in RECIPES:
+    if name not in image_names.RECIPES:
         raise NotFoundError(
-            f"image {name} does not exist", hint=image_names.instead(name, [*host.images.names(), *RECIPES])
+            f"image {name} does not exist",
+            hint=image_names.instead(name, [*host.images.names(), *image_names.RECIPES]),
         )
     host.tell(f"image {name} does not exist on this host yet: building it, once")
     build(host, name)

@@ -16,7 +16,7 @@ from qsysd.cli.verbs import VERBS
 from qsysd.images import build
 
 if TYPE_CHECKING:
-    from tests.integration.conftest import Lab
+    from tests.integration.conftest import Lab, VMFactory
 
 VM = "keep1"
 UNIT = f"qemu-vm@{VM}"
@@ -232,6 +232,17 @@ def test_completion(host: LabHost, shell: str) -> None:
         script = COMPLETE[shell].replace("TYPED", words).replace("WANTED", wanted)
         assert wanted in host.run([shell, "-c", script], timeout=20).stdout
     host.sh(f"rm /etc/qsysd/vms/{name}.yaml")
+
+
+def test_completion_for_users_of_sudo(host: LabHost, vm: VMFactory) -> None:
+    """As a plain user, who must not read definitions, complete VM names and networks."""
+    name = vm()
+    host.qsysd("create", name, *tiny_options(), "--no-start")
+    for words, wanted in (("stop complet", name), ("create x --network def", "default")):
+        script = COMPLETE["bash"].replace("TYPED", words)
+        done = host.run(["runuser", "-u", "nobody", "--", "bash", "-c", script], timeout=20)
+        assert wanted in done.stdout, done.stderr
+    assert host.run(["runuser", "-u", "nobody", "--", "qsysd", "list"], check=False).returncode == 1
 
 
 # changing and removing it, with a VM that runs

@@ -1,0 +1,106 @@
+"""What the shells offer behind verbs and options: read from directories that every user can list."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+import click
+
+from qsysd import paths
+from qsysd.paths import DROP_IN, is_name, vm_of_unit
+
+
+def _entries(directory: str) -> list[str]:
+    try:
+        return os.listdir(directory)
+    except OSError:
+        return []
+
+
+def _defined(directory: str) -> set[str]:
+    names = (entry.removesuffix(".yaml") for entry in _entries(directory) if entry.endswith(".yaml"))
+    return set(filter(is_name, names))
+
+
+def vm_names(scope: paths.Scope) -> set[str]:
+    """Return the names of all VMs.
+
+    The definitions are root's. Users of sudo complete as themselves: for them, the names are those of the
+    units that have qsysd's drop-in.
+    """
+    if names := _defined(scope.definitions_dir):
+        return names
+    units = (
+        entry.removesuffix(".d")
+        for entry in _entries(scope.unit_dir)
+        if entry.startswith("qemu-vm@") and os.path.exists(os.path.join(scope.unit_dir, entry, DROP_IN))
+    )
+    return set(filter(is_name, map(vm_of_unit, units)))
+
+
+def image_names(scope: paths.Scope) -> set[str]:
+    """Return the names of all images."""
+    from qsysd.image_names import NAME
+
+    files = (entry for entry in _entries(scope.images_dir) if entry.endswith(".qcow2"))
+    return {name for name in (file.removesuffix(".qcow2") for file in files) if NAME.fullmatch(name)}
+
+
+def _matching(names: Iterable[str], incomplete: str, *, but: Iterable[str] = ()) -> list[str]:
+    from qsysd.names import in_order
+
+    return in_order(name for name in set(names) - set(but) if name.startswith(incomplete))
+
+
+def vm(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """Return the VMs whose names begin so, without those that were typed already."""
+    return _matching(vm_names(paths.Scope()), incomplete, but=ctx.params.get("names") or ())
+
+
+def image(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """Return the images whose names begin so."""
+    return _matching(image_names(paths.Scope()), incomplete, but=ctx.params.get("names") or ())
+
+
+def image_or_recipe(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """Return the images whose names begin so, and those that are built when they are needed."""
+    from qsysd.image_names import RECIPES
+
+    return _matching({*image_names(paths.Scope()), *RECIPES}, incomplete)
+
+
+def network(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """Return the networks whose names begin so, and `none`."""
+    return _matching({*_defined(paths.Scope().networks_dir), "none"}, incomplete)
+
+
+def recipe(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """Return the recipes for images."""
+    from qsysd.image_names import RECIPES
+
+    return _matching(RECIPES, incomplete)
+
+
+def suite(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """Return Debian's suites."""
+    from qsysd.image_names import SUITES
+
+    return _matching(SUITES.values(), incomplete)
+
+
+def accelerator(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """Return the accelerators."""
+    return _matching(("auto", "kvm", "tcg"), incomplete)
+
+
+def verb(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """Return the verbs whose names begin so."""
+    group = ctx.find_root().command
+    for word in ctx.params.get("words") or ():
+        found = group.get_command(ctx, word) if isinstance(group, click.Group) else None
+        if found is None:
+            return []
+        group = found
+    names = group.list_commands(ctx) if isinstance(group, click.Group) else []
+    return [name for name in names if name.startswith(incomplete)]
