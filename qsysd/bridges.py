@@ -1,6 +1,6 @@
 """A network's bridge, forwarding and firewall rules: what `qsysd-network@NAME.service` calls.
 
-Both steps can be repeated and never cut a VM off: `up` mends what is missing and leaves the rest as
+Both steps can be repeated and never cut a VM off: `up` repairs what is missing and leaves the rest as
 it is, `down` leaves everything in place while a TAP is on the bridge.
 
 The variables come from the network's environment file and are checked as untrusted.
@@ -12,13 +12,14 @@ import os
 import re
 from collections.abc import Mapping
 
-from qsysd import paths, process, taps
+from qsysd import antispoof, paths, process, taps
 from qsysd.errors import HostError, InvalidError
+from qsysd.paths import Scope
 
 KINDS = ("nat", "isolated")
 IP_FORWARD = "/proc/sys/net/ipv4/ip_forward"
-# No waiting before a guest is heard; few enough guests that all may hear a multicast. LLDP frames pass
-# by the guards, and shall not tell the bridge where a MAC is: a guest could draw another's frames to itself.
+# Ports forward at once; few enough guests that all may receive a multicast. LLDP frames bypass the
+# anti-spoofing rules, so the bridge must not learn from them: a guest could draw another's frames to itself.
 BRIDGE_OPTIONS = "stp_state 0 forward_delay 0 mcast_snooping 0 no_linklocal_learn 1"
 MACHINE_ID = "/etc/machine-id"
 
@@ -91,8 +92,8 @@ def mac(network: str) -> str:
     return "52:54:00:" + ":".join(digest[i : i + 2] for i in (0, 2, 4))
 
 
-def up(environment: Mapping[str, str]) -> list[str]:
-    """Make the network's bridge and rules, or mend them; return what was done, for the journal.
+def up(scope: Scope, environment: Mapping[str, str]) -> list[str]:
+    """Create the network's bridge and rules, or repair them; return what was done, for the journal.
 
     Raises InvalidError, and HostError where a tool fails or the name belongs to another interface.
     """
@@ -102,15 +103,15 @@ def up(environment: Mapping[str, str]) -> list[str]:
     made = not taps.exists(bridge)
     if made:
         taps.ip_batch([f"link add {bridge} type bridge"])
-        done.append(f"made the bridge {bridge}")
+        done.append(f"created the bridge {bridge}")
     elif not os.path.isdir(f"{taps.SYS_NET}/{bridge}/bridge"):
-        raise HostError(f"network {network.name}: {bridge} is there, but it is no bridge")
+        raise HostError(f"network {network.name}: {bridge} exists but is not a bridge")
     elif taps.alias(bridge) not in ("", alias(network.name)):
         raise HostError(f"network {network.name}: the bridge {bridge} is not qsysd's")
     try:
         taps.ip_batch(
             [
-                # No IPv6 address by itself: the network is IPv4, the guests shall not reach the host past it.
+                # No IPv6 address by itself: the network is IPv4, and so is what protects the host.
                 f"link set dev {bridge} alias {alias(network.name)} addrgenmode none",
                 f"link set dev {bridge} type bridge {BRIDGE_OPTIONS}",
                 f"link set dev {bridge} address {mac(network.name)}",
@@ -126,24 +127,25 @@ def up(environment: Mapping[str, str]) -> list[str]:
         if made and not ports(bridge):
             taps.ip_batch([f"link delete dev {bridge}"])
         raise
-    return done + _mend_ports(network)
+    return done + _repair_ports(scope, network)
 
 
-def down(environment: Mapping[str, str]) -> list[str]:
+def down(scope: Scope, environment: Mapping[str, str]) -> list[str]:
     """Remove the network's bridge and rules, unless a VM uses them; return what was done, for the journal.
 
     Raises InvalidError, and HostError where a tool fails.
     """
     network = parse(environment)
-    attached = ports(network.bridge)
-    if attached:
-        return [f"left the bridge {network.bridge} in place for {', '.join(attached)}"]
-    if taps.exists(network.bridge) and taps.alias(network.bridge) in ("", alias(network.name)):
-        taps.ip_batch([f"link delete dev {network.bridge}"])
-    name = table(network.name)
-    taps.nft(f"add table ip {name}\ndelete table ip {name}\n")
-    if not any(taps.alias(name).startswith(taps.ALIAS_PREFIX) for name in os.listdir(taps.SYS_NET)):
-        taps.remove_guards()
+    with taps.Lock(scope, exclusive=True):
+        attached = ports(network.bridge)
+        if attached:
+            return [f"left the bridge {network.bridge} in place for {', '.join(attached)}"]
+        if taps.exists(network.bridge) and taps.alias(network.bridge) in ("", alias(network.name)):
+            taps.ip_batch([f"link delete dev {network.bridge}"])
+        name = table(network.name)
+        antispoof.nft(f"add table ip {name}\ndelete table ip {name}\n")
+        if not any(taps.alias(name).startswith(taps.ALIAS_PREFIX) for name in os.listdir(taps.SYS_NET)):
+            antispoof.remove()
     return [f"removed the bridge {network.bridge}"]
 
 
@@ -162,7 +164,7 @@ def load(path: str) -> None:
             rules = file.read()
     except OSError as error:
         raise HostError(f"cannot read {path}: {error.strerror}", hint="qsysd render") from error
-    taps.nft(rules)
+    antispoof.nft(rules)
 
 
 def _forward() -> None:
@@ -182,18 +184,17 @@ def _addresses(bridge: str) -> set[str]:
     return {f"{info['local']}/{info['prefixlen']}" for link in found for info in link.get("addr_info", ())}
 
 
-def _mend_ports(network: Network) -> list[str]:
-    """Put back what VMs that run have lost: their place on a bridge that was deleted, their guards."""
-    mine = []
-    for text in taps.existing_taps().values():
-        known = taps.parse_alias(text)
-        if known and known[1].network == network.name:
-            mine.append(known[1])
-    bare = {port.tap for port in mine} - taps.guarded()
-    attached = ports(network.bridge)
-    away = [port for port in mine if port.tap not in attached]
-    # The guards first: these guests run.
-    taps.guard(mine)
-    if away:
-        taps.ip_batch([f"link set dev {port.tap} master {network.bridge} up" for port in away])
-    return [f"guarded {tap} again" for tap in sorted(bare)] + [f"put {port.tap} back" for port in away]
+def _repair_ports(scope: Scope, network: Network) -> list[str]:
+    """Restore what running VMs lost: their port of a bridge that was deleted, their anti-spoofing."""
+    with taps.Lock(scope, exclusive=True):
+        held = antispoof.held_taps()
+        # Anti-spoofing first: these guests run.
+        known = taps.hold_all()
+        attached = ports(network.bridge)
+        away = [port for port in known if port.network == network.name and port.tap not in attached]
+        if away:
+            taps.ip_batch([f"link set dev {port.tap} master {network.bridge} up" for port in away])
+    bare = sorted({port.tap for port in known} - held)
+    return [f"restored the anti-spoofing of {tap}" for tap in bare] + [
+        f"put {port.tap} back on the bridge" for port in away
+    ]

@@ -1,6 +1,6 @@
 """What the units call: before start, wait for QMP, stop, clean up, and a network's bridge.
 
-    ExecStartPre=+  before-start VM   as root: the VM's directory to its uid, TAPs with their guards
+    ExecStartPre=+  before-start VM   as root: the VM's directory to its uid, its TAPs
     ExecStartPost=+ ready VM          as the VM's user: success only when QEMU answers QMP
     ExecStop=+      stop VM           as the VM's user: power button, again and again, at last `quit`;
                                       when QEMU has ended then as root what after-stop does
@@ -215,7 +215,7 @@ def before_start(scope: Scope, vm: str) -> None:
     # systemd made the unit's RuntimeDirectory for the uid that it chose for this start
     user = os.stat(scope.socket_dir(vm))
     own(scope.vm_dir(vm), user.st_uid, user.st_gid)
-    taps.plug(ports, user.st_uid, vm)
+    taps.plug(scope, ports, user.st_uid, vm)
     note_start(scope, vm, accelerator)
 
 
@@ -228,7 +228,7 @@ def after_stop(scope: Scope, vm: str) -> None:
         return
     from qsysd import roots, taps
 
-    taps.unplug(taps.parse_ports(os.environ.get("QSYSD_NICS", "")), vm)
+    taps.unplug(scope, taps.parse_ports(os.environ.get("QSYSD_NICS", "")), vm)
     if os.path.exists(scope.note(vm)):
         os.unlink(scope.note(vm))
     root = scope.root_dir(vm)
@@ -380,7 +380,7 @@ def network(scope: Scope, verb: str) -> None:
     """Make or remove a network's bridge and rules."""
     from qsysd import bridges
 
-    for line in (bridges.up if verb == "network-up" else bridges.down)(os.environ):
+    for line in (bridges.up if verb == "network-up" else bridges.down)(scope, os.environ):
         say(line)
 
 

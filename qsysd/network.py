@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from qsysd import paths, process, taps
+from qsysd import antispoof, paths, process, taps
 from qsysd.errors import HostError, InvalidError, QsysdError
 from qsysd.files import read_text, remove, write_atomic
 from qsysd.paths import Scope
@@ -274,13 +274,16 @@ def blockers(bridge: str = "qb-default") -> list[Blocker]:
 
 
 def _bare_taps(bridge: str) -> Iterator[Blocker]:
-    """Yield the TAPs on a bridge whose guards somebody has flushed."""
-    guarded = taps.guarded()
+    """Yield the TAPs on a bridge whose anti-spoofing somebody has flushed."""
+    held = antispoof.held_taps()
     for tap, alias in taps.existing_taps().items():
         known = taps.parse_alias(alias)
-        if known and known[1].bridge == bridge and tap not in guarded:
+        if known and known[1].bridge == bridge and tap not in held:
             unit = paths.network_unit(known[1].network)
-            yield Blocker(f"{tap} has no guard: something has flushed nftables", f"systemctl restart {unit}")
+            yield Blocker(
+                f"{tap} has no anti-spoofing rules: something has flushed nftables",
+                f"systemctl restart {unit}",
+            )
 
 
 def _wildcard_dns() -> bool:

@@ -27,11 +27,14 @@ SEED_MARK = "QSYSD-SEED "
 INTERFACE_NAME_MAX = 15
 SOCKET_PATH_MAX = 107
 
+TAP_PREFIXES = ("qv-", "qv_")
+
 # Files for the locks of all VMs, and as many for those of the images.
 LOCK_FILES = 256
 # Locks that are no VM's.
 ADDRESSES = ":addresses"
 SETUP = ":setup"
+TAPS = ":taps"
 
 
 def is_name(text: str) -> bool:
@@ -243,12 +246,12 @@ class Scope:
     # locks: flock on files that are never unlinked, so that a lock dies with its holder
 
     def lock(self, name: str) -> str:
-        """Return the lock file for a VM's name, `image:NAME`, ADDRESSES or SETUP.
+        """Return the lock file for a VM's name, `image:NAME`, ADDRESSES, SETUP or TAPS.
 
         A fixed number of files serves all names of a kind. The kinds share none: a command that takes
         one lock inside another would wait for itself.
         """
-        if name in (ADDRESSES, SETUP):
+        if name in (ADDRESSES, SETUP, TAPS):
             return os.path.join(self.locks_dir, name[1:])
         kind = "image" if name.startswith("image:") else "vm"
         # Not a digest: importing hashlib takes longer than all that a command does with its locks.

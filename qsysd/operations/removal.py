@@ -35,7 +35,8 @@ def remove_all(host: Host, names: Sequence[str]) -> dict[str, Exception]:
             continue
         try:
             reload |= _forget_addresses(host, name)
-            _remove_taps(name)
+            # The unit's last step may have been killed, or never ran.
+            taps.unplug(host.scope, [], name)
             _remove_files(host, name)
         except Exception as error:  # whatever is wrong with this VM: the others are removed
             failed[name] = error
@@ -121,16 +122,6 @@ def _remove(path: str) -> None:
     else:
         with suppress(NotADirectoryError):
             remove(path)
-
-
-def _remove_taps(vm: str) -> None:
-    """Remove TAPs that a unit left: its last step was killed, or never ran."""
-    left = [
-        found[1]
-        for alias in taps.existing_taps().values()
-        if (found := taps.parse_alias(alias)) and found[0] == vm
-    ]
-    taps.unplug(left)
 
 
 def _forget_addresses(host: Host, vm: str) -> set[str]:

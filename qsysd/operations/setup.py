@@ -24,8 +24,8 @@ DEFAULT_NETWORK = "default"
 
 # What the helper is made of: the lowest floors.
 HELPER_MODULES = (
-    "__init__", "acceleration", "bridges", "errors", "files", "helper", "paths", "process", "roots", "taps",
-    "trees", "wire",
+    "__init__", "acceleration", "antispoof", "bridges", "errors", "files", "helper", "paths", "process",
+    "roots", "taps", "trees", "wire",
 )  # fmt: skip
 HELPER_MAIN = """\
 import os

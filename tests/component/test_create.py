@@ -449,7 +449,7 @@ def test_what_a_unit_left_goes_with_its_vm_and_nothing_of_others(host: OwnHost) 
         wire.run("ip", "link", "add", "qb-default", "type", "bridge")
         for name in ("web1", "web2"):
             spec = make(host, name, start=False)
-            taps.plug(render.ports(spec), 12345, name)
+            taps.plug(host.scope, render.ports(spec), 12345, name)
             roots.make(host.scope.root_dir(name))
         delete.delete(host, ["web1"])
         assert list(taps.existing_taps()) == ["qv-web2-0"]

@@ -1,21 +1,37 @@
-"""Networks on the real parts: TAPs, bridges, guards, dnsmasq and NAT, in a network namespace of their own."""
+"""Networks on the real parts: TAPs, bridges, anti-spoofing, dnsmasq and NAT, in a network namespace."""
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 
 import pytest
 import wire
-from wire import BROADCAST, IPV4, IPV6, Guest, arp, echo_request, ether, ipv4, run, udp
+from wire import (
+    BROADCAST,
+    IPV4,
+    IPV6,
+    Guest,
+    arp,
+    dhcp_message,
+    echo_request,
+    ether,
+    ipv4,
+    run,
+    udp,
+    udp_payload,
+)
 
-from qsysd import bridges, network, paths, render, taps
+from qsysd import antispoof, bridges, network, paths, render, taps
 from qsysd.errors import HostError, StateError
 from qsysd.paths import Scope
 from qsysd.spec import NetworkKind, NetworkSpec
@@ -50,11 +66,11 @@ class Host:
                 file.write(text)
         with open(self.scope.network_environment("default"), encoding="utf-8") as file:
             self.environment = dict(line.rstrip().split("=", 1) for line in file if line.startswith("QSYSD_"))
-        bridges.up(self.environment)
+        bridges.up(self.scope, self.environment)
 
     def plug(self, port: taps.Port) -> Guest:
         """Plug a VM in and return its guest."""
-        taps.plug([port], OWNER, port.tap.split("-")[1])
+        taps.plug(self.scope, [port], OWNER, port.tap.split("-")[1])
         guest = Guest(port.tap, port.mac, port.address or "0.0.0.0")
         self.guests.append(guest)
         return guest
@@ -162,26 +178,31 @@ def rules() -> str:
     return run("nft", "list", "ruleset")
 
 
+def anti_spoofing() -> str:
+    """Return the rules and sets that hold TAPs to their addresses."""
+    return run("nft", "list", "table", *antispoof.TABLE.split())
+
+
 # TAPs
 
 
 def test_plug_and_unplug_leave_nothing(host: Host) -> None:
     before = rules()
-    taps.plug([WEB1, FREE], OWNER, "web1")
+    taps.plug(host.scope, [WEB1, FREE], OWNER, "web1")
     assert {WEB1.tap, FREE.tap} <= set(bridges.ports("qb-default"))
     assert taps.existing_taps() == {
         WEB1.tap: f"qsysd:web1:{WEB1}",
         FREE.tap: f"qsysd:web1:{FREE}",
     }
-    assert {WEB1.tap, FREE.tap} == taps.guarded()
-    taps.unplug([WEB1, FREE])
+    assert {WEB1.tap, FREE.tap} == antispoof.held_taps()
+    taps.unplug(host.scope, [WEB1, FREE], "web1")
     assert interfaces() == {"qb-default"}
     assert rules() == before
-    taps.unplug([WEB1, FREE])
+    taps.unplug(host.scope, [WEB1, FREE], "web1")
 
 
 def test_a_tap_is_its_owners_only(host: Host) -> None:
-    taps.plug([WEB1], OWNER, "web1")
+    taps.plug(host.scope, [WEB1], OWNER, "web1")
     program = (
         "import fcntl, struct\n"
         f"tun = open({taps.TUN_DEVICE!r}, 'r+b', buffering=0)\n"
@@ -208,45 +229,133 @@ def test_a_tap_gives_the_host_no_ipv6_address(host: Host) -> None:
 
 
 def test_a_tap_left_by_a_crash_is_replaced(host: Host) -> None:
-    taps.plug([WEB1], OWNER, "web1")
+    taps.plug(host.scope, [WEB1], OWNER, "web1")
     index = run("cat", f"{taps.SYS_NET}/{WEB1.tap}/ifindex")
-    taps.plug([WEB1], OWNER + 1, "web1")
+    taps.plug(host.scope, [WEB1], OWNER + 1, "web1")
     assert run("cat", f"{taps.SYS_NET}/{WEB1.tap}/ifindex") != index
     assert f"user {OWNER + 1} " in run("ip", "-d", "link", "show", "dev", WEB1.tap)
 
 
 def test_what_a_tap_left_by_a_crash_could_say_is_forgotten(host: Host) -> None:
-    taps.plug([WEB1], OWNER, "web1")
+    taps.plug(host.scope, [WEB1], OWNER, "web1")
     other = taps.Port(WEB1.tap, WEB2.mac, "qb-default", "default", WEB2.address)
-    taps.plug([other], OWNER, "web1")
+    taps.plug(host.scope, [other], OWNER, "web1")
     assert WEB1.mac not in rules() and WEB2.mac in rules()
 
 
 def test_a_vm_that_lost_a_nic_while_it_ran_leaves_nothing(host: Host) -> None:
     before = rules()
     gone = taps.Port("qv-web1-1", FREE.mac, "qb-default", "default", "10.83.0.77")
-    taps.plug([WEB1, gone], OWNER, "web1")
-    taps.plug([WEB2], OWNER, "web2")
+    taps.plug(host.scope, [WEB1, gone], OWNER, "web1")
+    taps.plug(host.scope, [WEB2], OWNER, "web2")
     changed = taps.Port(WEB1.tap, "52:54:00:00:00:09", "qb-default", "default", "10.83.0.99")
-    taps.unplug([changed], "web1")
+    taps.unplug(host.scope, [changed], "web1")
     assert set(taps.existing_taps()) == {WEB2.tap}
-    taps.unplug([], "web2")
+    taps.unplug(host.scope, [], "web2")
     assert rules() == before
 
 
-def test_a_flushed_firewall_does_not_let_the_next_vm_loose(host: Host) -> None:
+def test_one_start_after_a_flush_restores_the_anti_spoofing_of_all_vms(host: Host) -> None:
+    first = host.plug(WEB1)
     run("nft", "flush", "ruleset")
-    taps.unplug([WEB1], "web1")
-    taps.plug([WEB1], OWNER, "web1")
-    assert "10.83.0.10" in rules() and "jump guest" in rules()
+    taps.unplug(host.scope, [WEB2], "web2")
+    second = host.plug(WEB2)
+    assert antispoof.held_taps() == {WEB1.tap, WEB2.tap}
+    assert "jump guest" in rules()
+    for guest in (first, second):
+        assert guest.gateway_mac(GATEWAY) == bridges.mac("default")
 
 
-def test_a_tap_without_a_guard_may_say_nothing(host: Host) -> None:
+def test_elements_of_a_tap_that_no_longer_exists_are_dropped(host: Host) -> None:
+    host.plug(WEB1)
+    before = anti_spoofing()
+    # What a start leaves that is killed between nft and ip.
+    antispoof.nft(antispoof._changes("add", [WEB2, FREE]))
+    bridges.up(host.scope, host.environment)
+    assert anti_spoofing() == before
+
+
+def test_a_network_that_is_restarted_between_starts_and_stops_loses_and_leaves_nothing(host: Host) -> None:
+    """VMs come and go while the elements of all are written again, which reads the TAPs that exist."""
+    vms = [
+        taps.Port(
+            f"qv-vm{number}-0", f"52:54:00:00:01:{number:02x}", "qb-default", "default", f"10.83.0.{number}"
+        )
+        for number in range(50, 58)
+    ]
+    before = anti_spoofing()
+    ended = threading.Event()
+    here = [os.open(f"/proc/thread-self/ns/{kind}", os.O_RDONLY) for kind in ("net", "mnt")]
+
+    def restart() -> None:
+        wire.enter(here)
+        while not ended.is_set():
+            bridges.up(host.scope, host.environment)
+
+    def come_and_go(port: taps.Port) -> None:
+        wire.enter(here)
+        vm = port.tap.split("-")[1]
+        for _ in range(4):
+            taps.plug(host.scope, [port], OWNER, vm)
+            assert port.tap in antispoof.held_taps()
+            taps.unplug(host.scope, [port], vm)
+        taps.plug(host.scope, [port], OWNER, vm)
+
+    try:
+        with concurrent.futures.ThreadPoolExecutor(len(vms) + 1) as pool:
+            restarting = pool.submit(restart)
+            changes = [pool.submit(come_and_go, port) for port in vms]
+            try:
+                for change in changes:
+                    change.result()
+            finally:
+                ended.set()
+            restarting.result()
+        assert antispoof.held_taps() == {port.tap for port in vms} == set(taps.existing_taps())
+        for port in vms:
+            taps.unplug(host.scope, [port], port.tap.split("-")[1])
+        assert anti_spoofing() == before
+    finally:
+        for descriptor in here:
+            os.close(descriptor)
+
+
+def test_a_guest_with_two_nics_on_one_network_may_answer_from_either(host: Host) -> None:
+    second = taps.Port("qv-web1-1", "52:54:00:00:00:0a", "qb-default", "default", "10.83.0.12")
+    taps.plug(host.scope, [WEB1, second], OWNER, "web1")
+    guests = [Guest(port.tap, port.mac, "10.83.0.10") for port in (WEB1, second)]
+    host.guests += guests
+    listener = host.plug(WEB2)
+    assert listener.gateway_mac(GATEWAY) == bridges.mac("default")
+    for _ in range(2):
+        for port, guest in zip((WEB1, second), guests, strict=True):
+            other = second if port is WEB1 else WEB1
+            assert port.address and other.address
+            # ARP and IP with its own MAC and either address; never with the other NIC's MAC.
+            for address in (port.address, other.address):
+                guest.address = address
+                assert guest.gateway_mac(GATEWAY) == bridges.mac("default")
+                probe = f"from {address} by {port.tap}".encode()
+                guest.send(ether(port.mac, BROADCAST, IPV4, udp(address, 9, "255.255.255.255", 9, probe)))
+                assert listener.hears(probe)
+                guest.send(
+                    ether(other.mac, BROADCAST, IPV4, udp(address, 9, "255.255.255.255", 9, b"not me"))
+                )
+        assert not listener.hears(b"not me", timeout=0.2)
+        # and again with what a network's start reads from the TAPs
+        run("nft", "flush", "ruleset")
+        bridges.up(host.scope, host.environment)
+    taps.unplug(host.scope, [], "web1")
+    taps.unplug(host.scope, [], "web2")
+    assert antispoof.held_taps() == set()
+
+
+def test_a_tap_without_elements_can_send_nothing(host: Host) -> None:
     stranger, listener = host.plug(WEB1), host.plug(WEB2)
     assert stranger.gateway_mac(GATEWAY) == listener.gateway_mac(GATEWAY)
-    expelling = taps._expel([WEB1])
-    assert expelling
-    taps._expelled(expelling)
+    removing = antispoof.begin_remove([WEB1])
+    assert removing
+    antispoof.finish_remove(removing)
     stranger.send(datagram(MINE, 4000, 4000))
     assert not listener.hears(b"hello", timeout=0.2)
 
@@ -254,7 +363,7 @@ def test_a_tap_without_a_guard_may_say_nothing(host: Host) -> None:
 def test_a_tap_cut_short_by_a_kill_is_ours(host: Host) -> None:
     taps._create(WEB1.tap, OWNER)
     assert taps.existing_taps() == {WEB1.tap: ""}
-    taps.unplug([WEB1])
+    taps.unplug(host.scope, [WEB1], "web1")
     assert taps.existing_taps() == {}
 
 
@@ -262,20 +371,20 @@ def test_somebody_elses_interface_is_left_alone(host: Host) -> None:
     run("ip", "tuntap", "add", "dev", WEB1.tap, "mode", "tap")
     run("ip", "link", "set", "dev", WEB1.tap, "alias", "a person's own")
     with pytest.raises(StateError, match="qv-web1-0"):
-        taps.plug([WEB1], OWNER, "web1")
-    taps.unplug([WEB1])
+        taps.plug(host.scope, [WEB1], OWNER, "web1")
+    taps.unplug(host.scope, [WEB1], "web1")
     assert WEB1.tap in interfaces()
     run("ip", "link", "delete", WEB1.tap)
     run("ip", "link", "add", WEB1.tap, "type", "veth", "peer", "name", "other")
     with pytest.raises(StateError, match="qv-web1-0"):
-        taps.plug([WEB1], OWNER, "web1")
+        taps.plug(host.scope, [WEB1], OWNER, "web1")
 
 
 def test_a_missing_bridge_is_named(host: Host) -> None:
-    bridges.down(host.environment)
+    bridges.down(host.scope, host.environment)
     with pytest.raises(HostError) as caught:
-        taps.plug([WEB1], OWNER, "web1")
-    assert caught.value.message == "network default: its bridge qb-default is not there"
+        taps.plug(host.scope, [WEB1], OWNER, "web1")
+    assert caught.value.message == "network default: its bridge qb-default does not exist"
     assert caught.value.hint == "systemctl restart qsysd-network@default"
     assert interfaces() == set()
 
@@ -306,7 +415,7 @@ def test_a_failed_plug_leaves_nothing(
     os.chmod(stand_in, 0o755)
     monkeypatch.setenv("PATH", f"{directory}:{os.environ['PATH']}")
     with pytest.raises(HostError) as caught:
-        taps.plug([WEB1, FREE], OWNER, "web1")
+        taps.plug(host.scope, [WEB1, FREE], OWNER, "web1")
     assert words in caught.value.message
     assert caught.value.message.startswith("network default: ")
     monkeypatch.undo()
@@ -314,8 +423,9 @@ def test_a_failed_plug_leaves_nothing(
     assert rules() == before
 
 
-# the guard: what a guest sends, and whether another guest on the network hears it
+# anti-spoofing: what a guest sends, and whether another guest on the network receives it
 
+KNOCK = "import socket; socket.socket(type=socket.SOCK_DGRAM).sendto(b'knock', ('{address}', 99))"
 MAC, OTHER = WEB1.mac, WEB2.mac
 MINE, THEIRS = "10.83.0.10", "10.83.0.11"
 ROUTER_ADVERTISEMENT = b"\x60\0\0\0\0\x10\x3a\xff" + bytes(32) + b"\x86\0\0\0\x40\0\7\x08" + bytes(8)
@@ -332,26 +442,53 @@ def datagram(source: str, *ports: int, mac: str = MAC, destination: str = "255.2
     return ether(mac, BROADCAST, IPV4, udp(source, ports[0], destination, ports[1]))
 
 
+def fragment(payload: bytes, place: int) -> bytes:
+    """Return a broadcast frame with a fragment of a datagram: its place, and MORE_FRAGMENTS."""
+    return ether(MAC, BROADCAST, IPV4, ipv4(MINE, "255.255.255.255", wire.UDP, payload, fragment=place))
+
+
+# What a rogue DHCP server sends, which clients take from any source port.
+OFFERED = dhcp_message("52:54:00:00:00:09", wire.OFFER, b"\3\4\x0a\x53\0\x0a", head=b"\2\1\6\0")
+ROGUE = udp_payload(1067, 68, OFFERED)
+DHCP_ANSWERS = {
+    "DHCP answer": datagram(MINE, 67, 68),
+    "DHCP answer as the gateway": datagram(GATEWAY, 67, 68),
+    "DHCP answer from another port": ether(
+        MAC, BROADCAST, IPV4, ipv4(MINE, "255.255.255.255", wire.UDP, ROGUE)
+    ),
+    "DHCP answer to one machine": ether(MAC, OTHER, IPV4, ipv4(MINE, THEIRS, wire.UDP, ROGUE)),
+    "DHCP answer behind options": ether(
+        MAC, BROADCAST, IPV4, ipv4(MINE, THEIRS, wire.UDP, ROGUE, options=b"\1" * 8)
+    ),
+    "DHCP answer longer than the frame": ether(
+        MAC, BROADCAST, IPV4, ipv4(MINE, THEIRS, wire.UDP, ROGUE, length=900)
+    ),
+    "DHCP answer's first fragment": fragment(ROGUE[:48], wire.MORE_FRAGMENTS),
+    "DHCP answer's least first fragment": fragment(ROGUE[:8], wire.MORE_FRAGMENTS),
+    "DHCP answer's ports in a fragment that is sent again": fragment(
+        udp_payload(9, 68, b""), wire.MORE_FRAGMENTS
+    ),
+}
 PASSES = {
     "own address": datagram(MINE, 4000, 4000),
-    "DHCP request": datagram("0.0.0.0", 68, 67),
-    "DHCP renewal": datagram(MINE, 68, 67, destination=GATEWAY),
     "own ARP": arp(MAC, MAC, MINE, GATEWAY),
     "ARP probe": arp(MAC, MAC, "0.0.0.0", MINE),
-    "later fragment": ether(MAC, BROADCAST, IPV4, ipv4(MINE, THEIRS, 17, b"the rest", fragment=4)),
+    "later fragment": ether(MAC, BROADCAST, IPV4, ipv4(MINE, THEIRS, wire.UDP, b"the rest", fragment=4)),
 }
+REQUEST = udp("0.0.0.0", 68, "255.255.255.255", 67, dhcp_message(MAC, wire.DISCOVER))
 HELD_BACK = {
     "another's MAC": datagram(MINE, 4000, 4000, mac=OTHER),
     "another's address": datagram(THEIRS, 4000, 4000),
     "the gateway's address": datagram(GATEWAY, 4000, 4000),
     "no address": datagram("0.0.0.0", 4000, 4000),
+    "DHCP request": ether(MAC, BROADCAST, IPV4, REQUEST),
+    "DHCP request to another guest": ether(MAC, OTHER, IPV4, REQUEST),
     "DHCP request to one machine": datagram("0.0.0.0", 68, 67, destination=THEIRS),
-    "DHCP answer": datagram(MINE, 67, 68),
-    "DHCP answer as the gateway": datagram(GATEWAY, 67, 68),
     "ARP with another's address": arp(MAC, MAC, GATEWAY, THEIRS),
     "ARP answer with another's address": arp(MAC, MAC, GATEWAY, THEIRS, operation=2),
     "ARP with another's MAC inside": arp(MAC, OTHER, MINE, THEIRS),
     "ARP from another's MAC": arp(OTHER, OTHER, MINE, THEIRS),
+    "ARP probe for another's address": arp(MAC, MAC, "0.0.0.0", THEIRS),
     "router advertisement": ether(MAC, "33:33:00:00:00:01", IPV6, ROUTER_ADVERTISEMENT),
     "VLAN": tagged(datagram(MINE, 4000, 4000)),
     "VLAN, provider's": tagged(datagram(MINE, 4000, 4000), 0x88A8),
@@ -359,11 +496,13 @@ HELD_BACK = {
     "VLAN around ARP": tagged(arp(MAC, MAC, MINE, GATEWAY)),
     "spanning tree": ether(MAC, "01:80:c2:00:00:00", len(BPDU), BPDU),
     "unknown protocol": ether(MAC, BROADCAST, 0x88B5, b"hello"),
+    **DHCP_ANSWERS,
 }
-# Without an address that is its own, a guest is held to its MAC only.
-FREE_HELD_BACK = {"another's MAC", "ARP from another's MAC", "spanning tree"} | {
-    name for name in HELD_BACK if name.startswith("VLAN")
-}
+# Without an address that is its own, a guest is held to its MAC and to a client's part.
+FREE_HELD_BACK = {
+    "another's MAC", "ARP from another's MAC", "spanning tree", "router advertisement", "DHCP request",
+    "DHCP request to another guest", "DHCP request to one machine", *DHCP_ANSWERS,
+} | {name for name in HELD_BACK if name.startswith("VLAN")}  # fmt: skip
 
 
 def passing(host: Host, port: taps.Port, frames: dict[str, bytes]) -> set[str]:
@@ -384,7 +523,7 @@ def passing(host: Host, port: taps.Port, frames: dict[str, bytes]) -> set[str]:
     raise AssertionError("not even an honest frame came through")
 
 
-def test_a_guard_holds_a_guest_to_its_address(host: Host) -> None:
+def test_a_guest_is_held_to_its_address(host: Host) -> None:
     assert passing(host, WEB1, PASSES | HELD_BACK) == set(PASSES)
 
 
@@ -400,9 +539,20 @@ def test_a_guest_cannot_draw_anothers_frames_to_itself(host: Host) -> None:
         assert f"{OTHER} dev {WEB2.tap}" in known and f"{OTHER} dev {WEB1.tap}" not in known
 
 
-def test_a_guard_without_address_holds_to_the_mac(host: Host) -> None:
+def test_a_guest_without_address_is_held_to_its_mac(host: Host) -> None:
     port = taps.Port(WEB1.tap, WEB1.mac, "qb-default", "default")
     assert passing(host, port, PASSES | HELD_BACK) == (set(PASSES) | set(HELD_BACK)) - FREE_HELD_BACK
+
+
+def test_a_guest_receives_only_frames_for_its_own_mac(host: Host) -> None:
+    guest, other = host.plug(WEB1), host.plug(WEB2)
+    assert other.gateway_mac(GATEWAY) == guest.gateway_mac(GATEWAY)
+    # The bridge floods what is for a MAC that it does not know (any more).
+    run("bridge", "fdb", "del", OTHER, "dev", WEB2.tap, "master")
+    run("ip", "neigh", "replace", THEIRS, "lladdr", OTHER, "dev", "qb-default")
+    run("/usr/bin/python3", "-c", KNOCK.format(address=THEIRS))
+    assert other.hears(b"knock")
+    assert not guest.hears(b"knock", timeout=0.2)
 
 
 # bridges
@@ -415,8 +565,8 @@ def test_up_can_be_repeated_and_mends(host: Host) -> None:
     run("ip", "address", "replace", "10.9.9.1/24", "dev", "qb-default")
     with open(bridges.IP_FORWARD, "w", encoding="ascii") as file:
         file.write("0")
-    assert bridges.up(host.environment) == [f"guarded {WEB1.tap} again"]
-    assert bridges.up(host.environment) == []
+    assert bridges.up(host.scope, host.environment) == [f"restored the anti-spoofing of {WEB1.tap}"]
+    assert bridges.up(host.scope, host.environment) == []
     assert run("cat", f"{taps.SYS_NET}/qb-default/ifindex") == index
     assert run("cat", bridges.IP_FORWARD) == "1\n"
     assert bridges._addresses("qb-default") == {f"{GATEWAY}/24"}
@@ -428,7 +578,7 @@ def test_a_bridge_deleted_by_hand_comes_back_with_its_vms(host: Host) -> None:
     guest = host.plug(WEB1)
     assert guest.gateway_mac(GATEWAY) == bridges.mac("default")
     run("ip", "link", "delete", "qb-default")
-    assert f"put {WEB1.tap} back" in bridges.up(host.environment)
+    assert f"put {WEB1.tap} back on the bridge" in bridges.up(host.scope, host.environment)
     # The gateway has the MAC that the guest remembers.
     assert guest.gateway_mac(GATEWAY) == bridges.mac("default")
 
@@ -440,43 +590,45 @@ def test_ports_do_not_change_the_bridges_mac(host: Host) -> None:
     host.plug(WEB1)
     assert address() == bridges.mac("default")
     host.plug(WEB2)
-    taps.unplug([WEB1])
+    taps.unplug(host.scope, [WEB1], "web1")
     assert address() == bridges.mac("default")
 
 
 def test_down_spares_running_vms(host: Host) -> None:
     guest = host.plug(WEB1)
     before = rules()
-    assert bridges.down(host.environment) == [f"left the bridge qb-default in place for {WEB1.tap}"]
+    assert bridges.down(host.scope, host.environment) == [
+        f"left the bridge qb-default in place for {WEB1.tap}"
+    ]
     assert rules() == before
     assert guest.gateway_mac(GATEWAY)
-    taps.unplug([WEB1])
-    assert bridges.down(host.environment) == ["removed the bridge qb-default"]
+    taps.unplug(host.scope, [WEB1], "web1")
+    assert bridges.down(host.scope, host.environment) == ["removed the bridge qb-default"]
     assert interfaces() == set() and rules() == ""
-    bridges.down(host.environment)
+    bridges.down(host.scope, host.environment)
 
 
 def test_a_broken_rules_file_leaves_no_bridge(host: Host) -> None:
-    bridges.down(host.environment)
+    bridges.down(host.scope, host.environment)
     with open(host.scope.network_rules("default"), "a", encoding="utf-8") as file:
         file.write("nonsense\n")
     with pytest.raises(HostError, match=r"nft: .*syntax error"):
-        bridges.up(host.environment)
+        bridges.up(host.scope, host.environment)
     assert interfaces() == set() and rules() == ""
 
 
 def test_another_interface_of_the_bridges_name_is_left_alone(host: Host) -> None:
-    bridges.down(host.environment)
+    bridges.down(host.scope, host.environment)
     run("ip", "link", "add", "qb-default", "type", "bridge")
     run("ip", "link", "set", "dev", "qb-default", "alias", "a person's own")
     with pytest.raises(HostError, match="not qsysd's"):
-        bridges.up(host.environment)
-    bridges.down(host.environment)
+        bridges.up(host.scope, host.environment)
+    bridges.down(host.scope, host.environment)
     assert interfaces() == {"qb-default"}
     run("ip", "link", "delete", "qb-default")
     run("ip", "link", "add", "qb-default", "type", "veth", "peer", "name", "other")
-    with pytest.raises(HostError, match="no bridge"):
-        bridges.up(host.environment)
+    with pytest.raises(HostError, match="not a bridge"):
+        bridges.up(host.scope, host.environment)
 
 
 def test_a_guest_reaches_the_outside_and_not_the_other_way_round(host: Host) -> None:
@@ -486,7 +638,7 @@ def test_a_guest_reaches_the_outside_and_not_the_other_way_round(host: Host) -> 
     guest.send(ether(MAC, gateway, IPV4, echo_request(MINE, "198.51.100.2")))
     assert guest.hears(b"ping")
     # Nobody out there may begin, not even with a route.
-    program = "import socket; socket.socket(type=socket.SOCK_DGRAM).sendto(b'knock', ('10.83.0.10', 99))"
+    program = KNOCK.format(address=MINE)
     run("nsenter", "-t", str(outside), "-n", "/usr/bin/python3", "-c", program)
     assert not guest.hears(b"knock", timeout=0.3)
     # The host itself may.
@@ -498,7 +650,7 @@ def test_an_isolated_network_has_no_way_out(host: Host) -> None:
     variables = {"definition": "", "network": "default", "bridge": "qb-default", "subnet": "10.83.0.0/24"}
     with open(host.scope.network_rules("default"), "w", encoding="utf-8") as file:
         file.write(render.template("network.nft.j2", kind="isolated", **variables))
-    bridges.up(host.environment | {"QSYSD_KIND": "isolated"})
+    bridges.up(host.scope, host.environment | {"QSYSD_KIND": "isolated"})
     host.outside()
     guest, other = host.plug(WEB1), host.plug(WEB2)
     gateway = guest.gateway_mac(GATEWAY)
@@ -538,6 +690,41 @@ def test_a_stranger_gets_no_address(host: Host) -> None:
     assert host.plug(WEB2).dhcp(retries=2) is None
 
 
+def test_a_guest_asks_dhcp_only_in_its_own_name(host: Host) -> None:
+    for vm, port in (("web1", WEB1), ("web2", WEB2)):
+        assert port.address
+        network.write_hosts(host.scope, "default", vm, [(port.mac, port.address)])
+    host.serve()
+    attacker, victim = host.plug(WEB1), host.plug(WEB2)
+    assert (attacker.dhcp(), victim.dhcp()) == (MINE, THEIRS)
+    gateway = attacker.gateway_mac(GATEWAY)
+    server, theirs = (bytes((code, 4)) + socket.inet_aton(ip) for code, ip in ((54, GATEWAY), (50, THEIRS)))
+    attacks = [
+        dhcp_message(OTHER, wire.RELEASE, server, client=THEIRS),
+        dhcp_message(OTHER, wire.DECLINE, server + theirs),
+        dhcp_message(MAC, wire.RELEASE, server, client=THEIRS),
+        dhcp_message(MAC, wire.DISCOVER, relay=THEIRS),
+    ]
+    for message in attacks:
+        whole = udp_payload(68, 67, message)
+        for packet in (
+            udp("0.0.0.0", 68, "255.255.255.255", 67, message),
+            udp(MINE, 68, GATEWAY, 67, message),
+            udp(MINE, 1068, GATEWAY, 67, message),
+            ipv4(MINE, GATEWAY, wire.UDP, whole, options=b"\1" * 8),
+        ):
+            attacker.send(ether(MAC, gateway, IPV4, packet))
+        # the MAC is in the second fragment
+        for at, more in ((0, wire.MORE_FRAGMENTS), (32, 0)):
+            part = whole[at : 32 if more else None]
+            packet = ipv4(MINE, GATEWAY, wire.UDP, part, fragment=at // 8 | more)
+            attacker.send(ether(MAC, gateway, IPV4, packet))
+    # Once dnsmasq has answered this, it has read all of them.
+    assert attacker.dhcp() == MINE
+    assert {lease.address for lease in network.leases(host.scope, "default")} == {MINE, THEIRS}
+    assert victim.dhcp() == THEIRS
+
+
 def test_leases_outlive_a_crash_and_a_reload(host: Host) -> None:
     network.write_hosts(host.scope, "default", "web1", [(WEB1.mac, MINE)])
     host.serve()
@@ -553,13 +740,13 @@ def test_leases_outlive_a_crash_and_a_reload(host: Host) -> None:
 
 def test_the_service_follows_a_bridge_that_is_made_again(host: Host) -> None:
     network.write_hosts(host.scope, "default", "web1", [(WEB1.mac, MINE)])
-    bridges.down(host.environment)
+    bridges.down(host.scope, host.environment)
     host.serve()
-    bridges.up(host.environment)
+    bridges.up(host.scope, host.environment)
     guest = host.plug(WEB1)
     assert guest.dhcp() == MINE
     run("ip", "link", "delete", "qb-default")
-    bridges.up(host.environment)
+    bridges.up(host.scope, host.environment)
     assert guest.dhcp() == MINE
 
 
@@ -570,7 +757,7 @@ def test_a_vm_made_again_gets_its_address_at_once(host: Host, running: bool) -> 
     guest = host.plug(WEB1)
     assert guest.dhcp() == MINE
     # delete
-    taps.unplug([WEB1])
+    taps.unplug(host.scope, [WEB1], "web1")
     if not running:
         host.stop_dnsmasq()
     assert network.remove_host(host.scope, "default", "web1") is True
@@ -650,22 +837,20 @@ def test_a_firewall_that_knows_the_bridge_is_not_named(host: Host) -> None:
     assert network.blockers() == []
 
 
-def test_switched_off_forwarding_and_lost_guards_are_named(host: Host) -> None:
+def test_switched_off_forwarding_and_lost_rules_are_named(host: Host) -> None:
     host.plug(WEB1)
     with open(bridges.IP_FORWARD, "w", encoding="ascii") as file:
         file.write("0")
     run("nft", "flush", "ruleset")
     assert [blocker.message for blocker in network.blockers()] == [
         "IPv4 forwarding is off",
-        f"{WEB1.tap} has no guard: something has flushed nftables",
+        f"{WEB1.tap} has no anti-spoofing rules: something has flushed nftables",
     ]
-    bridges.up(host.environment)
+    bridges.up(host.scope, host.environment)
     assert network.blockers() == []
 
 
 def test_a_dns_server_on_all_addresses_is_named(host: Host) -> None:
-    import socket
-
     with socket.socket(type=socket.SOCK_DGRAM) as server:
         server.bind(("0.0.0.0", 53))
         (blocker,) = network.blockers()

@@ -11,17 +11,22 @@ import socket
 import struct
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from qsysd import taps
 
+CLONE_FS = 0x00000200
 CLONE_NEWNS = 0x00020000
 CLONE_NEWNET = 0x40000000
+SIOCSIFHWADDR = 0x8924
 DEADLINE = 20.0  # seconds
 RETRIES = 20
 RETRY_INTERVAL = 0.15  # seconds that a guest waits for an answer
 BROADCAST = "ff:ff:ff:ff:ff:ff"
 ARP, IPV4, IPV6, VLAN = 0x0806, 0x0800, 0x86DD, 0x8100
+UDP = 17
+MORE_FRAGMENTS = 0x2000
+DISCOVER, OFFER, REQUEST, DECLINE, ACK, RELEASE = 1, 2, 3, 4, 5, 7
 
 
 def run(*argv: str, check: bool = True) -> str:
@@ -54,6 +59,14 @@ def namespace() -> Iterator[None]:
         os.chdir(directory)
 
 
+def enter(namespaces: Iterable[int]) -> None:
+    """Move this thread into a network and a mount namespace, with its own root and directory from then on."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.unshare(CLONE_FS) == 0
+    for descriptor in namespaces:
+        assert libc.setns(descriptor, 0) == 0, os.strerror(ctypes.get_errno())
+
+
 def hardware(text: str) -> bytes:
     """Return the six bytes of a MAC."""
     return bytes.fromhex(text.replace(":", ""))
@@ -79,17 +92,52 @@ def checksum(data: bytes) -> int:
     return total ^ 0xFFFF
 
 
-def ipv4(source: str, destination: str, protocol: int, payload: bytes, *, fragment: int = 0) -> bytes:
-    """Return an IPv4 packet, or a fragment of one that lies `fragment` * 8 bytes behind its beginning."""
-    head = struct.pack("!BBHHHBB", 0x45, 0, 20 + len(payload), 1, fragment, 64, protocol)
-    addresses = socket.inet_aton(source) + socket.inet_aton(destination)
+def ipv4(
+    source: str,
+    destination: str,
+    protocol: int,
+    payload: bytes,
+    *,
+    fragment: int = 0,
+    options: bytes = b"",
+    length: int | None = None,
+) -> bytes:
+    """Return an IPv4 packet.
+
+    fragment: its distance from the beginning of the whole in units of 8 bytes, and MORE_FRAGMENTS.
+    options: of the header, in units of 4 bytes. length: what the header states, if not the truth.
+    """
+    words = 5 + len(options) // 4
+    total = words * 4 + len(payload) if length is None else length
+    head = struct.pack("!BBHHHBB", 0x40 | words, 0, total, 1, fragment, 64, protocol)
+    addresses = socket.inet_aton(source) + socket.inet_aton(destination) + options
     return head + struct.pack("!H", checksum(head + b"\0\0" + addresses)) + addresses + payload
 
 
 def udp(source: str, source_port: int, destination: str, port: int, payload: bytes = b"hello") -> bytes:
-    """Return an IPv4 packet with a datagram; its checksum is left out, as RFC 768 allows."""
-    head = struct.pack("!HHHH", source_port, port, 8 + len(payload), 0)
-    return ipv4(source, destination, 17, head + payload)
+    """Return an IPv4 packet with a datagram."""
+    return ipv4(source, destination, UDP, udp_payload(source_port, port, payload))
+
+
+def udp_payload(source_port: int, port: int, payload: bytes = b"hello") -> bytes:
+    """Return a datagram; its checksum is left out, as RFC 768 allows."""
+    return struct.pack("!HHHH", source_port, port, 8 + len(payload), 0) + payload
+
+
+def dhcp_message(
+    mac: str,
+    kind: int,
+    options: bytes = b"",
+    *,
+    head: bytes = b"\1\1\6\0",
+    client: str = "0.0.0.0",
+    relay: str = "0.0.0.0",
+) -> bytes:
+    """Return a DHCP message (RFC 2131). head: op, htype, hlen and hops; client: ciaddr; relay: giaddr."""
+    addresses = socket.inet_aton(client) + bytes(8) + socket.inet_aton(relay)
+    message = head + struct.pack("!IHH", 0x51535944, 0, 0) + addresses
+    message += hardware(mac).ljust(16, b"\0") + bytes(192) + b"\x63\x82\x53\x63"
+    return message + bytes((53, 1, kind)) + options + b"\xff"
 
 
 def echo_request(source: str, destination: str) -> bytes:
@@ -103,6 +151,7 @@ class Guest:
     """What QEMU and its guest are to the host: a process that holds the TAP open and speaks on it."""
 
     def __init__(self, tap: str, mac: str, address: str = "0.0.0.0") -> None:
+        self.tap = tap
         self.mac = mac
         self.address = address
         self.descriptor = os.open(taps.TUN_DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -112,6 +161,12 @@ class Guest:
     def close(self) -> None:
         """Let go of the TAP, as a QEMU that ends does."""
         os.close(self.descriptor)
+
+    def set_tap_mac(self, mac: str) -> None:
+        """Change the MAC of the TAP itself, as its descriptor permits."""
+        fcntl.ioctl(
+            self.descriptor, SIOCSIFHWADDR, struct.pack("16sH6s8x", self.tap.encode(), 1, hardware(mac))
+        )
 
     def send(self, frame: bytes) -> None:
         """Put a frame on the wire."""
@@ -143,10 +198,8 @@ class Guest:
         raise AssertionError(f"nobody has {gateway}")
 
     def _dhcp(self, kind: int, options: bytes) -> None:
-        """Broadcast a DHCP message (RFC 2131); the answer may come as unicast."""
-        head = struct.pack("!BBBBIHH", 1, 1, 6, 0, 0x51535944, 0, 0) + bytes(16)
-        message = head + hardware(self.mac).ljust(16, b"\0") + bytes(192) + b"\x63\x82\x53\x63"
-        message += bytes((53, 1, kind)) + options + b"\xff"
+        """Broadcast a DHCP message; the answer may come as unicast."""
+        message = dhcp_message(self.mac, kind, options)
         self.send(ether(self.mac, BROADCAST, IPV4, udp("0.0.0.0", 68, "255.255.255.255", 67, message)))
 
     def _dhcp_answer(self, kind: int, timeout: float) -> str | None:
@@ -162,11 +215,11 @@ class Guest:
         """Get an address as a guest does, and return it; None when nobody gives one."""
         identity = bytes((61, len(client_id))) + client_id if client_id else b""
         for _ in range(retries):
-            self._dhcp(1, identity)
-            offered = self._dhcp_answer(2, RETRY_INTERVAL)
+            self._dhcp(DISCOVER, identity)
+            offered = self._dhcp_answer(OFFER, RETRY_INTERVAL)
             if offered:
-                self._dhcp(3, identity + bytes((50, 4)) + socket.inet_aton(offered))
-                self.address = self._dhcp_answer(5, RETRY_INTERVAL) or "0.0.0.0"
+                self._dhcp(REQUEST, identity + bytes((50, 4)) + socket.inet_aton(offered))
+                self.address = self._dhcp_answer(ACK, RETRY_INTERVAL) or "0.0.0.0"
                 return self.address
         return None
 

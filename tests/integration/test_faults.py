@@ -158,7 +158,7 @@ def test_bridge_missing(host: LabHost, vm: VMFactory) -> None:
     try:
         for words in (["start", name], ["create", other, "--kernel", "/var/lib/tiny/vmlinux"]):
             said = refused(host, *words, status=1)
-            assert "network default: its bridge qb-default is not there" in said
+            assert "network default: its bridge qb-default does not exist" in said
             assert "systemctl restart qsysd-network@default" in said
         assert not host.exists(f"/etc/qsysd/vms/{other}.yaml")
         assert not host.glob("/sys/class/net/qv*")

@@ -17,7 +17,7 @@ PACKAGE = Path(setup.__file__).parents[1]
 FLOORS = (
     ("errors",),
     ("files", "image_names", "names", "paths", "process", "spec", "trees", "values", "wire"),
-    ("acceleration", "bridges", "qmp", "roots", "taps"),
+    ("acceleration", "antispoof", "bridges", "qmp", "roots", "taps"),
     ("config", "qemuargs", "seed"),
     ("images", "network", "render", "store", "systemd"),
     ("helper", "operations"),
@@ -26,8 +26,8 @@ FLOORS = (
 )
 FLOOR_OF = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
 
-# A network's bridge carries its VMs' TAPs: both speak to `ip` and `nft` by the same functions.
-SAME_FLOOR = {("bridges", "taps")}
+# A network's bridge carries its VMs' TAPs: they use the same functions for `ip`, `nft` and sysfs.
+SAME_FLOOR = {("bridges", "antispoof"), ("bridges", "taps"), ("taps", "antispoof")}
 
 # Who may use what has its cost, in time or in trust; a folder stands for all modules in it.
 USERS = {

@@ -1,15 +1,17 @@
-"""Ports as text, guards as nftables rules, and the checks of what comes from the environment file."""
+"""Ports as text, anti-spoofing as nftables rules, and the checks of what comes from the environment file."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from qsysd import bridges, taps
+from qsysd import antispoof, bridges, taps
 from qsysd.errors import HostError, InvalidError
+from qsysd.paths import Scope
 from qsysd.process import Done
 from qsysd.taps import Port
 
@@ -74,36 +76,39 @@ def test_the_longest_alias_fits() -> None:
     assert len(f"qsysd:{'v' * 28}:{port}") < 256
 
 
-@pytest.fixture
-def commands(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What nft was told to do."""
-    told: list[str] = []
+def test_what_the_sets_hold_for_a_vm() -> None:
+    second = Port("qv-web1-1", "52:54:00:12:34:58", "qb-default", "default", "10.83.0.11")
+    assert antispoof.elements([HELD, FREE, second]) == {
+        "cards": [
+            '"qv-web1-0" . 52:54:00:12:34:56',
+            '"qv_0123456789-1" . 52:54:00:12:34:57',
+            '"qv-web1-1" . 52:54:00:12:34:58',
+        ],
+        "clients": [
+            '"qv-web1-0" . 0x525400123456',
+            '"qv_0123456789-1" . 0x525400123457',
+            '"qv-web1-1" . 0x525400123458',
+        ],
+        # Each of the two on one network may use both addresses, with its own MAC.
+        "held": [
+            f'"{port.tap}" . {port.mac} . {address}'
+            for port in (HELD, second)
+            for address in ("10.83.0.10", "10.83.0.11")
+        ],
+        "free": ['"qv_0123456789-1" . 52:54:00:12:34:57'],
+    }
+    # What is deleted by an old and by a new definition at once must not be named twice.
+    moved = Port(HELD.tap, HELD.mac, HELD.bridge, HELD.network, "10.83.0.99")
+    for names in antispoof.elements([HELD, moved]).values():
+        assert len(set(names)) == len(names)
 
-    def nft(text: str) -> str:
-        told.append(text)
-        return ""
 
-    monkeypatch.setattr(taps, "nft", nft)
-    return told
-
-
-def test_a_guard_is_an_element_that_follows_the_rules(commands: list[str]) -> None:
-    taps.guard([HELD, FREE])
-    (text,) = commands
-    assert text.startswith(taps.guard_rules())
-    assert text.removeprefix(taps.guard_rules()).splitlines() == [
-        'add element bridge qsysd held { "qv-web1-0" . 52:54:00:12:34:56 . 10.83.0.10,'
-        ' "qv-web1-0" . 52:54:00:12:34:56 . 0.0.0.0 }',
-        'add element bridge qsysd free { "qv_0123456789-1" . 52:54:00:12:34:57 }',
-    ]
-    assert taps.guard_rules().splitlines()[-1] == "add rule bridge qsysd guest drop"
-
-
-def test_where_the_rules_are_gone_they_come_first(commands: list[str]) -> None:
-    taps._finish_guard(Done(taps.NFT, 0, "", ""), [HELD])
-    assert commands == []
-    taps._finish_guard(Done(taps.NFT, 1, "", "Error: No such file or directory"), [HELD])
-    assert commands == [taps.guard_rules() + taps._added([HELD])]
+def test_a_chain_that_is_reached_by_goto_ends_in_drop() -> None:
+    # `goto` does not come back: the end of such a chain would be the policy of the hook, accept.
+    lines = [line for chain in antispoof.CHAINS.values() for line in chain]
+    reached = {line.rpartition(" goto ")[2] for line in lines if " goto " in line} | {"guest"}
+    assert reached == {"guest", "guest_arp", "guest_ipv4", "dhcp_request"}
+    assert {antispoof.CHAINS[name][-1] for name in reached} == {"drop"}
 
 
 def test_the_tools_own_words_are_in_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,13 +123,14 @@ def test_the_tools_own_words_are_in_the_error(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(HostError, match=r'^ip link set two: Error: argument "x" is wrong: no such thing$'):
         taps.ip_batch(["link set one", "link set two"])
     with pytest.raises(HostError, match=r"^nft: /dev/stdin:1:1-3: Error: syntax error, unexpected foo$"):
-        taps.nft("foo")
+        antispoof.nft("foo")
 
 
-def test_no_nics_need_no_tools(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_nics_need_no_tools(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delattr("qsysd.process.run")
-    taps.plug([], 0, "web1")
-    taps.unplug([])
+    scope = Scope(str(tmp_path))
+    taps.plug(scope, [], 0, "web1")
+    taps.unplug(scope, [], "web1")
 
 
 def test_the_start_of_a_vm_imports_little() -> None:
