@@ -84,8 +84,8 @@ CHAINS = {
         "ip saddr 0.0.0.0 ip daddr 255.255.255.255 iifname . ether saddr @cards accept",
         "iifname . ether saddr . ip saddr @held accept",
     ),
-    # Frames to a TAP: nobody else's, also while the bridge does not know where a MAC is; and no DHCP
-    # requests, which are for the host.
+    # Frames to a TAP: nobody else's, also while the bridge does not know where a MAC is, or was misled
+    # by the MAC of a TAP itself (module tampering); and no DHCP requests, which are for the host.
     "delivery": (
         "ether daddr & 01:00:00:00:00:00 == 00:00:00:00:00:00 oifname . ether daddr != @cards drop",
         "ether type ip udp dport 67 drop",

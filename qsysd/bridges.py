@@ -191,7 +191,11 @@ def _repair_ports(scope: Scope, network: Network) -> list[str]:
         # Anti-spoofing first: these guests run.
         known = taps.hold_all()
         attached = ports(network.bridge)
-        away = [port for port in known if port.network == network.name and port.tap not in attached]
+        away = [
+            port
+            for port in known
+            if port.network == network.name and port.tap not in attached and not taps.is_cut_off(port.tap)
+        ]
         if away:
             taps.ip_batch([f"link set dev {port.tap} master {network.bridge} up" for port in away])
     bare = sorted({port.tap for port in known} - held)

@@ -5,7 +5,7 @@
     ExecStop=+      stop VM           as the VM's user: power button, again and again, at last `quit`;
                                       when QEMU has ended then as root what after-stop does
     ExecStopPost=+  after-stop VM     as root: TAPs away, the VM's directory back to root
-                    network-up NET, network-down NET, trim-logs all
+                    network-up NET, network-down NET, trim-logs all, check-taps all
 
 It imports only the lowest floors, reads no YAML, and is installed as a copy of its own outside the
 package, so that a VM can be stopped after the package is gone. All it needs is in the unit's
@@ -384,6 +384,14 @@ def network(scope: Scope, verb: str) -> None:
         say(line)
 
 
+def check_taps(scope: Scope) -> None:
+    """Restore TAPs that a compromised QEMU changed."""
+    from qsysd import tampering
+
+    for line in tampering.repair(scope):
+        say(f"<4>{line}")  # a warning: sd-daemon(3)
+
+
 VERBS = {"before-start": before_start, "ready": ready, "stop": stop, "after-stop": after_stop}
 
 
@@ -392,7 +400,7 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 2 or not is_name(arguments[1]):
         say(
             "usage: helper before-start|ready|stop|after-stop VM, "
-            "network-up|network-down NETWORK, trim-logs all"
+            "network-up|network-down NETWORK, trim-logs all, check-taps all"
         )
         return InvalidError.code
     verb, name = arguments
@@ -404,6 +412,8 @@ def main(arguments: list[str]) -> int:
             network(scope, verb)
         elif verb == "trim-logs":
             trim_logs(scope)
+        elif verb == "check-taps":
+            check_taps(scope)
         else:
             raise InvalidError(f"the helper has no verb {verb!r}")
     except QsysdError as error:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 # Which Debian package brings a program: the answer to "what now?" when it is not there.
 PACKAGES = {
+    "bridge": "iproute2",
     "dhcp_release": "dnsmasq-utils",
     "dnsmasq": "dnsmasq-base",
     "genisoimage": "genisoimage",

@@ -33,6 +33,9 @@ ALIAS_PREFIX = "qsysd:"
 # Seconds; both take a few milliseconds, this only keeps a broken host from hanging a start.
 TOOL_TIMEOUT = 20.0
 
+# A TAP that its QEMU changed is repaired so often before it is taken off its bridge.
+REPAIRS_MAX = 3
+
 # linux/if_tun.h
 TUNSETIFF = 0x400454CA
 TUNSETPERSIST = 0x400454CB
@@ -142,6 +145,24 @@ def format_ports(ports: Iterable[Port]) -> str:
     return ";".join(map(str, ports))
 
 
+def own_mac(mac: str) -> str:
+    """Return the MAC of the TAP itself, from that of its NIC: with fe in front, as libvirt does it.
+
+    The bridge delivers frames for a port's own MAC to the host, so it must not be a guest's.
+    """
+    return ("fa" if mac.startswith("fe") else "fe") + mac[2:]
+
+
+def repairs(tap: str) -> int:
+    """Return how often a TAP was repaired since it was created (module tampering): its device group."""
+    return int(attribute(tap, "netdev_group") or 0)
+
+
+def is_cut_off(tap: str) -> bool:
+    """Tell whether a TAP was taken off its bridge because QEMU kept on changing it."""
+    return repairs(tap) > REPAIRS_MAX
+
+
 class Lock:
     """Held while TAPs and their anti-spoofing elements change, so that both change together.
 
@@ -233,7 +254,11 @@ def _connect(ports: Sequence[Port], owner_uid: int, vm: str) -> None:
     # Two steps: were it one, the kernel would bring the device up before it takes the
     # address mode, and give the host an IPv6 address on the guest's wire.
     ip_batch(
-        [f"link set dev {port.tap} alias {ALIAS_PREFIX}{vm}:{port} addrgenmode none" for port in ports]
+        [
+            f"link set dev {port.tap} alias {ALIAS_PREFIX}{vm}:{port} address {own_mac(port.mac)}"
+            " addrgenmode none"
+            for port in ports
+        ]
         + [f"link set dev {port.tap} master {port.bridge} up" for port in ports]
     )
 

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from qsysd import acceleration, network, paths, process, values
+from qsysd import acceleration, network, paths, process, tampering, taps, values
 from qsysd.errors import QsysdError
 from qsysd.operations import recovery, setup, transaction
 from qsysd.operations.host import Host
@@ -33,8 +33,8 @@ def examine(host: Host) -> list[Finding]:
     host.require_root()
     findings: list[Finding] = []
     for check in (
-        _systemd, _programs, _setup, _devices, _kvm, _networks, _forwarding, _space, _sockets, _half_made,
-        _definitions,
+        _systemd, _programs, _setup, _devices, _kvm, _networks, _forwarding, _taps, _space, _sockets,
+        _half_made, _definitions,
     ):  # fmt: skip
         try:
             findings += check(host)
@@ -141,6 +141,21 @@ def _forwarding(host: Host) -> Iterator[Finding]:
             yield Finding("warning", "forwarding", blocker.message, blocker.remedy)
     if not found:
         yield Finding("ok", "forwarding", "nothing blocks the guests' way out")
+
+
+def _taps(host: Host) -> Iterator[Finding]:
+    changes = tampering.find(host.scope)
+    for change in changes:
+        yield Finding("warning", change.vm, str(change), "systemctl start qsysd-taps.service")
+    repaired = tampering.repaired()
+    for vm, tap in repaired:
+        done = "taken off its network" if taps.is_cut_off(tap) else "restored"
+        yield Finding(
+            "warning", vm, f"its QEMU changed the TAP {tap}, which was {done}: QEMU may be compromised",
+            f"journalctl -u qsysd-taps.service; qsysd kill {vm}",
+        )  # fmt: skip
+    if not changes and not repaired:
+        yield Finding("ok", "TAPs", "no QEMU has changed its TAP")
 
 
 def _space(host: Host) -> Iterator[Finding]:

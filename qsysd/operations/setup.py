@@ -25,7 +25,7 @@ DEFAULT_NETWORK = "default"
 # What the helper is made of: the lowest floors.
 HELPER_MODULES = (
     "__init__", "acceleration", "antispoof", "bridges", "errors", "files", "helper", "paths", "process",
-    "roots", "taps", "trees", "wire",
+    "roots", "tampering", "taps", "trees", "wire",
 )  # fmt: skip
 HELPER_MAIN = """\
 import os

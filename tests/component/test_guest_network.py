@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import fcntl
 import os
+import re
 import shutil
 import signal
 import socket
@@ -31,7 +33,7 @@ from wire import (
     udp_payload,
 )
 
-from qsysd import antispoof, bridges, network, paths, render, taps
+from qsysd import antispoof, bridges, network, paths, render, tampering, taps
 from qsysd.errors import HostError, StateError
 from qsysd.paths import Scope
 from qsysd.spec import NetworkKind, NetworkSpec
@@ -553,6 +555,101 @@ def test_a_guest_receives_only_frames_for_its_own_mac(host: Host) -> None:
     run("/usr/bin/python3", "-c", KNOCK.format(address=THEIRS))
     assert other.hears(b"knock")
     assert not guest.hears(b"knock", timeout=0.2)
+
+
+# a QEMU that changes its own TAP
+
+
+def changed(host: Host, guest: Guest, *, mac: str = "", owner: int | None = None) -> list[str]:
+    """Change the guest's TAP by its own descriptor, and return what the check says that it repaired."""
+    if mac:
+        guest.set_tap_mac(mac)
+    if owner is not None:
+        fcntl.ioctl(guest.descriptor, taps.TUNSETOWNER, owner)
+    return list(tampering.repair(host.scope))
+
+
+@pytest.fixture
+def running(host: Host) -> tuple[Guest, Guest]:
+    """Two guests whose VMs run: their sockets' directories are their users'."""
+    for vm in ("web1", "web2"):
+        os.makedirs(host.scope.socket_dir(vm))
+        os.chown(host.scope.socket_dir(vm), OWNER, OWNER)
+    return host.plug(WEB1), host.plug(WEB2)
+
+
+def local_entries() -> set[str]:
+    """Return the MACs for which the bridge delivers frames to the host."""
+    return set(re.findall(r"(\S+) dev \S+ (?:vlan \d+ )?master \S+ permanent", run("bridge", "fdb", "show")))
+
+
+def test_a_taps_own_mac_is_no_guests(host: Host) -> None:
+    host.plug(WEB1)
+    assert run("cat", f"{taps.SYS_NET}/{WEB1.tap}/address").strip() == "fe:54:00:00:00:01"
+    assert taps.own_mac("fe:54:00:00:00:01") == "fa:54:00:00:00:01"
+    assert local_entries() >= {bridges.mac("default"), "fe:54:00:00:00:01"}
+
+
+def test_a_tap_with_another_guests_mac_is_found_and_repaired(
+    host: Host, running: tuple[Guest, Guest]
+) -> None:
+    attacker, victim = running
+    assert victim.gateway_mac(GATEWAY) and list(tampering.repair(host.scope)) == []
+    attacker.set_tap_mac(OTHER)
+    assert OTHER in local_entries()
+    # As long as that lasts, the victim receives nothing, but neither does the attacker.
+    run("ip", "neigh", "replace", THEIRS, "lladdr", OTHER, "dev", "qb-default")
+    run("/usr/bin/python3", "-c", KNOCK.format(address=THEIRS))
+    assert not attacker.hears(b"knock", timeout=0.2)
+    (change,) = map(str, tampering.find(host.scope))
+    assert change == f"{WEB1.tap} of web1 was given the MAC {OTHER} by its QEMU"
+    assert tampering.repaired() == []
+
+    (line,) = tampering.repair(host.scope)
+    assert line == f"{change}; it was restored"
+    assert OTHER not in local_entries() and taps.own_mac(MAC) in local_entries()
+    # at once, before the victim sends anything
+    run("/usr/bin/python3", "-c", KNOCK.format(address=THEIRS))
+    assert victim.hears(b"knock") and not attacker.hears(b"knock", timeout=0.2)
+    assert list(tampering.repair(host.scope)) == []
+    assert tampering.repaired() == [("web1", WEB1.tap)]
+
+
+def test_a_tap_whose_owner_cannot_be_restored_is_taken_off_the_bridge(
+    host: Host, running: tuple[Guest, Guest]
+) -> None:
+    # No process in the control group of the VM's unit has it open.
+    (line,) = changed(host, running[0], mac=OTHER, owner=65534)
+    assert line.startswith(f"{WEB1.tap} of web1 was given the MAC {OTHER} and the owner 65534 by its QEMU; ")
+    assert line.endswith("it was taken off the network default until the VM is started again")
+    assert bridges.ports("qb-default") == [WEB2.tap]
+
+
+def test_a_tap_that_is_changed_again_and_again_is_taken_off_the_bridge(
+    host: Host, running: tuple[Guest, Guest]
+) -> None:
+    attacker, victim = running
+    for _ in range(taps.REPAIRS_MAX):
+        assert "it was restored" in changed(host, attacker, mac=OTHER)[0]
+    (line,) = changed(host, attacker, mac=OTHER)
+    assert "it was taken off the network default until the VM is started again" in line
+    assert bridges.ports("qb-default") == [WEB2.tap]
+    bridges.up(host.scope, host.environment)
+    assert bridges.ports("qb-default") == [WEB2.tap]
+    assert victim.gateway_mac(GATEWAY) == bridges.mac("default")
+
+
+def test_a_tap_of_an_older_version_is_no_finding(host: Host, running: tuple[Guest, Guest]) -> None:
+    taps._create("qv-old-0", OWNER)
+    run(
+        "ip",
+        "link",
+        "set",
+        "qv-old-0",
+        "alias",
+        "qsysd:old:qv-old-0,52:54:00:00:00:0b,qb-default,default,10.83.0.13",
+    )
+    assert list(tampering.repair(host.scope)) == []
 
 
 # bridges

@@ -80,6 +80,8 @@ def nspawn_argv(name: str, root: Path) -> list[str]:
         "--keep-unit",
         f"--network-bridge={BRIDGE}",
         "--capability=all",
+        # not in nspawn's own list, as it is for debuggers; qsysd-taps.service needs it
+        "--system-call-filter=pidfd_getfd",
         "--resolv-conf=off",
         "--timezone=off",
         "--link-journal=no",

@@ -17,7 +17,7 @@ PACKAGE = Path(setup.__file__).parents[1]
 FLOORS = (
     ("errors",),
     ("files", "image_names", "names", "paths", "process", "spec", "trees", "values", "wire"),
-    ("acceleration", "antispoof", "bridges", "qmp", "roots", "taps"),
+    ("acceleration", "antispoof", "bridges", "qmp", "roots", "tampering", "taps"),
     ("config", "qemuargs", "seed"),
     ("images", "network", "render", "store", "systemd"),
     ("helper", "operations"),
@@ -27,7 +27,7 @@ FLOORS = (
 FLOOR_OF = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
 
 # A network's bridge carries its VMs' TAPs: they use the same functions for `ip`, `nft` and sysfs.
-SAME_FLOOR = {("bridges", "antispoof"), ("bridges", "taps"), ("taps", "antispoof")}
+SAME_FLOOR = {("bridges", "antispoof"), ("bridges", "taps"), ("tampering", "taps"), ("taps", "antispoof")}
 
 # Who may use what has its cost, in time or in trust; a folder stands for all modules in it.
 USERS = {
@@ -40,7 +40,7 @@ USERS = {
     "termios": {"cli"},
     "pty": set(),
     "pickle": set(),
-    "ctypes": set(),
+    "ctypes": {"tampering"},
 }
 
 # Too slow for a helper that runs at each start and stop of a VM.

@@ -1,0 +1,188 @@
+"""TAPs that their QEMU changed: found from sysfs alone, and repaired.
+
+Whoever holds a TAP's descriptor may change the MAC and the owner of the TAP itself, with no privilege
+(SIOCSIFHWADDR and TUNSETOWNER of drivers/net/tun.c). QEMU never does; a compromised one can:
+
+MAC     The bridge delivers frames for the MAC of a port to the host. With another guest's, that guest
+        receives nothing. (Anti-spoofing does not let its frames out to the wrong TAP.)
+owner   Another local user could open the TAP once QEMU has let go of it, and send as this VM.
+
+Both follow from the TAP's alias, which only root can change, and the owner of the VM's sockets. The
+repairs are counted in the TAP's device group (ip-link(8)): after some, it is taken off its bridge.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+
+from qsysd import process, taps
+from qsysd.errors import QsysdError
+from qsysd.paths import Scope
+
+# Read by type checkers only, as in the helper.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+TUNGETIFF = 0x800454D2
+# The same number on all architectures (asm-generic/unistd.h).
+SYS_PIDFD_GETFD = 438
+# NET_ADDR_RANDOM of sysfs-class-net: nobody has set the MAC. A TAP of an older qsysd is like that.
+RANDOM = "1"
+
+
+class Change:
+    """A TAP that is not as it was created. `mac`, `owner`: what is there instead, or None."""
+
+    __slots__ = ("expected_owner", "mac", "owner", "port", "vm")
+
+    def __init__(self, vm: str, port: taps.Port) -> None:
+        self.vm = vm
+        self.port = port
+        self.mac: str | None = None
+        self.owner: int | None = None
+        self.expected_owner = -1
+
+    def __str__(self) -> str:
+        changes = [f"MAC {self.mac}"] if self.mac else []
+        if self.owner is not None:
+            changes.append(f"owner {self.owner}")
+        return f"{self.port.tap} of {self.vm} was given the {' and the '.join(changes)} by its QEMU"
+
+
+def find(scope: Scope) -> list[Change]:
+    """Return the TAPs on this host that are not as they were created."""
+    found = []
+    for tap, alias in taps.existing_taps().items():
+        known = taps.parse_alias(alias)
+        if not known:
+            continue
+        change = Change(*known)
+        mac = taps.attribute(tap, "address")
+        if (
+            mac not in ("", taps.own_mac(change.port.mac))
+            and taps.attribute(tap, "addr_assign_type") != RANDOM
+        ):
+            change.mac = mac
+        owner = taps.attribute(tap, "owner")
+        try:
+            change.expected_owner = os.stat(scope.socket_dir(change.vm)).st_uid
+        except FileNotFoundError:
+            owner = ""  # the VM has just ended
+        if owner and int(owner) != change.expected_owner:
+            change.owner = int(owner)
+        if change.mac or change.owner is not None:
+            found.append(change)
+    return found
+
+
+def repaired() -> list[tuple[str, str]]:
+    """Return the VMs and TAPs that were repaired since they were started."""
+    known = ((taps.parse_alias(alias), tap) for tap, alias in taps.existing_taps().items())
+    return [(found[0], tap) for found, tap in known if found and taps.repairs(tap)]
+
+
+def repair(scope: Scope) -> Iterator[str]:
+    """Restore the TAPs that were changed; yield what was found and done, for the journal."""
+    if not find(scope):
+        return
+    # Not in the middle of a start or a stop, which create and remove TAPs step by step.
+    with taps.Lock(scope, exclusive=True):
+        for change in find(scope):
+            try:
+                yield f"{change}; {_repair(change)}"
+            except QsysdError as error:
+                yield f"{change}; it could not be repaired: {error.message}"
+
+
+def _repair(change: Change) -> str:
+    """Restore one TAP; return what was done. Raises HostError."""
+    tap = change.port.tap
+    restored = change.owner is None or _restore_owner(change)
+    count = taps.repairs(tap) + 1 if restored else taps.REPAIRS_MAX + 1
+    # The bridge's own entry for the port follows its MAC.
+    commands = [f"link set dev {tap} address {taps.own_mac(change.port.mac)} group {count}"]
+    cut_off = count > taps.REPAIRS_MAX
+    if cut_off:
+        commands.append(f"link set dev {tap} nomaster")
+    taps.ip_batch(commands)
+    if change.mac:
+        _restore_entry(change.mac)
+    if cut_off:
+        return f"it was taken off the network {change.port.network} until the VM is started again"
+    return "both were restored" if change.mac and change.owner is not None else "it was restored"
+
+
+def _restore_entry(mac: str) -> None:
+    """Let the bridge know again where a guest's MAC is, which it otherwise learns from its next frame."""
+    for alias in taps.existing_taps().values():
+        known = taps.parse_alias(alias)
+        if known and known[1].mac == mac:
+            entry = ["bridge", "fdb", "replace", mac, "dev", known[1].tap, "master", "dynamic"]
+            process.run(entry, timeout=taps.TOOL_TIMEOUT, check=False)
+
+
+def _restore_owner(change: Change) -> bool:
+    """Give the TAP back to the VM's user, on a copy of QEMU's descriptor: the kernel lets nobody else attach.
+
+    Return False where no process of the VM has it.
+    """
+    for pid in _processes(change.vm):
+        for number in _descriptors(pid):
+            tun = _copy(pid, number)
+            if tun is None:
+                continue
+            try:
+                request = bytearray(40)
+                fcntl.ioctl(tun, TUNGETIFF, request)
+                if request[:16].rstrip(b"\0") == change.port.tap.encode():
+                    fcntl.ioctl(tun, taps.TUNSETOWNER, change.expected_owner)
+                    return True
+            except OSError as error:
+                if error.errno != errno.EBADFD:  # a descriptor without a TAP
+                    raise
+            finally:
+                os.close(tun)
+    return False
+
+
+def _processes(vm: str) -> Iterator[int]:
+    """Yield the processes in the control group of a VM's unit, whatever slice that is in."""
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                with open(f"/proc/{entry}/cgroup", encoding="utf-8", errors="replace") as file:
+                    groups = file.read().split("\n")
+            except OSError:
+                continue  # it has ended
+            if any(f"/qemu-vm@{vm}.service/" in f"{group}/" for group in groups):
+                yield int(entry)
+
+
+def _descriptors(pid: int) -> Iterator[int]:
+    """Yield the descriptors of a process that were opened from /dev/net/tun."""
+    device = os.stat(taps.TUN_DEVICE).st_rdev
+    for entry in os.listdir(f"/proc/{pid}/fd"):
+        try:
+            if os.stat(f"/proc/{pid}/fd/{entry}").st_rdev == device:
+                yield int(entry)
+        except OSError:
+            continue  # it was closed
+
+
+def _copy(pid: int, number: int) -> int | None:
+    """Return a copy of another process's descriptor (pidfd_getfd(2)), or None if it was closed."""
+    import ctypes
+
+    try:
+        process_descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return None
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        copy: int = libc.syscall(SYS_PIDFD_GETFD, process_descriptor, number, 0)
+        return copy if copy >= 0 else None
+    finally:
+        os.close(process_descriptor)
