@@ -14,6 +14,7 @@ environment, which it checks like any untrusted input.
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import stat
@@ -75,18 +76,41 @@ class Qemu:
 
 
 def become_user(scope: Scope, vm: str) -> None:
-    """Act, from root on, as the user that systemd chose for this VM: the owner of its sockets' directory.
+    """Act, from root on, as the user that systemd chose for this VM: the owner of its RuntimeDirectory.
 
-    QEMU may put anything into that directory. As its user, a link there leads to nothing that QEMU
-    itself could not reach. `become_root` leads back: as the real user stays root, QEMU's user may
-    neither signal nor trace this process (kill(2), ptrace(2)).
+    QEMU may put anything into the directory of its sockets. As its user, a link there leads to nothing
+    that QEMU itself could not reach. `become_root` leads back: as the real user stays root, QEMU's user
+    may neither signal nor trace this process (kill(2), ptrace(2)).
     """
     if os.getuid() != 0:
         return
-    user = os.stat(scope.socket_dir(vm))
+    user = os.stat(scope.runtime(vm))
     os.setgroups([])
     os.setegid(user.st_gid)
     os.seteuid(user.st_uid)
+
+
+class Monitors:
+    """The monitors of a VM, for root and for the VM's user, who may not search the directory of all VMs."""
+
+    def __init__(self, scope: Scope, vm: str) -> None:
+        from qsysd.wire import socket_path
+
+        self.paths = {
+            purpose: socket_path(scope, vm, scope.monitor(vm, purpose))
+            for purpose in ("stop", "ready", "cli")
+        }
+        directory = os.path.dirname(self.paths["stop"])
+        try:
+            self.directory = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError as error:
+            raise HostError(f"{directory}: {error.strerror}", hint=f"qsysd kill {vm}") from error
+
+    def connect(self, purpose: str, timeout: float) -> Wire:
+        """Return a connection to a monitor. timeout: seconds. Raises MonitorError."""
+        from qsysd.wire import Wire
+
+        return Wire(self.paths[purpose], timeout=timeout, directory=self.directory)
 
 
 def become_root() -> None:
@@ -110,7 +134,7 @@ def own(directory: str, uid: int, gid: int) -> None:
     """Hand a VM's directory and the regular files in it to a user.
 
     The directory may hold whatever a broken-out QEMU left there, so nothing is followed: symlinks,
-    devices and files with a second name are refused. Raises HostError.
+    devices and files with a second name are refused. Sockets are removed. Raises HostError.
     """
     try:
         root = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -121,6 +145,10 @@ def own(directory: str, uid: int, gid: int) -> None:
             try:
                 file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=root)
             except OSError as error:
+                # open(2): a socket, of a QEMU that has ended
+                if error.errno == errno.ENXIO and _is_socket(name, root):
+                    os.unlink(name, dir_fd=root)
+                    continue
                 raise HostError(f"{directory}/{name}: {error.strerror}") from error
             try:
                 status = os.fstat(file)
@@ -136,6 +164,10 @@ def own(directory: str, uid: int, gid: int) -> None:
         os.fchmod(root, 0o700)
     finally:
         os.close(root)
+
+
+def _is_socket(name: str, directory: int) -> bool:
+    return stat.S_ISSOCK(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode)
 
 
 def check_readable() -> None:
@@ -213,7 +245,7 @@ def before_start(scope: Scope, vm: str) -> None:
         os.unlink(scope.shutdown_mark)  # a soft reboot keeps /run
     roots.make(scope.root_dir(vm))
     # systemd made the unit's RuntimeDirectory for the uid that it chose for this start
-    user = os.stat(scope.socket_dir(vm))
+    user = os.stat(scope.runtime(vm))
     own(scope.vm_dir(vm), user.st_uid, user.st_gid)
     taps.plug(scope, ports, user.st_uid, vm)
     note_start(scope, vm, accelerator)
@@ -247,28 +279,26 @@ def after_stop(scope: Scope, vm: str) -> None:
 
 def ready(scope: Scope, vm: str) -> None:
     """Return when QEMU answers QMP. Raises QsysdError when it ends first, TimeoutExpired when it does not."""
-    from qsysd.wire import MonitorError, MonitorGone, Wire
+    from qsysd.wire import MonitorError, MonitorGone
 
     pid = main_pid()
     if pid is None:
         raise QsysdError("QEMU has already ended")
+    monitors = Monitors(scope, vm)
     become_user(scope, vm)
     forget_root()
     qemu = Qemu(pid)
-    path = scope.monitor(vm, "ready")
     deadline = time.monotonic() + READY_TIMEOUT
     while time.monotonic() < deadline:
         if qemu.gone(POLL_INTERVAL):
             raise QsysdError("QEMU ended before it answered; its own words stand above")
-        if not os.path.exists(path):
-            continue
         try:
             # The greeting comes from a thread of its own; a reply shows that QEMU's main loop runs.
-            with Wire(path, timeout=max(0.1, deadline - time.monotonic())) as monitor:
+            with monitors.connect("ready", max(0.1, deadline - time.monotonic())) as monitor:
                 monitor.tell("query-status")
             return
         except MonitorGone:
-            continue  # the socket exists a moment before it listens
+            continue  # QEMU has not created it yet, or does not listen yet
         except MonitorError as error:
             raise QsysdError(f"QEMU does not answer: {error}") from error
     raise TimeoutExpired(f"QEMU made no monitor socket within {READY_TIMEOUT:.0f} s")
@@ -277,13 +307,13 @@ def ready(scope: Scope, vm: str) -> None:
 # stop
 
 
-def connect(scope: Scope, vm: str) -> Wire | None:
+def connect(monitors: Monitors) -> Wire | None:
     """Return a monitor that answers, the stop path's own first, or None."""
-    from qsysd.wire import MonitorError, Wire
+    from qsysd.wire import MonitorError
 
-    for purpose in ("stop", "ready", "cli"):
+    for purpose in monitors.paths:
         try:
-            return Wire(scope.monitor(vm, purpose), timeout=1.0)
+            return monitors.connect(purpose, 1.0)
         except MonitorError as error:
             say(f"{error}")
     return None
@@ -305,10 +335,12 @@ def stop(scope: Scope, vm: str) -> None:
     systemd also calls this after QEMU went by itself, without a MAINPID.
     """
     pid = main_pid()
-    if pid is not None:
+    qemu = None if pid is None else Qemu(pid)
+    if qemu is not None and not qemu.gone(0):
+        monitors = Monitors(scope, vm)
         become_user(scope, vm)
         try:
-            ended = power_off(scope, vm, Qemu(pid))
+            ended = power_off(monitors, qemu)
         finally:
             become_root()
         if not ended:
@@ -317,17 +349,15 @@ def stop(scope: Scope, vm: str) -> None:
     after_stop(scope, vm)
 
 
-def power_off(scope: Scope, vm: str, qemu: Qemu) -> bool:
-    """Power the guest off, at the time-out let QEMU quit; return whether QEMU has ended."""
-    if qemu.gone(0):
-        return True
+def power_off(monitors: Monitors, qemu: Qemu) -> bool:
+    """Power the guest off, at the timeout let QEMU quit; return whether QEMU has ended."""
     from qsysd.wire import MonitorError
 
     timeout = int(setting("QSYSD_STOP_TIMEOUT", "0123456789", range(1, 7)))
     deadline = time.monotonic() + timeout
     monitor: Wire | None = None
     while not qemu.gone(0) and time.monotonic() < deadline:
-        monitor = monitor or connect(scope, vm)
+        monitor = monitor or connect(monitors)
         try:
             if monitor:
                 press(monitor)
@@ -340,7 +370,7 @@ def power_off(scope: Scope, vm: str, qemu: Qemu) -> bool:
     if qemu.gone(0):
         return True
     say(f"the guest did not power off within {timeout} s; QEMU is told to quit")
-    monitor = monitor or connect(scope, vm)
+    monitor = monitor or connect(monitors)
     if monitor:
         try:
             monitor.tell("quit")

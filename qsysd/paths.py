@@ -124,7 +124,7 @@ class Scope:
         # upgrading the package takes nothing away from a running VM.
         self.helper_dir = os.path.join(self.state_dir, "helper")
 
-        self.sockets_dir = os.path.join(self.runtime_dir, "vms")
+        self.runtimes_dir = os.path.join(self.runtime_dir, "vms")
         self.roots_dir = os.path.join(self.runtime_dir, "roots")
         self.notes_dir = os.path.join(self.runtime_dir, "started")
         self.locks_dir = os.path.join(self.runtime_dir, "locks")
@@ -152,7 +152,7 @@ class Scope:
         return os.path.join(self.drop_in_dir(vm), DROP_IN)
 
     def vm_dir(self, vm: str) -> str:
-        """Return the directory of the VM's overlay and seed."""
+        """Return the directory of the VM's overlay, seed and sockets: all that its QEMU can write."""
         return os.path.join(self.vms_dir, vm)
 
     def overlay(self, vm: str, index: int = 0) -> str:
@@ -179,17 +179,21 @@ class Scope:
         """Return the directory in which the VM's seed is put together."""
         return os.path.join(self.runtime_dir, "seeds", vm)
 
-    def socket_dir(self, vm: str) -> str:
-        """Return the unit's RuntimeDirectory: monitor and console sockets."""
-        return os.path.join(self.sockets_dir, vm)
+    def runtime(self, vm: str) -> str:
+        """Return the unit's RuntimeDirectory; its owner is the user that systemd chose for this start."""
+        return os.path.join(self.runtimes_dir, vm)
 
     def monitor(self, vm: str, purpose: str) -> str:
         """Return a monitor's socket; `purpose` is `cli`, `ready` or `stop`, one client each."""
-        return os.path.join(self.socket_dir(vm), f"qmp-{purpose}.sock")
+        return os.path.join(self.vm_dir(vm), f"qmp-{purpose}.sock")
 
     def console(self, vm: str) -> str:
         """Return the socket of the serial console."""
-        return os.path.join(self.socket_dir(vm), "console.sock")
+        return os.path.join(self.vm_dir(vm), "console.sock")
+
+    def earlier_socket(self, vm: str, socket: str) -> str:
+        """Return where versions before 0.2 had a monitor or console: a VM that they started has it there."""
+        return os.path.join(self.runtime(vm), os.path.basename(socket))
 
     def root_dir(self, vm: str) -> str:
         """Return the directory that becomes QEMU's root: what it may see is mounted there for it alone."""

@@ -32,11 +32,11 @@ def make(directory: str) -> None:
 def _is_ours(status: os.stat_result, name: str, depth: int) -> bool:
     """Return whether qsysd or systemd created a file in a VM's root.
 
-    systemd creates an empty file or directory for each mount point. Anything else was put there by a
-    person, and stays.
+    systemd creates an empty file or directory for each mount point, and the link run/host/os-release.
+    Anything else was put there by a person, and stays.
     """
     if stat.S_ISLNK(status.st_mode):
-        return depth == 0 and name in LINKS
+        return (depth == 0 and name in LINKS) or (depth == 2 and name == "os-release")
     return stat.S_ISREG(status.st_mode) and status.st_size == 0 and status.st_nlink == 1
 
 

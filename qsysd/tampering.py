@@ -68,7 +68,7 @@ def find(scope: Scope) -> list[Change]:
             change.mac = mac
         owner = taps.attribute(tap, "owner")
         try:
-            change.expected_owner = os.stat(scope.socket_dir(change.vm)).st_uid
+            change.expected_owner = os.stat(scope.runtime(change.vm)).st_uid
         except FileNotFoundError:
             owner = ""  # the VM has just ended
         if owner and int(owner) != change.expected_owner:

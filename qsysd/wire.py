@@ -16,6 +16,7 @@ from __future__ import annotations
 # The half of `socket` that is written in C: the other one, which makes files and enums of it, takes
 # longer to import than a guest's button to press; and so does `json`. Twenty guests may go off at once.
 import _socket
+import os
 import select
 import sys
 import time
@@ -26,6 +27,8 @@ from qsysd.errors import QsysdError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Self
+
+    from qsysd.paths import Scope
 
 # A reply that is longer than this is not one of QEMU's; guests cannot make it longer either.
 LINE_MAX = 16 * 1024 * 1024
@@ -57,6 +60,12 @@ class CommandRefused(MonitorError):
         super().__init__(f"{command}: {self.description}")
 
 
+def socket_path(scope: Scope, vm: str, socket: str) -> str:
+    """Return where a VM has `socket`, as `scope` names it: elsewhere if an earlier version started the VM."""
+    earlier = scope.earlier_socket(vm, socket)
+    return earlier if os.path.lexists(earlier) else socket
+
+
 def peer_pid(connection: _socket.socket) -> int:
     """Return the process that listens at the other end of a UNIX socket (unix(7), SO_PEERCRED)."""
     credentials = connection.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, 12)
@@ -71,11 +80,17 @@ class Channel:
     path: the UNIX socket. timeout: seconds for connecting, and for each command unless it names its own.
     peer: the process that must listen there. The socket lies in a directory of QEMU's own, so root
     has to make sure that it speaks with this VM's QEMU and not, through a link, with another's.
+    directory: an open descriptor of the socket's directory, for a user who may not search those above it.
     A connect that fails leaves no socket open. Raises MonitorGone, MonitorBusy, MonitorTimeout.
     """
 
-    def __init__(self, path: str, *, timeout: float = 5.0, peer: int | None = None) -> None:
+    def __init__(
+        self, path: str, *, timeout: float = 5.0, peer: int | None = None, directory: int | None = None
+    ) -> None:
         self.path = path
+        self._address = path
+        if directory is not None:
+            self._address = f"/proc/self/fd/{directory}/{os.path.basename(path)}"
         self.timeout = timeout
         self._buffer = b""
         self._last_id = 0
@@ -91,7 +106,7 @@ class Channel:
     def _connect(self, deadline: float, peer: int | None) -> None:
         self._socket.settimeout(max(0.001, deadline - time.monotonic()))
         try:
-            self._socket.connect(self.path)
+            self._socket.connect(self._address)
         except (TimeoutError, BlockingIOError) as error:  # EAGAIN: others wait for it already
             raise MonitorBusy(f"the monitor {self.path} is busy: another client holds it") from error
         except OSError as error:

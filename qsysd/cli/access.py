@@ -64,7 +64,9 @@ def console(name: str) -> None:
     """
     from qsysd.cli.terminal import talk
     from qsysd.operations import access
+    from qsysd.wire import socket_path
 
     host = make_host()
     host.require_root()
-    talk(host.scope.console(name), name, peer=access.require_running(host, name))
+    peer = access.require_running(host, name)
+    talk(socket_path(host.scope, name, host.scope.console(name)), name, peer=peer)

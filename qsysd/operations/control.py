@@ -341,6 +341,7 @@ def _render_stale(host: Host, names: Sequence[str]) -> dict[str, Outcome]:
 def ask(host: Host, name: str, action: Callable[[Monitor], str]) -> Outcome:
     """Do something over the monitor of a running VM."""
     from qsysd.qmp import Monitor, MonitorError
+    from qsysd.wire import socket_path
 
     try:
         state = _states(host, [name])[name]
@@ -350,7 +351,8 @@ def ask(host: Host, name: str, action: Callable[[Monitor], str]) -> Outcome:
                 hint=f"qsysd start {name}" if state.active in OFF else f"qsysd status {name}",
             )
         pid = host.systemd.main_pid(state)
-        with Monitor(host.scope.monitor(name, "cli"), timeout=MONITOR_TIMEOUT, peer=pid) as monitor:
+        path = socket_path(host.scope, name, host.scope.monitor(name, "cli"))
+        with Monitor(path, timeout=MONITOR_TIMEOUT, peer=pid) as monitor:
             return Outcome(name, action(monitor))
     except MonitorError as error:
         return Outcome(

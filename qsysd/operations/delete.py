@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import NamedTuple
@@ -36,6 +37,8 @@ def contents(host: Host, vm: str) -> list[str]:
     found += [f"{path} ({_DIRECTORY})" for path in files(host, vm) if _is_directory(path)]
     if _is_directory(scope.vm_dir(vm)):
         for entry in sorted(os.scandir(scope.vm_dir(vm)), key=lambda item: natural_key(item.name)):
+            if _is_socket(entry):
+                continue  # it ends with QEMU
             found.append(f"{printable(entry.path)} ({_used(entry)})")
     elif os.path.lexists(scope.vm_dir(vm)):
         found.append(f"{scope.vm_dir(vm)} (not a directory)")
@@ -44,6 +47,12 @@ def contents(host: Host, vm: str) -> list[str]:
 
 def _is_directory(path: str) -> bool:
     return os.path.isdir(path) and not os.path.islink(path)
+
+
+def _is_socket(entry: os.DirEntry[str]) -> bool:
+    with suppress(FileNotFoundError):
+        return stat.S_ISSOCK(entry.stat(follow_symlinks=False).st_mode)
+    return True
 
 
 def _used(entry: os.DirEntry[str]) -> str:

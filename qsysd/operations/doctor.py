@@ -174,7 +174,7 @@ def _sockets(host: Host) -> Iterator[Finding]:
             "missing",
             "sockets",
             f"{longest} is too long for a UNIX socket",
-            f"shorten {host.scope.sockets_dir}",
+            f"shorten {host.scope.vms_dir}",
         )
     else:
         yield Finding("ok", "sockets", f"paths of at most {len(longest)} of {paths.SOCKET_PATH_MAX} bytes")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from qsysd import paths
 from qsysd.operations.host import Host
 from qsysd.systemd import UnitState, not_loaded
-from qsysd.wire import MonitorError, RunStateQuestion
+from qsysd.wire import MonitorError, RunStateQuestion, socket_path
 
 LIST_MONITOR_TIMEOUT = 0.5  # seconds; a hung QEMU shows as such and does not hold up the list
 QUESTIONS = 200  # at once: a process may have 1024 files open
@@ -64,7 +64,7 @@ def _asked(host: Host, names: Iterable[str], timeout: float) -> Iterator[dict[st
     with ExitStack() as connections:
         questions: dict[str, RunStateQuestion] = {}
         for name in names:
-            path = host.scope.monitor(name, "cli")
+            path = socket_path(host.scope, name, host.scope.monitor(name, "cli"))
             if _is_socket(path):
                 with suppress(MonitorError):
                     question = RunStateQuestion(path, timeout=timeout)

@@ -535,7 +535,6 @@ def test_a_vm_on_no_network_has_no_address(vm: OwnHost) -> None:
 def console(vm: OwnHost) -> Iterator[socket.socket]:
     """Return the listener that is QEMU's console socket."""
     vm.fake.set(UNIT, "active", "running")
-    os.makedirs(vm.scope.socket_dir("web1"))
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(vm.scope.console("web1"))
         listener.listen(1)

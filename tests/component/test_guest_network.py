@@ -571,10 +571,10 @@ def changed(host: Host, guest: Guest, *, mac: str = "", owner: int | None = None
 
 @pytest.fixture
 def running(host: Host) -> tuple[Guest, Guest]:
-    """Two guests whose VMs run: their sockets' directories are their users'."""
+    """Two guests whose VMs run: their RuntimeDirectories belong to their users."""
     for vm in ("web1", "web2"):
-        os.makedirs(host.scope.socket_dir(vm))
-        os.chown(host.scope.socket_dir(vm), OWNER, OWNER)
+        os.makedirs(host.scope.runtime(vm))
+        os.chown(host.scope.runtime(vm), OWNER, OWNER)
     return host.plug(WEB1), host.plug(WEB2)
 
 

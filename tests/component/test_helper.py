@@ -77,6 +77,7 @@ class StandIn:
 def qemu(scope: Scope, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
     """Start a process for QEMU, with its variables as systemd sets them."""
     stand_in = StandIn(scope)
+    os.makedirs(scope.vm_dir(VM))
     monkeypatch.setenv("MAINPID", str(stand_in.process.pid))
     monkeypatch.setenv("QSYSD_STOP_TIMEOUT", "60")
     monkeypatch.setattr(helper, "PRESS_INTERVAL", 0.05)
@@ -280,7 +281,6 @@ def test_a_socket_that_comes_late_and_listens_later(qemu: StandIn, scope: Scope)
     path = scope.monitor(VM, "ready")
 
     def begin() -> None:
-        os.makedirs(os.path.dirname(path))
         with socket.socket(socket.AF_UNIX) as bound:
             bound.bind(path)
         os.unlink(path)
@@ -341,6 +341,22 @@ def test_without_a_process_nothing_is_ready(scope: Scope, monkeypatch: pytest.Mo
         helper.ready(scope, VM)
 
 
+# an upgrade
+
+
+def test_a_vm_that_an_earlier_version_started_is_ready_and_stops(qemu: StandIn, scope: Scope) -> None:
+    """Its sockets are in the unit's RuntimeDirectory."""
+    for purpose in ("ready", "stop"):
+        path = scope.earlier_socket(VM, scope.monitor(VM, purpose))
+        assert path == f"run/qsysd/vms/{VM}/qmp-{purpose}.sock"
+        peer = Peer(path, lambda connection: connection.serve(qemu.obedient()))
+        qemu.peers[purpose] = qemu.stack.enter_context(peer)
+    helper.ready(scope, VM)
+    helper.stop(scope, VM)
+    assert qemu.commands() == ["system_powerdown"]
+    assert not qemu.is_running()
+
+
 # before start: the directory
 
 
@@ -348,7 +364,7 @@ def test_without_a_process_nothing_is_ready(scope: Scope, monkeypatch: pytest.Mo
 def directory(scope: Scope) -> Path:
     """Return a VM's directory with a disk in it, as `create` leaves it."""
     path = Path(scope.vm_dir(VM))
-    path.mkdir(parents=True)
+    path.mkdir(parents=True, exist_ok=True)
     (path / "disk0.qcow2").write_bytes(b"disk")
     (path / "disk0.qcow2").chmod(0o600)
     return path
@@ -404,9 +420,7 @@ def _link_to_directory(path: Path, victim: Path) -> None:
     path.symlink_to(victim.parent)
 
 
-@pytest.mark.parametrize(
-    "plant", [_symlink, _dangling, _hard_link, _fifo, _socket, _directory, _link_to_directory]
-)
+@pytest.mark.parametrize("plant", [_symlink, _dangling, _hard_link, _fifo, _directory, _link_to_directory])
 @pytest.mark.parametrize("name", ["console.log", "disk1.qcow2", ".hidden", "a\nb", "\udcff"])
 def test_what_a_broken_out_qemu_left_is_refused_and_nothing_behind_it_is_touched(
     directory: Path, tmp_path: Path, plant: Callable[[Path, Path], None], name: str
@@ -423,6 +437,13 @@ def test_what_a_broken_out_qemu_left_is_refused_and_nothing_behind_it_is_touched
     assert (after.st_uid, after.st_gid, after.st_mode) == (before.st_uid, before.st_gid, before.st_mode)
     # the directory itself comes last: a QEMU cannot get at it while it is in doubt
     assert directory.stat().st_uid == os.getuid()
+
+
+def test_sockets_of_a_qemu_that_has_ended_are_removed(directory: Path) -> None:
+    for name in ("qmp-stop.sock", "another"):
+        _socket(directory / name, directory)
+    helper.own(str(directory), UID, GID)
+    assert os.listdir(directory) == ["disk0.qcow2"]
 
 
 @pytest.mark.needs_root
@@ -446,8 +467,8 @@ def test_a_link_in_the_directorys_own_place_is_refused(directory: Path, scope: S
 @pytest.fixture
 def unit(directory: Path, scope: Scope, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prepare what systemd has prepared when it runs the first step, of a VM without a NIC."""
-    os.makedirs(scope.socket_dir(VM))
-    os.chown(scope.socket_dir(VM), UID, GID)
+    os.makedirs(scope.runtime(VM))
+    os.chown(scope.runtime(VM), UID, GID)
     os.makedirs(scope.definitions_dir)
     Path(scope.definition(VM)).write_text("name: web1\n", encoding="utf-8")
     for name, value in (
@@ -559,6 +580,8 @@ def test_a_root_goes_with_all_that_systemd_mounted_over(scope: Scope) -> None:
     # what systemd creates to mount over it
     (root / "var/lib/tiny").mkdir(parents=True)
     (root / "var/lib/tiny/vmlinuz").touch()
+    (root / "run/host").mkdir()
+    (root / "run/host/os-release").symlink_to(".os-release-stage/os-release")
     assert roots.remove(str(root))
     assert not root.exists()
     assert roots.remove(str(root))
@@ -656,8 +679,8 @@ def test_a_missing_directory_is_named(scope: Scope, directory: Path) -> None:
 
 @pytest.mark.needs_root
 def test_the_unprivileged_steps_give_up_all_that_is_roots(scope: Scope) -> None:
-    os.makedirs(scope.socket_dir(VM))
-    os.chown(scope.socket_dir(VM), UID, GID)
+    os.makedirs(scope.runtime(VM))
+    os.chown(scope.runtime(VM), UID, GID)
     program = (
         "import os\n"
         "from qsysd import helper, paths\n"

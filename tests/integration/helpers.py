@@ -134,7 +134,7 @@ def monitor(
     host: LabHost, name: str, command: str, *, purpose: str = "ready", check: bool = True, **arguments: Any
 ) -> Any:
     """Run a QMP command on a VM; `purpose` chooses the monitor."""
-    path = f"/run/qsysd/vms/{name}/qmp-{purpose}.sock"
+    path = f"/var/lib/qsysd/vms/{name}/qmp-{purpose}.sock"
     done = host.run(["python3", "-c", RUN_MONITOR, path, command, json.dumps(arguments)], check=check)
     return json.loads(done.stdout or "null")
 

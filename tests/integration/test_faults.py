@@ -49,7 +49,7 @@ def nothing_left(host: LabHost) -> Iterator[None]:
 
 def socket_of(name: str, purpose: str) -> str:
     """Return the path of a VM's monitor."""
-    return f"/run/qsysd/vms/{name}/qmp-{purpose}.sock"
+    return f"/var/lib/qsysd/vms/{name}/qmp-{purpose}.sock"
 
 
 @contextmanager
@@ -118,7 +118,7 @@ def test_stale_sockets_hinder_nothing(host: LabHost, vm: VMFactory) -> None:
     name = vm()
     create(host, name)
     wait_ready(host, name)
-    sockets = host.glob(f"/run/qsysd/vms/{name}/*.sock")
+    sockets = host.glob(f"/var/lib/qsysd/vms/{name}/*.sock")
     assert len(sockets) >= 3
     pid = main_pid(host, name)
     host.systemctl("kill", "--signal=STOP", "--kill-who=main", unit(name))
@@ -130,11 +130,11 @@ def test_stale_sockets_hinder_nothing(host: LabHost, vm: VMFactory) -> None:
         return shown["pid"] not in (None, pid) and shown["guest"] == "running"
 
     host.wait_until(back, timeout=20, what=f"{name} running again")
-    assert host.glob(f"/run/qsysd/vms/{name}/*.sock") == sockets
+    assert host.glob(f"/var/lib/qsysd/vms/{name}/*.sock") == sockets
     wait_ready(host, name, times=2)
     host.qsysd("stop", name)
     assert active(host, name) == "inactive/dead"
-    assert not host.exists(f"/run/qsysd/vms/{name}")
+    assert not host.glob(f"/var/lib/qsysd/vms/{name}/*.sock")
 
 
 def test_verbs_on_a_vm_that_is_off(host: LabHost, vm: VMFactory) -> None:

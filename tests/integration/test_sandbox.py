@@ -10,7 +10,7 @@ import pytest
 from labtest import LabHost
 
 from tests.integration.conftest import VMFactory
-from tests.integration.helpers import create, create_all, main_pid, unit, wait_ready
+from tests.integration.helpers import SOON, create, create_all, drop_in, edit, main_pid, unit, wait_ready
 
 # Tried inside the mount namespace of a VM's QEMU, as its user: prints what can be seen of each path.
 LOOK = """\
@@ -22,6 +22,39 @@ def look(path):
         return error.strerror
 print(json.dumps({path: look(path) for path in sys.argv[1:]}))
 """
+
+# Writes wherever it can, the VM's own directory aside, and tries system calls that QEMU does not need.
+ATTACK = """\
+import ctypes, errno, json, os, signal, sys
+own = sys.argv[1]
+written = {}
+for parent, directories, _ in os.walk("/"):
+    if parent.startswith(("/proc", "/sys")) or parent == own:
+        directories[:] = []
+        continue
+    for number in range(100):
+        try:
+            file = os.open(f"{parent}/fill{number}", os.O_CREAT | os.O_WRONLY)
+            written[parent] = written.get(parent, 0) + os.write(file, bytes(1 << 20))
+            os.close(file)
+        except OSError:
+            break
+libc = ctypes.CDLL(None, use_errno=True)
+calls = {"io_uring_setup": 425, "io_uring_enter": 426, "io_uring_register": 427, "userfaultfd": 323}
+tried = {}
+for name, number in calls.items():
+    failed = libc.syscall(number, 1, ctypes.create_string_buffer(512), 0, 0, 0, 0) < 0
+    tried[name] = errno.errorcode[ctypes.get_errno()] if failed else "allowed"
+queues = 0
+while libc.mq_open(b"/fill%d" % queues, os.O_CREAT | os.O_RDWR, 0o600, None) >= 0:
+    queues += 1
+with open(f"{own}/result.part", "w") as file:
+    json.dump({"written": written, "calls": tried, "queues": queues}, file)
+os.rename(f"{own}/result.part", f"{own}/result.json")
+signal.pause()
+"""
+# What the program above has left on the host itself.
+FILLED = "find /run /tmp /var/tmp /dev/shm /dev/mqueue -name 'fill*'"
 
 ARGUMENTS = [
     "plain", "a b", "comma,,comma", "$HOME", "${HOME}", "$$", "%n", "%%", "back\\slash", "trailing\\",
@@ -64,10 +97,20 @@ def test_exposure_is_low(any_host: LabHost, vm: VMFactory) -> None:
     found = re.search(
         r"Overall exposure level for \S+: ([0-9.]+)", any_host.sh(f"systemd-analyze security {unit(name)}")
     )
-    assert found and float(found[1]) <= 1.6
+    assert found and float(found[1]) <= 1.4
     # the unit is what systemd-analyze verify has no word against
     verified = any_host.run(["systemd-analyze", "verify", "--man=no", f"qemu-vm@{name}.service"], check=False)
     assert "qemu-vm" not in verified.stderr, verified.stderr
+
+
+def test_a_unit_has_limits(any_host: LabHost, vm: VMFactory) -> None:
+    """Asserted as systemd's properties: not every machine of the lab has all cgroup controllers."""
+    name = vm(on=any_host)
+    create(any_host, name, options=("--no-start",))
+    edit(any_host, name, ("memory: 160M", "memory: 160M\nmemory_limit: 1G"))
+    any_host.qsysd("start", name)
+    limits = {"MemoryMax": str(1024**3), "TasksMax": "4096", "LimitNOFILE": "8192", "LimitMSGQUEUE": "0"}
+    assert any_host.properties(unit(name), *limits) == limits
 
 
 def test_two_vms_do_not_see_each_other(any_host: LabHost, vm: VMFactory) -> None:
@@ -79,7 +122,7 @@ def test_two_vms_do_not_see_each_other(any_host: LabHost, vm: VMFactory) -> None
     seen = seen_by(
         any_host, pids[0], "/var/lib/qsysd", "/var/lib/qsysd/vms", f"/var/lib/qsysd/vms/{one}",
         f"/var/lib/qsysd/vms/{two}", "/run/qsysd", "/run/qsysd/vms", f"/run/qsysd/vms/{one}",
-        f"/run/qsysd/vms/{two}", "/etc", "/run/dbus", "/run/systemd/private", "/root", "/home", "/var/lib",
+        "/etc", "/run/dbus", "/run/systemd/private", "/root", "/home", "/var/lib",
     )  # fmt: skip
     # a root of its own, and in it hardly anything
     assert set(seen["/etc"]) == {"ld.so.cache", "localtime"}
@@ -90,8 +133,9 @@ def test_two_vms_do_not_see_each_other(any_host: LabHost, vm: VMFactory) -> None
     assert "disk0.qcow2" in seen[f"/var/lib/qsysd/vms/{one}"]
     assert seen["/run/qsysd"] == ["vms"]
     assert seen["/run/qsysd/vms"] == [one]
-    assert "qmp-cli.sock" in seen[f"/run/qsysd/vms/{one}"]
-    for path in (f"/var/lib/qsysd/vms/{two}", f"/run/qsysd/vms/{two}", "/run/dbus", "/run/systemd/private"):
+    assert seen[f"/run/qsysd/vms/{one}"] == []
+    assert "qmp-cli.sock" in seen[f"/var/lib/qsysd/vms/{one}"]
+    for path in (f"/var/lib/qsysd/vms/{two}", "/run/dbus", "/run/systemd/private"):
         assert seen[path] == "No such file or directory", path
     # and it holds no privilege
     status = any_host.read(f"/proc/{pids[0]}/status")
@@ -109,12 +153,37 @@ def test_only_what_is_the_vms_own_can_be_written(any_host: LabHost, vm: VMFactor
     ]
     # proc(5): field 5 is the place, field 6 the options
     writable = {fields[4] for fields in mounts if "ro" not in fields[5].split(",")}
-    ours = (f"/var/lib/qsysd/vms/{name}", f"/run/qsysd/vms/{name}")
-    assert set(ours) <= writable
-    # what is the kernel's, and what is empty and for this unit alone
-    others = ("/dev", "/proc", "/sys", "/run", "/tmp", "/var/tmp")
-    for place in writable - set(ours):
-        assert place in others or place.startswith(("/dev/", "/proc/", "/sys/")), place
+    own = f"/var/lib/qsysd/vms/{name}"
+    assert own in writable
+    # what is the kernel's
+    for place in writable - {own}:
+        assert f"{place}/".startswith(("/dev/", "/proc/", "/sys/")), place
+
+
+def test_a_taken_over_qemu_fills_nothing_of_the_host(any_host: LabHost, vm: VMFactory) -> None:
+    """A program of the attacker's runs in QEMU's place, with the whole sandbox around it."""
+    name = vm(on=any_host)
+    directory = f"/var/lib/qsysd/vms/{name}"
+    program = ("/usr/bin/python3", "-I", f"{directory}/attack.py", directory)
+    folder = drop_in(
+        any_host, name, "[Service]", "ExecStart=", f"ExecStart={shlex.join(program)}", "ExecStartPost="
+    )
+    create(any_host, name, options=("--no-start",))
+    any_host.write(f"{directory}/attack.py", ATTACK)
+    try:
+        any_host.systemctl("start", unit(name))
+        any_host.wait_until(
+            lambda: any_host.exists(f"{directory}/result.json"), timeout=SOON, what="the end of the attack"
+        )
+        found = json.loads(any_host.read(f"{directory}/result.json"))
+        assert found["written"] == {}, found
+        assert found["queues"] == 0
+        assert found["calls"] == dict.fromkeys(found["calls"], "EPERM")
+        assert any_host.sh(FILLED) == ""
+    finally:
+        any_host.systemctl("kill", "--signal=KILL", unit(name))
+        any_host.qsysd("kill", name)
+        any_host.sh(f"rm -r {folder}")
 
 
 def test_a_kernel_in_a_closed_directory_is_shown_alone(any_host: LabHost, vm: VMFactory) -> None:
@@ -136,7 +205,7 @@ def test_others_on_the_host_reach_nothing(host: LabHost, vm: VMFactory) -> None:
     name = vm()
     create(host, name, options=("--disk", "8M"))
     paths = [
-        f"/run/qsysd/vms/{name}/qmp-cli.sock", f"/run/qsysd/vms/{name}/console.sock",
+        f"/var/lib/qsysd/vms/{name}/qmp-cli.sock", f"/var/lib/qsysd/vms/{name}/console.sock",
         f"/var/lib/qsysd/vms/{name}/disk0.qcow2", f"/var/lib/qsysd/vms/{name}/console.log",
         f"/etc/qsysd/vms/{name}.yaml", f"/etc/qsysd/vms/{name}.env", "/etc/qsysd/ssh/id_ed25519",
         "/var/lib/qsysd/intents",
@@ -164,10 +233,10 @@ def test_link_in_the_socket_directory_leads_nowhere(host: LabHost, vm: VMFactory
     create_all(host, {bad: (), good: ()})
     wait_ready(host, bad, good)
     for purpose in ("cli", "stop", "ready"):
-        own, other = (f"/run/qsysd/vms/{name}/qmp-{purpose}.sock" for name in (bad, good))
+        own, other = (f"/var/lib/qsysd/vms/{name}/qmp-{purpose}.sock" for name in (bad, good))
         host.sh(f"ln -sf {other} {own}")
-    console = f"/run/qsysd/vms/{bad}/console.sock"
-    host.sh(f"ln -sf /run/qsysd/vms/{good}/console.sock {console}")
+    console = f"/var/lib/qsysd/vms/{bad}/console.sock"
+    host.sh(f"ln -sf /var/lib/qsysd/vms/{good}/console.sock {console}")
     refused = host.qsysd("pause", bad, check=False)
     assert refused.returncode == 1 and "is not that of process" in refused.stderr
     refused = host.qsysd("console", bad, check=False)

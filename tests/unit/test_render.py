@@ -217,7 +217,10 @@ def test_the_unit_keeps_the_contract(unit: list[tuple[str, str, str]]) -> None:
     assert values(unit, "NoNewPrivileges") == ["yes"]
     assert values(unit, "SyslogLevelPrefix") == ["no"]
     assert values(unit, "DevicePolicy") == ["closed"]
-    assert values(unit, "SystemCallFilter") == ["@system-service seccomp", "~@privileged"]
+    assert values(unit, "SystemCallFilter") == [
+        "@system-service seccomp",
+        "~@privileged io_uring_setup io_uring_enter io_uring_register userfaultfd",
+    ]
     assert values(unit, "ExecStart") == ["/usr/bin/qemu-system-x86_64 $QSYSD_ACCEL $QSYSD_CPU $QEMU_ARGS"]
     # what is set by hand or by the host boot comes first, so that a VM's own file wins
     assert values(unit, "EnvironmentFile") == ["-/run/qsysd/acceleration.env", "/etc/qsysd/vms/%i.env"]
@@ -242,10 +245,12 @@ def test_what_is_mounted_for_qemu_lies_at_its_own_place(unit: list[tuple[str, st
     mounted = [path for value in values(unit, "BindPaths") for path in value.split()]
     assert not any(":" in path for path in mounted)
     # and of these, all but what is the VM's own is read-only to QEMU
-    (read_only,) = values(unit, "ReadOnlyPaths")
+    read_only, runtime = values(unit, "ReadOnlyPaths")
     assert read_only.replace("+", "").split() == [path for path in mounted if not path.endswith("/%i")]
+    assert [path for path in mounted if path.endswith("/%i")] == ["-/var/lib/qsysd/vms/%i"]
+    assert runtime == "+/run +/run/qsysd/vms/%i"
     for _, name, _ in unit:
-        assert name not in ("BindReadOnlyPaths", "TemporaryFileSystem", "InaccessiblePaths")
+        assert name not in ("BindReadOnlyPaths", "TemporaryFileSystem")
 
 
 def test_every_specifier_of_the_unit_is_the_instance_name(unit: list[tuple[str, str, str]]) -> None:
@@ -253,11 +258,11 @@ def test_every_specifier_of_the_unit_is_the_instance_name(unit: list[tuple[str, 
         systemd_syntax.expand(value, i="web1")
 
 
-def test_the_unit_is_kept_in_the_runtime_directory_it_has_its_sockets_in(
+def test_the_user_of_a_start_is_looked_for_where_systemd_leaves_it(
     unit: list[tuple[str, str, str]],
 ) -> None:
     (directory,) = values(unit, "RuntimeDirectory")
-    assert SCOPE.socket_dir("web1") == f"/run/{systemd_syntax.expand(directory, i='web1')}"
+    assert SCOPE.runtime("web1") == f"/run/{systemd_syntax.expand(directory, i='web1')}"
     assert values(unit, "RuntimeDirectoryMode") == ["0700"]
 
 
