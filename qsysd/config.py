@@ -15,26 +15,17 @@ from typing import Any, TypeVar
 from qsysd import image_names, values
 from qsysd.errors import InvalidError
 from qsysd.paths import NAME_RULE, is_name
-from qsysd.spec import (
-    Accel,
-    Defaults,
-    Disk,
-    Kernel,
-    NetworkKind,
-    NetworkSpec,
-    Nic,
-    VMSpec,
-)
+from qsysd.spec import Accel, Defaults, Disk, Kernel, NetworkKind, NetworkSpec, Nic, VMSpec
 
 T = TypeVar("T")
 
 MEMORY_MINIMUM_MIB = 16
+MEMORY_MARGIN_MIB = 256  # what QEMU takes besides the guest's memory
 CPUS_MAXIMUM = 1024
 # What may stand in a path that is handed to systemd and QEMU: nothing that either gives a meaning to.
 _PLAIN_PATH = re.compile(r"/[A-Za-z0-9._/+@=~-]+")
 _MACHINE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _CPU = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+,=-]{0,255}")
-_USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 # No definition is like this, and libyaml overflows the stack on tens of thousands of levels.
@@ -297,8 +288,8 @@ def _parse(text: str, source: str) -> Any:
 
 
 VM_KEYS = (
-    "name", "uuid", "machine", "memory", "cpus", "cpu", "accel", "image", "disks", "nics", "kernel", "initrd",
-    "append", "seed", "user", "ssh_keys", "depends_on", "stop_timeout", "qemu_args",
+    "name", "uuid", "machine", "memory", "memory_limit", "cpus", "cpu", "accel", "image", "disks", "nics",
+    "kernel", "initrd", "append", "seed", "user", "ssh_keys", "depends_on", "stop_timeout", "qemu_args",
 )  # fmt: skip
 
 
@@ -342,6 +333,7 @@ def parse_vm(text: str, source: str, *, name: str | None = None, defaults: Defau
         uuid=root.value("uuid", _matching(values.UUID, "a UUID"), ""),
         machine=root.value("machine", _matching(_MACHINE, "a machine type"), ""),
         memory_mib=root.value("memory", _memory_mib, defaults.memory_mib),
+        memory_limit_mib=root.value("memory_limit", _memory_mib, None),
         cpus=root.value("cpus", _integer(1, CPUS_MAXIMUM), defaults.cpus),
         cpu=root.value("cpu", _matching(_CPU, "a CPU model"), None),
         accel=root.value("accel", _choice(Accel), defaults.accel),
@@ -350,7 +342,7 @@ def parse_vm(text: str, source: str, *, name: str | None = None, defaults: Defau
         nics=root.each("nics", nic) if root.present("nics") else (Nic(defaults.network, "", None),),
         kernel=kernel,
         seed=root.value("seed", _boolean, root.present("image")),
-        user=root.value("user", _matching(_USER, "a user name"), None),
+        user=root.value("user", _matching(values.USER, "a user name"), None),
         ssh_keys=root.each("ssh_keys", lambda node, _: _matching(values.SSH_KEY, "an SSH public key")(node)),
         depends_on=root.each("depends_on", lambda node, _: _name(node)),
         stop_timeout=root.value("stop_timeout", _duration, defaults.stop_timeout),
@@ -363,9 +355,11 @@ def parse_vm(text: str, source: str, *, name: str | None = None, defaults: Defau
 
 def _check_vm(spec: VMSpec, root: Section, problems: Problems, name: str | None) -> None:
     """Note what no single key can tell."""
-    if name is not None and spec.name != name:
+    _check_name(spec.name, root, problems, name)
+    least = spec.memory_mib + MEMORY_MARGIN_MIB
+    if spec.memory_limit_mib is not None and spec.memory_limit_mib < least:
         problems.add(
-            root.items.get("name", root.node), "name", f"{spec.name!r} is not the file's name, {name!r}"
+            root.items["memory_limit"], "memory_limit", f"too small: at least {least}M, for QEMU itself"
         )
     if spec.name in spec.depends_on:
         problems.add(root.items["depends_on"], "depends_on", "a VM cannot depend on itself")
@@ -373,11 +367,15 @@ def _check_vm(spec: VMSpec, root: Section, problems: Problems, name: str | None)
     if root.items and not (root.present("image") or root.present("kernel") or disks):
         problems.add(root.node, "", "nothing to boot from: give 'image', 'kernel' or 'disks'")
     macs = [nic.mac for nic in spec.nics if nic.mac]
-    if len(set(macs)) != len(macs):
-        problems.add(root.items["nics"], "nics", "two network cards have the same MAC address")
     addresses = [(nic.network, nic.address) for nic in spec.nics if nic.address]
-    if len(set(addresses)) != len(addresses):
-        problems.add(root.items["nics"], "nics", "two network cards have the same address")
+    for what, found in (("MAC address", macs), ("address", addresses)):
+        if len(set(found)) != len(found):
+            problems.add(root.items["nics"], "nics", f"two network cards have the same {what}")
+
+
+def _check_name(name: str, root: Section, problems: Problems, file: str | None) -> None:
+    if file is not None and name != file:
+        problems.add(root.items.get("name", root.node), "name", f"{name!r} is not the file's name, {file!r}")
 
 
 def parse_network(text: str, source: str, *, name: str | None = None) -> NetworkSpec:
@@ -389,10 +387,7 @@ def parse_network(text: str, source: str, *, name: str | None = None) -> Network
         kind=root.value("kind", _choice(NetworkKind), NetworkKind.NAT),
         subnet=root.required("subnet", _subnet, ""),
     )
-    if name is not None and spec.name != name:
-        problems.add(
-            root.items.get("name", root.node), "name", f"{spec.name!r} is not the file's name, {name!r}"
-        )
+    _check_name(spec.name, root, problems, name)
     problems.check()
     return spec
 
@@ -447,11 +442,13 @@ def _plain(node: Any, source: str, above: tuple[Any, ...]) -> Any:
 
 def dump_vm(spec: VMSpec) -> str:
     """Return the definition of a VM, with what it has and without what it lacks."""
+    limit = spec.memory_limit_mib
     document: dict[str, Any] = {
         "name": spec.name,
         "uuid": spec.uuid,
         "machine": spec.machine,
         "memory": values.format_size(spec.memory_mib * 1024**2),
+        "memory_limit": values.format_size(limit * 1024**2) if limit else None,
         "cpus": spec.cpus,
         "cpu": spec.cpu,
         "accel": spec.accel.value,

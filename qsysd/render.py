@@ -143,6 +143,7 @@ def vm(spec: VMSpec, scope: Scope, definition: str | None = None) -> Rendered:
         # Ordering only: with Wants=, a restart after a crash would start a dependency that was stopped.
         dependencies=[paths.unit(other) for other in spec.depends_on],
         stop_backstop=spec.stop_timeout + STOP_BACKSTOP,
+        memory_limit_mib=spec.memory_limit_mib,
         boot_files=boot_files,
         mark=paths.DROP_IN_MARK,
     )

@@ -53,12 +53,17 @@ class Kernel:
 
 @dataclass(frozen=True)
 class VMSpec:
-    """A VM, whole. memory_mib: MiB; stop_timeout: seconds that a guest has to power off."""
+    """A VM, whole.
+
+    memory_mib, memory_limit_mib: MiB; the limit is the unit's, None for none. stop_timeout: seconds that
+    a guest has to power off.
+    """
 
     name: str
     uuid: str
     machine: str
     memory_mib: int
+    memory_limit_mib: int | None
     cpus: int
     accel: Accel
     cpu: str | None

@@ -17,6 +17,7 @@ _DURATION = re.compile(r"(?P<number>[1-9][0-9]*|0)\s*(?P<unit>s|sec|m|min|h|)")
 MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 # type, key and comment as in the .pub file that ssh-keygen writes (sshd(8), AUTHORIZED_KEYS FILE FORMAT)
 SSH_KEY = re.compile(r"(ssh|ecdsa|sk)-[A-Za-z0-9@.-]+ [A-Za-z0-9+/]+=*( [^\x00-\x1f\x7f]*)?")
+USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}")  # a user's name: useradd(8)
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 

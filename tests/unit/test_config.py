@@ -47,6 +47,7 @@ name: web1
 uuid: {UUID}
 machine: pc-q35-7.2
 memory: 2G
+memory_limit: 3G
 cpus: 4
 cpu: host,-vmx
 accel: kvm
@@ -70,6 +71,7 @@ qemu_args: [-device, "usb-ehci,id=usb0"]
         uuid=UUID,
         machine="pc-q35-7.2",
         memory_mib=2048,
+        memory_limit_mib=3072,
         cpus=4,
         cpu="host,-vmx",
         accel=Accel.KVM,
@@ -89,7 +91,8 @@ qemu_args: [-device, "usb-ehci,id=usb0"]
 def test_every_key_is_in_the_spec() -> None:
     fields = {field.name for field in dataclasses.fields(VMSpec)}
     inside_kernel = {"initrd", "append"}
-    assert fields == {key.replace("memory", "memory_mib") for key in config.VM_KEYS} - inside_kernel
+    units = {"memory": "memory_mib", "memory_limit": "memory_limit_mib"}
+    assert fields == {units.get(key, key) for key in config.VM_KEYS} - inside_kernel
 
 
 def test_what_is_left_out_has_a_default() -> None:
@@ -99,6 +102,7 @@ def test_what_is_left_out_has_a_default() -> None:
         uuid="",
         machine="",
         memory_mib=1024,
+        memory_limit_mib=None,
         cpus=1,
         cpu=None,
         accel=Accel.AUTO,
@@ -265,6 +269,7 @@ def test_the_name_is_the_files() -> None:
         ("memory: 15M", "memory: 15M is too little memory; the least is 16M"),
         ("memory: -1G", "memory: '-1G' is not a size; write for example 512M or 2G"),
         ("memory: .inf", "memory: '.inf' is not a size; write for example 512M or 2G"),
+        ("memory: 1G\nmemory_limit: 1279M", "memory_limit: too small: at least 1280M, for QEMU itself"),
         ("disks: [{size: 0}]", "disks[0].size: 0 is too small for a disk; the least is 1M"),
         ("stop_timeout: 1:30", "stop_timeout: '1:30' is not a time; write for example 90s or 2min"),
         ("stop_timeout: 0", "stop_timeout: must be between 1s and 24h"),

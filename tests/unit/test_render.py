@@ -126,6 +126,7 @@ def test_no_definition_can_say_more_in_the_drop_in_than_it_is_asked_for() -> Non
         ("Unit", "After"),
         ("Service", "Environment"),
         ("Service", "TimeoutStopSec"),
+        ("Service", "MemoryMax"),
         ("Service", "BindPaths"),
         ("Service", "ReadOnlyPaths"),
     }
@@ -141,6 +142,8 @@ def test_no_definition_can_say_more_in_the_drop_in_than_it_is_asked_for() -> Non
         # passed over
         assert found["BindPaths"] == [f"-{file}" for file in files]
         assert found["ReadOnlyPaths"] == [f"-+{file}" for file in files]
+        limit = [f"{spec.memory_limit_mib}M"] if spec.memory_limit_mib else []
+        assert [value for _, name, value in lines if name == "MemoryMax"] == limit
         for _, name, value in lines:
             if name in ("Wants", "After"):
                 assert re.fullmatch(r"(qemu-vm|qsysd-network|qsysd-dhcp)@[a-z][a-z0-9-]*\.service", value)
