@@ -209,13 +209,13 @@ def run(
 
 
 def stream(
-    argv: Sequence[str], *, extra_environment: Mapping[str, str] | None = None
+    argv: Sequence[str], *, extra_environment: Mapping[str, str] | None = None, keep: Sequence[int] = ()
 ) -> subprocess.Popen[str]:
     """Start a program and return it with its output and errors merged in `stdout`, line by line.
 
     For what takes long and reports its own progress. The caller waits for it and, when it gives up,
     ends it: the program runs in a session of its own, so that `os.killpg` reaches its children.
-    Raises HostError when it is not installed.
+    keep: descriptors that it inherits. Raises HostError when it is not installed.
     """
     import subprocess
 
@@ -223,6 +223,7 @@ def stream(
     log_command(command)
     return subprocess.Popen(
         command,
+        pass_fds=keep,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -242,10 +243,16 @@ class Follower:
     gone, and `returncode` is set. When this process is killed, the kernel kills the program.
     """
 
-    def __init__(self, argv: Sequence[str], extra_environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        argv: Sequence[str],
+        extra_environment: Mapping[str, str] | None = None,
+        *,
+        keep: Sequence[int] = (),
+    ) -> None:
         # setpriv(1) is of util-linux, which every Debian host has; it becomes the program.
         command = ["setpriv", "--pdeathsig", "KILL", "--", require(argv[0]), *argv[1:]]
-        self._child = stream(command, extra_environment=extra_environment)
+        self._child = stream(command, extra_environment=extra_environment, keep=keep)
         self.returncode: int | None = None
         self._ended = False
 

@@ -58,18 +58,30 @@ def build(recipe: str, name: str | None, suite: str | None, size: str | None, as
 @click.option(
     "--cloud-init/--no-cloud-init", default=True, show_default=True, help="Whether it has cloud-init."
 )
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["qcow2", "raw", "vmdk", "vdi", "vhdx"]),
+    help="The file's format; detected by default. raw takes any file as a disk.",
+)
 @json_option
-def import_image(file: str, name: str, user: str | None, cloud_init: bool, as_json: bool) -> None:
+def import_image(
+    file: str, name: str, user: str | None, cloud_init: bool, kind: str | None, as_json: bool
+) -> None:
     """Make an image of a disk file: qcow2, raw, vmdk, vdi or vhdx.
 
+    A raw disk must begin with a boot sector, a partition table or a file system; --format raw imports any
+    other file.
+
     \b
-    Example:
+    Examples:
       qsysd image import debian-12-genericcloud-amd64.qcow2 --name debian12 --user debian
+      qsysd image import data.img --name data --format raw --no-cloud-init
     """
     from qsysd import values
     from qsysd.operations import image as operation
 
-    made = operation.import_file(make_host(), file, name, user=user, cloud_init=cloud_init)
+    made = operation.import_file(make_host(), file, name, user=user, cloud_init=cloud_init, kind=kind)
     if as_json:
         print_json(asdict(made))
     else:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from qsysd import process
+from qsysd import process, values
 from qsysd.errors import ExistsError, InvalidError, NotFoundError, QsysdError, StateError
 from qsysd.files import remove, write_atomic
 from qsysd.image_names import NAME, NAME_RULE
@@ -168,20 +168,26 @@ class Images:
         *,
         default_user: str | None = None,
         cloud_init: bool = True,
+        kind: str | None = None,
         progress: Progress = quiet,
     ) -> Image:
         """Make an image from a disk image file: qcow2, raw, vmdk, vdi or vhdx.
 
-        Raises InvalidError when it is something else or refers to other files, ExistsError when
-        the name is taken, NotFoundError when there is no such file, QsysdError on a full disk.
+        kind: the file's format, None to detect it. Raises InvalidError when it is something else or
+        refers to other files, ExistsError when the name is taken, NotFoundError when the file does not
+        exist, QsysdError on a full disk, TimeoutExpired when qemu-img takes too long.
         """
         from qsysd.images import convert
 
         self.check_free(name)
+        if default_user is not None and not values.USER.fullmatch(default_user):
+            raise InvalidError(
+                f"{default_user!r} is not a user name", hint="a name is [a-z_][a-z0-9_-]{0,31}"
+            )
         path = os.path.abspath(source)
         with partial.partial(self.scope.images_dir, name) as directory:
             file = os.path.join(directory, "image.qcow2")
-            convert.import_disk(path, file, progress)
+            convert.import_disk(path, file, progress, kind)
             note = {"source": f"imported: {path}", "default_user": default_user, "cloud_init": cloud_init}
             return self.publish(name, file, note, progress)
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 
 from qsysd import image_names, paths
-from qsysd.errors import InvalidError, NotFoundError
+from qsysd.errors import NotFoundError
 from qsysd.images import Image, Users
 from qsysd.names import in_order
 from qsysd.operations import transaction
@@ -58,16 +58,23 @@ def build(
 
 
 def import_file(
-    host: Host, path: str, name: str, *, user: str | None = None, cloud_init: bool = True
+    host: Host,
+    path: str,
+    name: str,
+    *,
+    user: str | None = None,
+    cloud_init: bool = True,
+    kind: str | None = None,
 ) -> Image:
-    """Make an image of a disk file in any format that qemu-img reads. Raises InvalidError, ExistsError."""
+    """Make an image of a disk file. kind: its format, None to detect it.
+
+    Raises InvalidError, ExistsError, NotFoundError, TimeoutExpired.
+    """
     host.require_root()
     recover(host)
-    if not os.path.exists(path):
-        raise InvalidError(f"there is no file {path}")
     with transaction.locked(host, [f"image:{name}"]):
         return host.images.import_file(
-            os.path.abspath(path), name, default_user=user, cloud_init=cloud_init, progress=host.tell
+            path, name, default_user=user, cloud_init=cloud_init, kind=kind, progress=host.tell
         )
 
 

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from image_files import BOOT_SIGNATURE
 from own_host import OwnHost
 from stand_ins import StandIns
 
@@ -33,7 +34,7 @@ def set_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
         os.makedirs(host.scope.unit_dir)
         setup.setup(host)
         qemu.pinned_machine(host.scope, "q35")  # remembered from here on
-        Path("tiny.raw").write_bytes(b"\1" * 65536)
+        Path("tiny.raw").write_bytes(bytes(510) + BOOT_SIGNATURE + b"\1" * 65024)
         Images(host.scope).import_file("tiny.raw", "tiny", default_user="me")
         os.unlink("tiny.raw")
     finally:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 MIB = 1024**2
+BOOT_SIGNATURE = b"\x55\xaa"  # at byte 510 of a disk
 
 
 def qemu_img(*words: str | Path) -> str:
@@ -91,6 +92,36 @@ def vhd(source: Path, target: str) -> None:
     qemu_img("create", "-f", "vpc", source, "1M")
 
 
+def refcount_table_of_holes(source: Path, target: str) -> None:
+    """Make a qcow2 file whose table of reference counts has 2 GiB, in a few blocks of disk."""
+    qemu_img("create", "-f", "qcow2", source, "1M")
+    with source.open("r+b") as file:
+        file.truncate(4 * 1024**3)
+        file.seek(48)
+        file.write(struct.pack(">QI", 1024**3, 2 * 1024**3 // 65536))
+
+
+def l1_table_of_holes(source: Path, target: str) -> None:
+    qemu_img("create", "-f", "qcow2", source, "1M")
+    with source.open("r+b") as file:
+        file.truncate(4 * 1024**3)
+        file.seek(36)
+        file.write(struct.pack(">IQ", 2**28, 1024**3))
+
+
+def iso(source: Path, target: str) -> None:
+    """Make a CD that also boots from a USB stick, as installers are."""
+    source.write_bytes(bytes(510) + BOOT_SIGNATURE + bytes(0x8001 - 512) + b"CD001" + bytes(2 * MIB))
+
+
+def text(source: Path, target: str) -> None:
+    source.write_text("<!DOCTYPE html>\n<title>404 — nicht gefunden</title>\n" * 100, encoding="utf-8")
+
+
+def noise(source: Path, target: str) -> None:
+    source.write_bytes(b"\1\2\3\xff" * MIB)
+
+
 def empty(source: Path, target: str) -> None:
     source.touch()
 
@@ -108,5 +139,9 @@ HOSTILE: dict[str, list[Callable[[Path, str], None]]] = {
     "gzip": [packed(b"\x1f\x8b")],
     "packed by xz": [packed(b"\xfd7zXZ\0")],
     "zstd": [packed(b"\x28\xb5\x2f\xfd")],
+    "larger than QEMU accepts": [refcount_table_of_holes, l1_table_of_holes],
+    "ISO 9660": [iso],
+    "text file": [text],
+    "does not look like a disk": [noise],
     "is empty": [empty],
 }

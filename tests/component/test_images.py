@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from image_files import HOSTILE, MIB, backing_on, info, qemu_img
+from image_files import BOOT_SIGNATURE, HOSTILE, MIB, backing_on, info, qemu_img
 from stand_ins import StandIns
 
-from qsysd.errors import ExistsError, InvalidError, NotFoundError, QsysdError, StateError
-from qsysd.images import Images, convert, formats, partial
+from qsysd.errors import ExistsError, InvalidError, NotFoundError, QsysdError, StateError, TimeoutExpired
+from qsysd.images import Images, convert, detect, formats, partial
 from qsysd.paths import Scope
 
 SIZE = 8 * MIB
@@ -41,6 +41,8 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with path.open("wb") as file:
         file.truncate(SIZE)
         file.write(os.urandom(MIB))
+        file.seek(510)
+        file.write(BOOT_SIGNATURE)
         file.seek(SIZE - MIB)
         file.write(os.urandom(MIB))
     return path
@@ -94,7 +96,7 @@ def test_import_of_a_large_sparse_disk(images: Images, tmp_path: Path) -> None:
     with source.open("wb") as file:
         file.write(b"x")
         file.truncate(1024**4)
-    image = images.import_file(str(source), "large")
+    image = images.import_file(str(source), "large", kind="raw")
     assert image.virtual_size == 1024**4
     assert image.file_size < MIB
 
@@ -121,23 +123,146 @@ def test_what_does_not_stand_alone_is_refused_before_qemu_img_sees_it(
     assert left(scope) == set()
 
 
-def test_a_file_that_is_swapped_after_the_look_is_refused(
+@pytest.mark.parametrize("kind", ["raw", "qcow2", "vdi"])
+def test_a_file_that_is_swapped_after_the_look_is_not_read(
+    images: Images, disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    good, bad = tmp_path / "good", tmp_path / "bad"
+    qemu_img("convert", "-O", kind, disk, good)
+    backing_on(bad, "/etc/hostname")
+    look = detect.detect
+
+    def swapping(fd: int, path: str, declared: str | None = None) -> str:
+        found = look(fd, path, declared)
+        if bad.exists():
+            os.replace(bad, good)
+        return found
+
+    monkeypatch.setattr(detect, "detect", swapping)
+    image = images.import_file(str(good), "base")
+    assert not bad.exists()
+    assert qemu_img("compare", disk, image.path).strip() == "Images are identical."
+
+
+def test_a_file_that_changes_while_it_is_copied_is_refused(
     images: Images, scope: Scope, disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     good, bad = tmp_path / "good", tmp_path / "bad"
     qemu_img("convert", "-O", "qcow2", disk, good)
     backing_on(bad, "/etc/hostname")
-    detect = formats.detect
+    look = detect.detect
 
-    def swapping(path: str) -> str:
-        kind = detect(path)
-        if path == str(good):
-            os.replace(bad, good)
-        return kind
+    def changing(fd: int, path: str, declared: str | None = None) -> str:
+        found = look(fd, path, declared)
+        good.write_bytes(bad.read_bytes())
+        return found
 
-    monkeypatch.setattr(formats, "detect", swapping)
+    monkeypatch.setattr(detect, "detect", changing)
     with pytest.raises(InvalidError, match="backing file"):
         images.import_file(str(good), "base")
+    assert left(scope) == set()
+
+
+def test_a_link_in_the_files_place_is_never_followed(images: Images, scope: Scope, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"the host's secret".ljust(MIB))
+    (tmp_path / "link").symlink_to(secret)
+    for kind in (None, "raw"):
+        with pytest.raises(InvalidError, match=f"link is a link to {secret}"):
+            images.import_file(str(tmp_path / "link"), "base", kind=kind)
+    assert left(scope) == set()
+
+
+@pytest.mark.needs_root
+def test_links_of_another_user_on_the_way_are_not_followed(
+    images: Images, scope: Scope, disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "theirs").symlink_to(disk.parent)
+    path = f"{tmp_path}/theirs/{disk.name}"
+    os.chown(tmp_path / "theirs", 12345, 12345, follow_symlinks=False)
+    with pytest.raises(InvalidError, match="theirs on the way to it is a link that belongs to another user"):
+        images.import_file(path, "base")
+    assert left(scope) == set()
+    # but those of root, and of the user who called sudo
+    monkeypatch.setenv("SUDO_UID", "12345")
+    images.import_file(path, "theirs")
+    (tmp_path / "ours").symlink_to("theirs")
+    images.import_file(f"{tmp_path}/ours/{disk.name}", "ours")
+
+
+def test_a_preallocated_qcow2_is_not_written_out(images: Images, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    qemu_img("create", "-f", "qcow2", "-o", "preallocation=metadata", source, "6G")
+    assert source.stat().st_size > 6 * 1024**3
+    image = images.import_file(str(source), "base")
+    assert image.virtual_size == 6 * 1024**3
+    assert image.file_size < 16 * MIB
+
+
+def test_zeros_of_a_source_take_no_room(images: Images, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    qemu_img("create", "-f", "qcow2", "-o", "preallocation=full", source, "48M")
+    image = images.import_file(str(source), "base")
+    assert os.stat(image.path).st_blocks * 512 < 4 * MIB
+
+
+def test_qemu_img_has_limits_of_time_and_memory(
+    images: Images, scope: Scope, disk: Path, stand_ins: StandIns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(convert, "TIME_LEAST", 0.1)
+    monkeypatch.setattr(convert, "BYTES_PER_SECOND", 10**12)
+    source = disk.parent / "source.qcow2"
+    for kind, words in (("raw", ""), ("qcow2", "source.qcow2")):
+        qemu_img_of_the_host = stand_ins.directory / "qemu-img"
+        qemu_img_of_the_host.unlink(missing_ok=True)
+        qemu_img("convert", "-O", kind, disk, source)
+        stand_ins.add("qemu-img", f"ulimit -d > {disk.parent}/limit; exec sleep 60")
+        with pytest.raises(TimeoutExpired, match=f"{words}.*did not end within"):
+            images.import_file(str(source), "base")
+        assert (disk.parent / "limit").read_text() == f"{convert.MEMORY_MAX // 1024}\n"
+        assert left(scope) == set()
+    assert images.clean_partials() == []
+
+
+@pytest.mark.parametrize("user", ["Bad User", "", "a:b", "-x", "root\n", "é"])
+def test_a_user_that_no_definition_may_have_is_refused(
+    images: Images, scope: Scope, disk: Path, user: str
+) -> None:
+    with pytest.raises(InvalidError, match="is not a user name"):
+        images.import_file(str(disk), "base", default_user=user)
+    assert left(scope) == set()
+
+
+@pytest.mark.parametrize(
+    ("offset", "magic"),
+    [(510, BOOT_SIGNATURE), (512, b"EFI PART"), (4096, b"EFI PART"), (512, b"LABELONE"), (1080, b"\x53\xef"),
+     (0, b"XFSB"), (65600, b"_BHRfS_M"), (0, b"hsqs")],
+)  # fmt: skip
+def test_a_raw_disk_is_known_by_what_it_begins_with(
+    images: Images, tmp_path: Path, offset: int, magic: bytes
+) -> None:
+    source = tmp_path / "source"
+    source.write_bytes((bytes(offset) + magic).ljust(MIB, b"\0"))
+    assert images.import_file(str(source), "base").virtual_size == MIB
+
+
+@pytest.mark.parametrize(
+    "make", [HOSTILE[words][0] for words in ("ISO 9660", "text file", "does not look like a disk")]
+)
+def test_any_file_is_a_disk_where_its_format_is_given_as_raw(
+    images: Images, tmp_path: Path, make: Callable[[Path, str], None]
+) -> None:
+    source = tmp_path / "source"
+    make(source, "")
+    with pytest.raises(InvalidError) as caught:
+        images.import_file(str(source), "base")
+    assert "--format raw" in str(caught.value.hint)
+    images.import_file(str(source), "base", kind="raw")
+
+
+def test_a_format_that_the_file_has_not_is_refused(images: Images, scope: Scope, disk: Path) -> None:
+    with pytest.raises(InvalidError, match="is of format raw, not qcow2"):
+        images.import_file(str(disk), "base", kind="qcow2")
     assert left(scope) == set()
 
 
@@ -156,7 +281,7 @@ def test_damaged_tables_are_found(images: Images, scope: Scope, disk: Path, tmp_
 
 
 def test_import_of_what_is_not_a_file(images: Images, tmp_path: Path) -> None:
-    with pytest.raises(NotFoundError, match="no file"):
+    with pytest.raises(NotFoundError, match="does not exist"):
         images.import_file(str(tmp_path / "none"), "base")
     with pytest.raises(InvalidError, match="not a file"):
         images.import_file(str(tmp_path), "base")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from image_files import MIB, info, qemu_img
+from image_files import BOOT_SIGNATURE, MIB, info, qemu_img
 from stand_ins import StandIns
 
 from qsysd.errors import ExistsError, InvalidError, QsysdError
@@ -36,6 +36,8 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with path.open("wb") as file:
         file.truncate(SIZE)
         file.write(os.urandom(MIB))
+        file.seek(510)
+        file.write(BOOT_SIGNATURE)
         file.seek(SIZE - MIB)
         file.write(os.urandom(MIB))
     return path

@@ -374,7 +374,7 @@ def recreated_since_boot(host: LabHost, name: str) -> None:
 def crashed(host: LabHost, kept: str, writer: str) -> None:
     """Cut the host's power while a guest writes to its disk."""
     host.sh("truncate -s 16M /root/base.raw")
-    host.qsysd("image", "import", "/root/base.raw", "--name", "base", "--no-cloud-init")
+    host.qsysd("image", "import", "/root/base.raw", "--name", "base", "--no-cloud-init", "--format=raw")
     create(host, writer, "tiny=write-disk tiny=no-network", options=["--image", "base", "--disk", "64M"])
     wait_console(host, writer, "TINY WROTE")
     host.crash()
