@@ -78,7 +78,7 @@ def read_text(path: str, *, errors: str = "strict") -> str | None:
             return _read_all(descriptor).decode("utf-8", errors)
         finally:
             os.close(descriptor)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except UnicodeDecodeError as error:
         raise QsysdError(f"{path} cannot be read: it is not UTF-8 text") from error
@@ -140,6 +140,20 @@ def _unlink(path: str) -> bool:
     except FileNotFoundError:
         return False
     return True
+
+
+def make_directory(path: str, mode: int) -> None:
+    """Create a directory, and those above it, durably; one that exists stays. Raises QsysdError."""
+    if os.path.isdir(path):
+        return
+    above = os.path.dirname(path)
+    if above:
+        make_directory(above, 0o755)
+    try:
+        os.mkdir(path, mode)
+        sync_directory(above)
+    except OSError as error:
+        raise cannot_write(path, error) from error
 
 
 def sync_directory(path: str) -> None:

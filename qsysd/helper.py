@@ -185,6 +185,8 @@ def check_readable() -> None:
 
 def note_start(scope: Scope, vm: str, accelerator: str) -> None:
     """Record what the VM starts with, for `list` and `status`."""
+    from qsysd import trees
+
     digits = "0123456789"
     lines = (
         setting("QSYSD_DIGEST", "0123456789abcdef", range(16, 17)),
@@ -193,6 +195,8 @@ def note_start(scope: Scope, vm: str, accelerator: str) -> None:
         f"QSYSD_ACCELERATOR={accelerator}",
     )
     os.makedirs(scope.notes_dir, mode=0o755, exist_ok=True)
+    if os.path.isdir(scope.note(vm)):
+        trees.remove(scope.note(vm))
     with open(scope.note(vm), "w", encoding="ascii") as file:
         file.write("\n".join(lines) + "\n")
 
@@ -258,11 +262,10 @@ def after_stop(scope: Scope, vm: str) -> None:
     """
     if os.path.exists(scope.shutdown_mark):
         return
-    from qsysd import roots, taps
+    from qsysd import roots, taps, trees
 
     taps.unplug(scope, taps.parse_ports(os.environ.get("QSYSD_NICS", "")), vm)
-    if os.path.exists(scope.note(vm)):
-        os.unlink(scope.note(vm))
+    trees.remove(scope.note(vm))
     root = scope.root_dir(vm)
     if os.path.exists(root) and not roots.remove(root):
         say(f"{root} holds files or mounts that are not qsysd's; they were left in place")

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from qsysd.errors import InvalidError, NotFoundError, QsysdError
-from qsysd.files import digest, hint, read_bytes, read_text, write_atomic
+from qsysd.files import digest, hint, make_directory, read_bytes, read_text, write_atomic
 from qsysd.names import in_order
 from qsysd.paths import DROP_IN_MARK, SEED_MARK, Scope, is_name
 
@@ -86,13 +86,17 @@ class Store:
         return in_order(name for name in names if is_name(name))
 
     def exists(self, vm: str) -> bool:
-        """Return whether a VM is defined."""
-        return is_name(vm) and os.path.exists(self.scope.definition(vm))
+        """Return whether a VM is defined, be its definition readable or not."""
+        return is_name(vm) and os.path.lexists(self.scope.definition(vm))
 
     def require(self, vm: str) -> str:
-        """Return the text of a VM's definition. Raises NotFoundError."""
+        """Return the text of a VM's definition. Raises NotFoundError, QsysdError if it cannot be read."""
         # Only a name: `delete ../networks/default` must not find anything.
         text = read_text(self.scope.definition(vm)) if is_name(vm) else None
+        if text is None and self.exists(vm):
+            raise QsysdError(
+                f"{self.scope.definition(vm)} cannot be read: a link to a file that does not exist"
+            )
         if text is None:
             raise NotFoundError(f"there is no VM {vm!r}", hint=self._nearby(vm))
         return text
@@ -179,11 +183,12 @@ class Store:
     def differences(self, vm: str, rendered: Rendered) -> list[str]:
         """Return the paths whose contents are not what the definition renders to; the seed's comes first."""
         found = [self.scope.seed(vm)] if rendered.seed and self.seed_digest(vm) != rendered.seed else []
-        return found + [path for path, text, _ in self.rendered(vm, rendered) if read_text(path) != text]
+        files = self.rendered(vm, rendered)
+        return found + [path for path, text, _ in files if read_bytes(path) != text.encode()]
 
     def write_rendered(self, vm: str, rendered: Rendered) -> list[str]:
         """Write the text files that differ from a rendering; return the paths. The seed must be in place."""
-        os.makedirs(self.scope.drop_in_dir(vm), mode=0o755, exist_ok=True)
+        make_directory(self.scope.drop_in_dir(vm), 0o755)
         changed = self.differences(vm, rendered)
         for path, text, mode in self.rendered(vm, rendered):
             if path in changed:
@@ -250,9 +255,10 @@ class Store:
 
     def started(self, vm: str) -> Started | None:
         """Return what a VM that runs was started with, None where nothing was recorded."""
-        text = read_text(self.scope.note(vm), errors="replace")
-        if text is None:
+        data = read_bytes(self.scope.note(vm))
+        if data is None:
             return None
+        text = data.decode("utf-8", "replace")
         return Started(
             digest=text.partition("\n")[0],
             memory_mib=_number(_variable(text, "QSYSD_MEMORY_MIB")),
@@ -261,18 +267,20 @@ class Store:
         )
 
     def _rendered_head(self, vm: str) -> str:
-        """Return an environment file up to QEMU's arguments; "" without one.
+        """Return an environment file up to QEMU's arguments; "" without one that can be read.
 
         A list reads 100 of them, a create beside 1000 VMs all.
         """
         try:
-            file = os.open(self.scope.environment(vm), os.O_RDONLY | os.O_CLOEXEC)
+            file = os.open(self.scope.environment(vm), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError:
             return ""
         try:
             data = os.read(file, _HEAD)
             while b"\nQEMU_ARGS=" not in data and (more := os.read(file, _HEAD)):
                 data += more
+        except OSError:  # a directory
+            return ""
         finally:
             os.close(file)
         return data.partition(b"\nQEMU_ARGS=")[0].decode("utf-8", "replace")

@@ -65,15 +65,14 @@ def _used(entry: os.DirEntry[str]) -> str:
 
 
 def foreign_drop_ins(host: Host, vm: str) -> list[str]:
-    """Return a person's own drop-ins of a VM, which stay."""
+    """Return a person's own drop-ins of a VM, which stay, or what is in the place of their directory."""
     directory = host.scope.drop_in_dir(vm)
-    with suppress(FileNotFoundError):
-        return [
-            os.path.join(directory, name)
-            for name in sorted(os.listdir(directory))
-            if name != os.path.basename(host.scope.drop_in(vm))
-        ]
-    return []
+    try:
+        names = sorted(os.listdir(directory))
+    except OSError:
+        return [directory] if os.path.lexists(directory) else []
+    ours = os.path.basename(host.scope.drop_in(vm))
+    return [os.path.join(directory, name) for name in names if name not in (ours, f"{ours}.part")]
 
 
 class Deleted(NamedTuple):

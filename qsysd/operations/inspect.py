@@ -100,7 +100,7 @@ def _disks(host: Host, name: str) -> list[dict[str, Any]]:
     found = []
     try:
         entries = sorted(os.scandir(host.scope.vm_dir(name)), key=lambda entry: natural_key(entry.name))
-    except FileNotFoundError:
+    except OSError:
         return []
     for entry in entries:
         if paths.is_disk(entry.name) and entry.is_file(follow_symlinks=False):

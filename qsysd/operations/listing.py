@@ -96,7 +96,7 @@ def enabled_names(host: Host) -> set[str]:
     """Return the VMs that start at host boot: systemd's own links tell."""
     try:
         entries = os.listdir(host.scope.wants_dir)
-    except FileNotFoundError:
+    except OSError:
         return set()
     return {paths.vm_of_unit(entry) for entry in entries if entry.startswith("qemu-vm@")}
 

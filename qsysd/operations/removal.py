@@ -5,6 +5,7 @@ It relies on nothing that is in a VM's files: any of them may be missing, damage
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -68,8 +69,8 @@ def _disable(host: Host, units: Sequence[str]) -> None:
     except QsysdError as error:
         # For example without the unit's template.
         host.tell(f"warning: {error.message}; the links in {host.scope.wants_dir} are removed directly")
-        for unit in units:
-            _remove(os.path.join(host.scope.wants_dir, unit))
+    for unit in units:
+        _remove(os.path.join(host.scope.wants_dir, unit))
     if os.path.isdir(host.scope.wants_dir):
         sync_directory(host.scope.wants_dir)
 
@@ -120,8 +121,12 @@ def _remove(path: str) -> None:
         trees.remove(path)
         sync_directory(os.path.dirname(path))
     else:
-        with suppress(NotADirectoryError):
+        try:
             remove(path)
+        except OSError as error:
+            # Its directory is none, so it does not exist.
+            if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+                raise
 
 
 def _forget_addresses(host: Host, vm: str) -> set[str]:

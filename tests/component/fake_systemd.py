@@ -125,7 +125,7 @@ class FakeSystemd(Systemd):
         self._called("DisableUnitFiles", *units)
         for unit in units:
             link = os.path.join(self.scope.wants_dir, unit)
-            if os.path.lexists(link):
+            if os.path.islink(link):
                 os.unlink(link)
 
     def _list(self, active: Sequence[str], names: Sequence[str]) -> dict[str, UnitState]:

@@ -542,7 +542,13 @@ def test_before_start_reports_a_definition_that_was_changed_after_it_was_rendere
 @pytest.mark.usefixtures("unit")
 def test_after_stop_takes_it_back_and_can_be_repeated(directory: Path, scope: Scope) -> None:
     helper.before_start(scope, VM)
-    for _ in range(2):
+    os.unlink(scope.note(VM))
+    os.makedirs(f"{scope.note(VM)}/in-the-way")
+    helper.before_start(scope, VM)
+    assert os.path.isfile(scope.note(VM))
+    for what in ("file", "directory", "nothing"):
+        if what == "directory":
+            os.makedirs(f"{scope.note(VM)}/in-the-way")
         helper.after_stop(scope, VM)
         assert owners(directory) == {(0, 0)}
         assert not os.path.lexists(scope.note(VM))
