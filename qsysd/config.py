@@ -26,7 +26,7 @@ CPUS_MAXIMUM = 1024
 _PLAIN_PATH = re.compile(r"/[A-Za-z0-9._/+@=~-]+")
 _MACHINE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _CPU = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+,=-]{0,255}")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_NOT_TEXT = re.compile(f"[{values.NOT_TEXT}]")
 
 # No definition is like this, and libyaml overflows the stack on tens of thousands of levels.
 _LENGTH_MAX = 64 * 1024
@@ -148,8 +148,8 @@ def _text(node: Any) -> str:
     if kind in ("bool", "int", "float", "timestamp"):
         kind = {"bool": "truth value", "timestamp": "time"}.get(kind, "number")
         raise ValueError(f"{text} is a {kind} in YAML, not a text; write it in quotes: '{text}'")
-    if _CONTROL.search(text):
-        raise ValueError("control characters and line breaks are not allowed")
+    if _NOT_TEXT.search(text):
+        raise ValueError("control characters, noncharacters and line breaks are not allowed")
     return text
 
 

@@ -15,8 +15,13 @@ _SIZE = re.compile(
 _SECONDS = {"": 1, "s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600}
 _DURATION = re.compile(r"(?P<number>[1-9][0-9]*|0)\s*(?P<unit>s|sec|m|min|h|)")
 MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
+# Control characters and Unicode's noncharacters, as the inside of a character class: YAML does not hold
+# the former unescaped, and systemd takes no environment file with one of the latter.
+NOT_TEXT = "\x00-\x1f\x7f\ufdd0-\ufdef" + "".join(
+    f"{chr(plane * 0x10000 + 0xFFFE)}{chr(plane * 0x10000 + 0xFFFF)}" for plane in range(17)
+)
 # type, key and comment as in the .pub file that ssh-keygen writes (sshd(8), AUTHORIZED_KEYS FILE FORMAT)
-SSH_KEY = re.compile(r"(ssh|ecdsa|sk)-[A-Za-z0-9@.-]+ [A-Za-z0-9+/]+=*( [^\x00-\x1f\x7f]*)?")
+SSH_KEY = re.compile(rf"(ssh|ecdsa|sk)-[A-Za-z0-9@.-]+ [A-Za-z0-9+/]+=*( [^{NOT_TEXT}]*)?")
 USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}")  # a user's name: useradd(8)
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 

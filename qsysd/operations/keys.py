@@ -12,6 +12,8 @@ from qsysd.errors import HostError, InvalidError, QsysdError
 from qsysd.files import remove, sync_directory, write_atomic
 from qsysd.paths import Scope
 
+KEYS_MAX = 1024 * 1024  # characters of a file of public keys
+
 
 def host_key(scope: Scope) -> str:
     """Return the public half of the host's key, which is created the first time. Root only.
@@ -68,9 +70,10 @@ def callers_keys() -> list[str]:
             names = sorted(name for name in os.listdir(directory) if name.endswith(".pub"))
         except OSError:
             continue  # no such directory, or not ours to read: then there are no keys
-        for name in names:
-            with suppress(InvalidError):  # a key of another program, or not ours to read
-                found += read_keys(os.path.join(directory, name))
+        for path in (os.path.join(directory, name) for name in names):
+            if os.path.isfile(path):  # a FIFO without a writer would block
+                with suppress(InvalidError):  # a key of another program, or not ours to read
+                    found += read_keys(path)
     return list(dict.fromkeys(found))
 
 
@@ -83,9 +86,12 @@ def read_keys(path: str) -> Sequence[str]:
     """Return the public keys in a file, one a line. Raises InvalidError when it has none."""
     try:
         with open(path, encoding="utf-8") as file:
-            lines = [" ".join(line.split(maxsplit=2)).rstrip() for line in file]
+            text = file.read(KEYS_MAX + 1)  # /dev/zero does not end
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidError(f"{path} is not a file of ssh public keys: {error}") from error
+    if len(text) > KEYS_MAX:
+        raise InvalidError(f"{path} is too long for a file of SSH public keys", hint="name the .pub file")
+    lines = [" ".join(line.split(maxsplit=2)).rstrip() for line in text.split("\n")]
     found = [line for line in lines if values.SSH_KEY.fullmatch(line)]
     if not found:
         raise InvalidError(f"{path} holds no ssh public key", hint="name the .pub file")

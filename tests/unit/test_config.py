@@ -352,10 +352,14 @@ def test_initrd_and_append_need_a_kernel() -> None:
     assert problem("append: x").endswith("append: needs 'kernel' as well")
 
 
-@pytest.mark.parametrize("value", ["tab\\there", "a\\nb", "a\\rb", "nul\\0", "\\x1b[2J", "\\x7f", "\\b"])
-def test_control_characters_are_refused(value: str) -> None:
+@pytest.mark.parametrize(
+    "value",
+    ["tab\\there", "a\\nb", "a\\rb", "nul\\0", "\\x1b[2J", "\\x7f", "\\b", "\\uFFFE", "\\uFDD0",
+     "\\U0001FFFF"],
+)  # fmt: skip
+def test_control_characters_and_noncharacters_are_refused(value: str) -> None:
     for line in (f'kernel: /x\nappend: "{value}"', f'qemu_args: ["{value}"]'):
-        assert "control characters and line breaks are not allowed" in problem(line)
+        assert "control characters, noncharacters and line breaks are not allowed" in problem(line)
 
 
 def test_a_block_text_ends_in_a_line_break_and_is_refused() -> None:

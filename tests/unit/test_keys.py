@@ -92,6 +92,20 @@ def test_keys_of_other_programs_beside_them_are_passed_over(home: Path) -> None:
     assert keys.callers_keys() == [KEY]
 
 
+def test_a_fifo_and_an_endless_device_among_the_keys_do_not_hang(home: Path) -> None:
+    os.mkfifo(home / ".ssh/fifo.pub")
+    (home / ".ssh/zero.pub").symlink_to("/dev/zero")
+    write(home / ".ssh/id.pub", KEY)
+    assert keys.callers_keys() == [KEY]
+    with pytest.raises(InvalidError, match="too long for a file of SSH public keys"):
+        keys.read_keys("/dev/zero")
+
+
+def test_a_key_with_a_noncharacter_in_its_comment_is_no_key(tmp_path: Path) -> None:
+    text = f"ssh-rsa AAAA a\ufffeb\n{KEY}\n"
+    assert keys.read_keys(write(tmp_path / "x.pub", text)) == [KEY]
+
+
 def test_nobody_needs_keys(home: Path) -> None:
     assert keys.callers_keys() == []
     (home / ".ssh").rmdir()
