@@ -16,7 +16,7 @@ DEB := build/qsysd_$(VERSION)_all.deb
 
 # What goes into the package.
 PACKAGED := $(shell find qsysd templates units debian -not -type d -not -path '*/__pycache__/*') \
-  docs/qsysd.8 pyproject.toml setup.cfg $(wildcard LICENSE README.md CHANGELOG.md)
+  $(wildcard docs/* examples/*) pyproject.toml setup.cfg $(wildcard LICENSE README.md CHANGELOG.md)
 
 # Debian packages that this machine needs: to build, and to run the tests that need no lab.
 BUILD_NEEDS := build-essential debhelper dh-python pybuild-plugin-pyproject python3 python3-click \

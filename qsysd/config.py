@@ -40,7 +40,7 @@ class Problems:
     def __init__(self, source: str) -> None:
         self.source = source
         self.lines: list[tuple[int, str]] = []
-        self.hint = f"correct {source} and try again" if source else "qsysd create --help"
+        self.hint = f"correct {source} (keys: man qsysd.yaml)" if source else "qsysd create --help"
 
     def add(self, node: Any, path: str, message: str) -> None:
         """Note a problem at a YAML node."""
@@ -283,7 +283,10 @@ def _parse(text: str, source: str) -> Any:
     """Return the root node of a YAML text. Raises InvalidError with the parser's own words."""
     node = _compose(text, source)
     if node is None:
-        raise InvalidError(f"{source}: the file is empty", hint="examples/ has definitions to start from")
+        raise InvalidError(
+            f"{source}: the file is empty",
+            hint="examples: /usr/share/doc/qsysd/examples; keys: man qsysd.yaml",
+        )
     return node
 
 

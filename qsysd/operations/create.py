@@ -282,4 +282,6 @@ def _start(host: Host, spec: VMSpec) -> None:
         host.tell(f"warning: {started.error.message}" if started.error else f"{started.name}: {started.what}")
     error = outcomes[spec.name].error
     if error:
-        raise QsysdError(error.message, hint="the VM was not made; correct it and try again", code=1)
+        raise QsysdError(
+            error.message, hint="nothing was created; fix the error and run the command again", code=1
+        )

@@ -392,7 +392,7 @@ def test_a_qemu_that_does_not_start_leaves_nothing(host: OwnHost, monkeypatch: p
         QsysdError, match="web1 did not start: qemu-system-x86_64: -foo: invalid option"
     ) as caught:
         make(host)
-    assert caught.value.hint == "the VM was not made; correct it and try again"
+    assert caught.value.hint == "nothing was created; fix the error and run the command again"
     assert files() == before
     assert listing.enabled_names(host) == set()
     assert host.fake.state("qemu-vm@web1.service").active == "inactive"

@@ -142,6 +142,19 @@ def test_package_has_real_files() -> None:
         assert modes[f"{folder}/{source.relative_to(REPOSITORY)}"] == "-"
 
 
+def test_package_ships_manual_pages_documents_and_examples() -> None:
+    listing = run("dpkg-deb", "--contents", find_package()).splitlines()
+    files = {line.split()[5].removeprefix("./") for line in listing}
+    expected = {"usr/share/doc/qsysd/README.md", "usr/share/doc/qsysd/changelog.gz"}
+    expected |= {f"usr/share/doc/qsysd/docs/{path.name}" for path in REPOSITORY.glob("docs/*.md")}
+    expected |= {f"usr/share/doc/qsysd/examples/{path.name}" for path in REPOSITORY.glob("examples/*")}
+    expected |= {
+        f"usr/share/man/man{path.suffix[1]}/{path.name}.gz" for path in REPOSITORY.glob("docs/*.[1-8]")
+    }
+    assert len(expected) > 10
+    assert expected - files == set()
+
+
 def test_package_names_what_it_needs() -> None:
     """Of what `qsysd` tells people to install by hand, nothing is missing after `apt install qsysd`."""
     fields = run("dpkg-deb", "--field", find_package(), "Depends", "Recommends")
@@ -315,7 +328,8 @@ def test_removal_without_vms_leaves_settings(package_host: LabHost) -> None:
         "/var/lib/qsysd",
     ]
     subnet = host.read("/etc/qsysd/networks/default.yaml")
-    apt(host, *INSTALL, f"/root/{find_package().name}")
+    said = apt(host, *INSTALL, f"/root/{find_package().name}")
+    assert "qsysd is ready: sudo qsysd create web1 --image debian --wait" in said.splitlines()[-1]
     assert host.read("/etc/qsysd/networks/default.yaml") == subnet
     run_vm(host)
 

@@ -1,0 +1,82 @@
+"""The documents: what they list is what the program has, so that they cannot drift."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from qsysd.config import VM_KEYS
+from qsysd.operations.setup import DEFAULTS_TEXT
+from qsysd.spec import NetworkSpec
+
+ROOT = Path(__file__).parents[2]
+PAGES = ("qsysd.8", "qsysd.yaml.5", "qemu-vm@.service.7")
+
+
+def page(name: str) -> str:
+    """Return a manual page, without what only its formatting needs."""
+    return (ROOT / "docs" / name).read_text(encoding="utf-8").replace("\\-", "-").replace(' ", " ', " ")
+
+
+def section(text: str, title: str) -> str:
+    """Return a section of a manual page."""
+    return text.partition(f"\n.SH {title}\n")[2].partition("\n.SH ")[0]
+
+
+def terms(text: str) -> set[str]:
+    """Return the words of the lines that begin an item of a list."""
+    lines = re.findall(r"^\.TP\n\.[BI]R? (.*)$", text, re.MULTILINE)
+    return {word for line in lines for word in re.findall(r"[A-Za-z_]+", line)}
+
+
+def test_each_key_of_a_definition_is_in_the_manual_page_and_in_the_table() -> None:
+    manual = page("qsysd.yaml.5")
+    assert terms(section(manual, "VMS")) == set(VM_KEYS)
+    rows = re.findall(
+        r"^\| (`.*?`) \|", (ROOT / "docs/definition.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert {key for row in rows for key in re.findall("`([a-z_]+)`", row)} >= set(VM_KEYS)
+
+
+def test_each_key_of_networks_and_defaults_is_in_the_manual_page() -> None:
+    manual = page("qsysd.yaml.5")
+    assert terms(section(manual, "NETWORKS")) == {field.name for field in fields(NetworkSpec)}
+    keys = re.findall("^#([a-z_]+):", DEFAULTS_TEXT, re.MULTILINE)
+    assert keys
+    assert re.findall(r"^\.BR ([a-z_]+) [,.]$", section(manual, "DEFAULTS"), re.MULTILINE) == keys
+
+
+def test_each_variable_of_the_environment_file_is_in_the_units_manual_page() -> None:
+    template = (ROOT / "templates/vm.env.j2").read_text(encoding="utf-8")
+    variables = set(re.findall("^([A-Z_]+)=", template, re.MULTILINE))
+    assert terms(section(page("qemu-vm@.service.7"), "ENVIRONMENT")) == variables
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_manual_pages_refer_to_each_other_and_are_packaged(name: str) -> None:
+    others = {other.replace("\\", "").rpartition(".")[0] for other in PAGES if other != name}
+    see_also = section(page(name), "SEE ALSO")
+    assert {other for other in others if f"{other} (" in see_also} == others
+    assert f"docs/{name}\n" in (ROOT / "debian/qsysd.manpages").read_text(encoding="utf-8")
+
+
+def test_units_name_a_manual_page_of_ours() -> None:
+    for unit in [*(ROOT / "units").iterdir(), ROOT / "templates/qemu-vm@.service.j2"]:
+        found = re.search("^Documentation=(.*)$", unit.read_text(encoding="utf-8"), re.MULTILINE)
+        assert found, unit
+        assert found[1].startswith(("man:qsysd(8)", "man:qemu-vm@.service(7)")), unit
+
+
+def test_readme_names_what_building_installs() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    needs = re.search(
+        r"^BUILD_NEEDS := (.*?[^\\])$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M | re.S
+    )
+    assert needs
+    for package in needs[1].replace("\\", "").split():
+        assert f"`{package}`" in readme
+    # the package comes first, then how it is built
+    assert readme.index("apt install ./qsysd_") < readme.index("make install") < readme.index("make demo")
