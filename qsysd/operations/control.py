@@ -93,12 +93,14 @@ def start(host: Host, names: Sequence[str]) -> list[Outcome]:
     needed_by = dependencies(host, names)
     outcomes = _render_stale(host, list(needed_by))
     with transaction.locked(host, needed_by, exclusive=False):
-        outcomes |= start_units(host, [name for name in needed_by if name not in outcomes])
+        valid = {name: other for name, other in needed_by.items() if name not in outcomes}
+        outcomes |= start_units(host, valid)
     return [*as_dependencies(outcomes, needed_by, names), *(outcomes[name] for name in names)]
 
 
-def start_units(host: Host, names: Sequence[str]) -> dict[str, Outcome]:
-    """Start the units of VMs, in this order where one comes after another; return the outcomes by name."""
+def start_units(host: Host, needed_by: Mapping[str, str]) -> dict[str, Outcome]:
+    """Start the units of VMs, ordered as `dependencies` returns them; return the outcomes by name."""
+    names = list(needed_by)
     states = _states(host, names)
     outcomes = {name: Outcome(name, RUNS_ALREADY) for name in names if states[name].active == "active"}
     rest = [name for name in names if name not in outcomes]
@@ -106,8 +108,12 @@ def start_units(host: Host, names: Sequence[str]) -> dict[str, Outcome]:
     # A start job for a unit in auto-restart waits for RestartSec; RestartUnit starts it at once.
     pausing = [name for name in rest if states[name].sub.startswith("auto-restart")]
     others = [name for name in rest if name not in pausing]
+    # Each VM that others come after may take its own time.
+    chain = 1 + sum(other != "" for other in needed_by.values())
+    stopping = [state for state in states.values() if state.active == "deactivating"]
+    timeout = chain * START_TIMEOUT + _stop_limit(host, stopping)
     for method, group in (("StartUnit", others), ("RestartUnit", pausing)):
-        outcomes |= start_jobs(host, method, group, "started")
+        outcomes |= _start_jobs(host, method, group, "started", timeout)
     return outcomes
 
 
@@ -127,7 +133,7 @@ def dependencies(host: Host, names: Sequence[str]) -> dict[str, str]:
         needs[name] = [other for other in wanted if host.store.exists(other)]
         for other in wanted:
             if other in needs[name]:
-                needed_by.setdefault(other, name)
+                needed_by[other] = needed_by.get(other) or name
             else:
                 host.tell(f"warning: {name} depends on {other}, which does not exist")
         todo += needs[name]
@@ -157,23 +163,27 @@ def as_dependencies(
     ]
 
 
-def start_jobs(host: Host, method: str, names: Sequence[str], what: str) -> dict[str, Outcome]:
+def _start_jobs(
+    host: Host, method: str, names: Sequence[str], what: str, timeout: float
+) -> dict[str, Outcome]:
     """Run StartUnit or RestartUnit for VMs in parallel; return the outcome of each by name."""
     if not names:
         return {}
-    results = _run_jobs(host, method, names, START_TIMEOUT)
+    results = _run_jobs(host, method, names, timeout)
     return {
-        name: Outcome(name, what) if result.done else Outcome(name, "", _start_error(host, name, result))
+        name: Outcome(name, what)
+        if result.done
+        else Outcome(name, "", _start_error(host, name, result, timeout))
         for name, result in zip(names, results, strict=True)
     }
 
 
-def _start_error(host: Host, name: str, result: JobResult) -> QsysdError:
+def _start_error(host: Host, name: str, result: JobResult, timeout: float) -> QsysdError:
     hint = f"qsysd logs {name}"
     if result.result == "canceled":
         return StateError(f"{name}: the start was canceled by another command")
     if result.result == "waiting":
-        return TimeoutExpired(f"{name}: not started within {START_TIMEOUT:.0f} s", hint=hint)
+        return TimeoutExpired(f"{name}: not started within {timeout:.0f} s", hint=hint)
     if result.result == "not-found":
         return HostError(f"{name}: systemd has no unit {result.unit}", hint="qsysd setup")
     if result.refusal:
@@ -203,7 +213,8 @@ def restart(host: Host, names: Sequence[str]) -> list[Outcome]:
         states = _states(host, names)
         rest = [name for name in names if name not in outcomes]
         prepare(host, [states[name] for name in rest])
-        outcomes |= start_jobs(host, "RestartUnit", rest, "restarted")
+        timeout = START_TIMEOUT + _stop_limit(host, [states[name] for name in rest])
+        outcomes |= _start_jobs(host, "RestartUnit", rest, "restarted", timeout)
     return [outcomes[name] for name in names]
 
 
@@ -224,6 +235,13 @@ def stop(host: Host, names: Sequence[str]) -> list[Outcome]:
                     # A start that was ended on purpose is no failure.
                     host.systemd.reset_failed(paths.unit(name))
     return [outcomes[name] for name in names]
+
+
+def _stop_limit(host: Host, states: Sequence[UnitState]) -> float:
+    """Return the seconds after which systemd has ended those of these units that are not off."""
+    running = [state for state in states if state.active not in OFF]
+    names = [paths.vm_of_unit(state.name) for state in running]
+    return _stop_plan(host, names, running)[1] if running else 0.0
 
 
 def _stop_plan(host: Host, names: Sequence[str], states: Sequence[UnitState]) -> tuple[list[str], float]:

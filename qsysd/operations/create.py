@@ -277,7 +277,7 @@ def _make(host: Host, spec: VMSpec) -> None:
 def _start(host: Host, spec: VMSpec) -> None:
     needed_by = control.dependencies(host, [spec.name])
     # Without the locks of the dependencies: two creates could wait for each other.
-    outcomes = control.start_units(host, list(needed_by))
+    outcomes = control.start_units(host, needed_by)
     for started in control.as_dependencies(outcomes, needed_by, [spec.name]):
         host.tell(f"warning: {started.error.message}" if started.error else f"{started.name}: {started.what}")
     error = outcomes[spec.name].error

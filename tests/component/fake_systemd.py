@@ -38,6 +38,8 @@ class FakeSystemd(Systemd):
         self.goes_at = ""
         self.main_process = int(os.environ.get("FAKE_MAIN_PID", os.getpid()))
         self.calls: list[str] = []
+        self.timeouts: list[float] = []
+        self.stop_timeout = 120  # seconds; TimeoutStopSec of every unit
         self.during: Callable[[str, str], None] = lambda method, unit: None
         self.tick: Callable[[float], None] = lambda seconds: None
 
@@ -81,6 +83,7 @@ class FakeSystemd(Systemd):
         enqueued: Callable[[], None] | None = None,
         tick: Callable[[float], None] | None = None,
     ) -> list[JobResult]:
+        self.timeouts.append(timeout)
         found = []
         units = list(units)
         for unit in units:
@@ -143,7 +146,7 @@ class FakeSystemd(Systemd):
     def get(self, path: str, interface: str, name: str) -> Any:
         self._called("Get", path, name)
         values = {"MainPID": self.main_process, "Version": "252.1", "SystemState": "running"}
-        return {**values, "TimeoutStopUSec": 120_000_000, "After": []}[name]
+        return {**values, "TimeoutStopUSec": self.stop_timeout * 1_000_000, "After": []}[name]
 
     def get_all(self, objects: Sequence[str], interface: str, name: str) -> Sequence[Any]:
         return [self.get(path, interface, name) for path in objects]

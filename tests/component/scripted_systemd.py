@@ -2,7 +2,8 @@
 
     StartUnit("qemu-vm@failed.service")     the job ends as `failed`
     …@early…                                its JobRemoved comes before the reply
-    …@never…                                no JobRemoved comes
+    …@never…                                the job does not end
+    …@lost…                                 the job ends without a JobRemoved
     …@forged…                               somebody else on the bus says `done` first; it fails
     …@nosuch…, @denied…, @masked…           the call is refused with systemd's own error
     …@hangs…                                the call is never answered
@@ -37,6 +38,8 @@ ERRORS = {
     ),
     "masked": ("org.freedesktop.systemd1.UnitMasked", "Unit {} is masked."),
 }
+# A variable that makes systemd refuse subscriptions, as for a connection that it knows by its name.
+ALREADY_SUBSCRIBED = "SCRIPTED_ALREADY_SUBSCRIBED"
 JOB_DELAY = 10  # milliseconds
 
 BUS_CONFIG = """\
@@ -59,6 +62,7 @@ INTERFACES = """\
     <method name="StopUnit"><arg type="s"/><arg type="s"/><arg type="o" direction="out"/></method>
     <method name="RestartUnit"><arg type="s"/><arg type="s"/><arg type="o" direction="out"/></method>
     <method name="ReloadUnit"><arg type="s"/><arg type="s"/><arg type="o" direction="out"/></method>
+    <method name="GetJob"><arg type="u"/><arg type="o" direction="out"/></method>
     <method name="KillUnit"><arg type="s"/><arg type="s"/><arg type="i"/></method>
     <method name="ResetFailedUnit"><arg type="s"/></method>
     <method name="Reload"/>
@@ -82,6 +86,8 @@ INTERFACES = """\
     <property name="InvocationID" type="ay" access="read"/>
     <property name="After" type="as" access="read"/>
     <property name="FragmentPath" type="s" access="read"/>
+    <property name="ActiveState" type="s" access="read"/>
+    <property name="Job" type="(uo)" access="read"/>
   </interface>
   <interface name="org.freedesktop.systemd1.Service">
     <property name="MainPID" type="u" access="read"/>
@@ -120,6 +126,7 @@ class ScriptedSystemd:
         self.loaded: list[str] = []
         self.stale = True
         self.jobs = 0
+        self.under_way: set[int] = set()
         self.connection = self.connect()
         self.interfaces = {info.name: info for info in Gio.DBusNodeInfo.new_for_xml(INTERFACES).interfaces}
         for name in (MANAGER, TEST):
@@ -158,6 +165,8 @@ class ScriptedSystemd:
             "NeedDaemonReload": ("b", text.startswith("stale") and self.stale),
             "FragmentPath": ("s", "/nonexistent/qemu-vm@.service"),
             "Environment": ("as", []),
+            "ActiveState": ("s", "active"),
+            "Job": ("(uo)", (0, "/")),
             "InvocationID": ("ay", b"\x01\xab"),
             "MainPID": ("u", 0 if text.startswith("off") else 4711),
             "TimeoutStopUSec": ("t", 2**64 - 1),
@@ -185,6 +194,10 @@ class ScriptedSystemd:
             call.return_dbus_error(name, words.format(unit))
         elif behaviour(unit) == "hangs":
             return
+        elif method == "Subscribe" and os.environ.get(ALREADY_SUBSCRIBED):
+            call.return_dbus_error(f"{NAME}.AlreadySubscribed", "Client is already subscribed.")
+        elif method == "GetJob" and values[0] not in self.under_way:
+            call.return_dbus_error("org.freedesktop.systemd1.NoSuchJob", f"Job {values[0]} does not exist.")
         elif method in ("StartUnit", "StopUnit", "RestartUnit", "ReloadUnit"):
             self.job(unit, call)
         else:
@@ -197,6 +210,8 @@ class ScriptedSystemd:
             self.stale = False
         if method == "Load":
             self.path_of(values[0])
+        if method == "GetJob" and values[0] in self.under_way:
+            return variant("(o)", (f"{PATH}/job/{values[0]}",))
         if method == "LoadUnit":
             return variant("(o)", (self.path_of(values[0]),))
         if method == "Calls":
@@ -225,6 +240,8 @@ class ScriptedSystemd:
         self.jobs += 1
         number, word = self.jobs, behaviour(unit)
         reply = self.glib.Variant("(o)", (f"{PATH}/job/{number}",))
+        if word != "lost":
+            self.under_way.add(number)
         if word == "early":
             self.removed(self.connection, number, unit, "done")
         if word == "forged":
@@ -235,12 +252,13 @@ class ScriptedSystemd:
         if word == "dies":
             self.connection.flush_sync(None)
             os._exit(0)
-        if word not in ("early", "never"):
+        if word not in ("early", "never", "lost"):
             result = "failed" if word == "forged" else word if word in RESULTS else "done"
             self.glib.timeout_add(JOB_DELAY, lambda: self.removed(self.connection, number, unit, result))
 
     def removed(self, connection: Any, number: int, unit: str, result: str) -> bool:
         """Send JobRemoved; return False, for a timer that fires once."""
+        self.under_way.discard(number)
         values = self.glib.Variant("(uoss)", (number, f"{PATH}/job/{number}", unit, result))
         connection.emit_signal(None, PATH, MANAGER, "JobRemoved", values)
         return False

@@ -78,6 +78,17 @@ def test_what_runs_is_not_started_again(vm: OwnHost) -> None:
     assert jobs(vm) == ["StartUnit web2"]
 
 
+@pytest.mark.parametrize(("verb", "state"), [("restart", "active"), ("start", "deactivating")])
+def test_a_start_waits_for_the_stop_before_it_however_long_that_may_take(
+    vm: OwnHost, verb: str, state: str
+) -> None:
+    vm.fake.stop_timeout = 600
+    vm.fake.set(UNIT, state, state)
+    getattr(control, verb)(vm, ["web1", "web2"])
+    # TimeoutStopSec counts for ExecStop, and again for the exit that follows.
+    assert vm.fake.timeouts[0] >= 2 * 600 + control.START_TIMEOUT
+
+
 @pytest.fixture
 def chain(vm: OwnHost) -> OwnHost:
     """Return a host on which web1 depends on app1, which depends on db1; all are off."""

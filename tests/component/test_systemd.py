@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -11,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted_systemd import Bus, private_bus
+from scripted_systemd import ALREADY_SUBSCRIBED, Bus, private_bus
 
 from qsysd import systemd
 from qsysd.errors import HostError, NotFoundError, QsysdError, TimeoutExpired
 from qsysd.systemd import JobResult, Systemd, UnitState
+from qsysd.systemd import bus as bus_module
+from qsysd.systemd import jobs as jobs_module
 
 LONG = 20.0  # seconds; nothing here takes that long unless it hangs
 
@@ -83,7 +86,7 @@ def test_a_job_without_end_is_given_up_at_the_deadline(client: Systemd) -> None:
 
 
 def test_waiting_is_told(client: Systemd, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(systemd, "TICK", 0.05)
+    monkeypatch.setattr(jobs_module, "TICK", 0.05)
     told: list[float] = []
     client.run_jobs("StartUnit", [unit("never")], timeout=0.5, tick=told.append)
     assert told
@@ -151,7 +154,7 @@ def test_an_unknown_object_is_not_found(client: Systemd) -> None:
 def test_a_call_without_an_answer_ends_at_its_deadline(
     client: Systemd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Systemd._call, "__kwdefaults__", {"path": systemd._PATH, "timeout": 0.2})
+    monkeypatch.setattr(bus_module.Bus.call, "__kwdefaults__", {"path": bus_module.PATH, "timeout": 0.2})
     with pytest.raises(TimeoutExpired) as caught:
         client.reset_failed(unit("hangs"))
     assert caught.value.hint == "systemd is busy or hangs: systemctl status"
@@ -184,7 +187,7 @@ def test_systemd_that_leaves_in_the_middle_of_a_call(bus: Bus) -> None:
 
 def test_a_bus_that_goes_while_a_job_is_waited_for(bus: Bus) -> None:
     client = Systemd(bus.address)
-    with pytest.raises(HostError, match="the system bus went away"):
+    with pytest.raises(HostError, match="the system bus cannot be reached"):
         client.run_jobs("StartUnit", [unit("never")], timeout=LONG, enqueued=bus.daemon.kill)
 
 
@@ -210,19 +213,49 @@ def test_a_bus_that_comes_back_is_used_again_and_its_signals_are_heard(
         assert start(client, "ok", "failed") == ["done", "failed"]
 
 
+def test_a_job_whose_signal_is_lost_ends_as_its_unit_shows(
+    client: Systemd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs_module, "LOOK_INTERVAL", 0.05)
+    assert start(client, "lost", "ok-l", "failed-l") == ["done", "done", "failed"]
+    (stopped,) = client.run_jobs("StopUnit", [unit("lost")], timeout=LONG)
+    # It is active again: another command has started it.
+    assert stopped.result == "canceled"
+
+
+def test_a_job_is_waited_for_over_a_restart_of_the_bus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with contextlib.ExitStack() as buses:
+        first = buses.enter_context(private_bus(tmp_path))
+        client = Systemd(first.address.split(",")[0], patience=LONG)
+
+        def restart() -> None:
+            first.close()
+            monkeypatch.setenv(ALREADY_SUBSCRIBED, "1")
+            buses.enter_context(private_bus(tmp_path))
+
+        result = client.run_jobs("StartUnit", [unit("never")], timeout=LONG, enqueued=restart)
+        assert result == [JobResult(unit("never"), "done")]
+        # Calls and jobs go on over the new connection.
+        assert client.version() == 252
+        assert start(client, "ok", "failed") == ["done", "failed"]
+
+
 def test_a_process_outlives_its_bus(bus: Bus) -> None:
     # in a process of its own, and with the system's bus: that is the one whose end GDBus makes ours
-    package = os.path.dirname(os.path.dirname(systemd.__file__))
+    package = os.path.dirname(os.path.dirname(os.path.dirname(systemd.__file__)))
     program = f"""
 import os, signal
 from qsysd.errors import HostError
 from qsysd.systemd import Systemd
-client = Systemd()
+client = Systemd(patience=0)
 try:
     end = lambda: os.kill({bus.daemon.pid}, signal.SIGKILL)
     client.run_jobs('StartUnit', ['{unit("never")}'], timeout=20, enqueued=end)
 except HostError as error:
-    print('survived:', error)
+    print('survived:', error.message.partition(':')[0])
 """
     done = subprocess.run(
         ["/usr/bin/python3", "-c", program],
@@ -231,7 +264,7 @@ except HostError as error:
         text=True,
         env={"PYTHONPATH": package, "DBUS_SYSTEM_BUS_ADDRESS": bus.address},
     )
-    assert (done.returncode, done.stdout) == (0, "survived: the system bus went away\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, "survived: the system bus cannot be reached\n"), done.stderr
 
 
 # failed states, and files that have changed

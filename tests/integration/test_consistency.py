@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from labtest import LabHost
+import shlex
+
+from labtest import LabHost, tiny_options
 
 from tests.integration.conftest import VMFactory
 from tests.integration.helpers import (
     FROZEN,
     active,
+    at_once,
     create,
     memory_in_force,
     status,
     unit,
     unit_journal,
+)
+
+# Ends with an error if the jobs do not exist at one time: then nothing was tested.
+WAIT_FOR_THREE_JOBS = (
+    "n=0; until [ $(systemctl list-jobs --no-legend 'qemu-vm@*' | wc -l) = 3 ]; "
+    "do n=$((n+1)); [ $n -lt 100 ] || exit 1; sleep 0.1; done"
 )
 
 
@@ -56,3 +65,34 @@ def test_a_drop_in_that_systemd_has_not_loaded_prevents_the_start_and_is_named(
     host.qsysd("start", name)
     assert host.property(unit(name), "TimeoutStopUSec") == "31s"
     assert active(host, name) == "active/running"
+
+
+def test_commands_go_on_over_a_restart_of_systemd_and_of_the_bus(any_host: LabHost, vm: VMFactory) -> None:
+    host = any_host
+    stopped, started, created = vm("stopped"), vm("started"), vm("created")
+    template = "/etc/systemd/system/qemu-vm@.service.d/90-slow.conf"
+    create(host, stopped, options=["--qemu-arg=-S", "--stop-timeout=3s"])
+    create(host, started, options=[*FROZEN, "--no-start"])
+    host.write(template, "[Service]\nExecStartPre=+/bin/sleep 2\n")
+    host.systemctl("daemon-reload")
+    try:
+        for disturbance in ("systemctl daemon-reexec", "systemctl restart dbus"):
+            create_it = shlex.join(["qsysd", "create", created, *tiny_options(), *FROZEN])
+            done = at_once(
+                host,
+                f"qsysd stop {stopped}",
+                f"qsysd start {started}",
+                create_it,
+                f"{WAIT_FOR_THREE_JOBS} && {disturbance}",
+            )
+            assert [status for status, _ in done] == [0, 0, 0, 0], "\n".join(text for _, text in done)
+            assert (active(host, stopped), active(host, started), active(host, created)) == (
+                "inactive/dead",
+                "active/running",
+                "active/running",
+            )
+            host.qsysd("kill", started)
+            host.qsysd("delete", "--yes", created)
+            host.qsysd("start", stopped)
+    finally:
+        host.sh(f"rm {template}; systemctl daemon-reload")
