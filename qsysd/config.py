@@ -384,11 +384,12 @@ def _check_name(name: str, root: Section, problems: Problems, file: str | None) 
 def parse_network(text: str, source: str, *, name: str | None = None) -> NetworkSpec:
     """Return the spec of a network's definition. Raises InvalidError with all problems."""
     problems = Problems(source)
-    root = Section(_parse(text, source), "", problems, ("name", "kind", "subnet"))
+    root = Section(_parse(text, source), "", problems, ("name", "kind", "subnet", "host_access"))
     spec = NetworkSpec(
         name=root.required("name", _name, name or "invalid"),
         kind=root.value("kind", _choice(NetworkKind), NetworkKind.NAT),
         subnet=root.required("subnet", _subnet, ""),
+        host_access=root.value("host_access", _boolean, False),
     )
     _check_name(spec.name, root, problems, name)
     problems.check()
@@ -401,8 +402,7 @@ def parse_defaults(text: str, source: str) -> Defaults:
     if node is None:
         return Defaults()
     problems = Problems(source)
-    keys = ("accel", "memory", "cpus", "disk_size", "network", "stop_timeout")
-    root = Section(node, "", problems, keys)
+    root = Section(node, "", problems, ("accel", "memory", "cpus", "disk_size", "network", "stop_timeout"))
     plain = Defaults()
     defaults = Defaults(
         accel=root.value("accel", _choice(Accel), plain.accel),
@@ -479,7 +479,7 @@ def dump_vm(spec: VMSpec) -> str:
 
 def dump_network(spec: NetworkSpec) -> str:
     """Return the definition of a network."""
-    return dump({"name": spec.name, "kind": spec.kind.value, "subnet": spec.subnet})
+    return dump(vars(spec) | {"kind": spec.kind.value})
 
 
 def dump(document: Mapping[str, Any]) -> str:

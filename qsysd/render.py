@@ -183,6 +183,7 @@ def network_files(spec: NetworkSpec, scope: Scope) -> dict[str, str]:
         "definition": scope.network_definition(spec.name),
         "network": spec.name,
         "kind": spec.kind.value,
+        "host_access": spec.host_access,
         "bridge": paths.bridge(spec.name),
         "subnet": spec.subnet,
         "gateway": str(subnet[1]),

@@ -81,11 +81,15 @@ class VMSpec:
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """A network: a bridge, an address pool, DHCP and DNS, a firewall. subnet: CIDR, IPv4."""
+    """A network: a bridge, an address pool, DHCP and DNS, a firewall.
+
+    subnet: CIDR, IPv4. host_access: whether guests reach the host's own services.
+    """
 
     name: str
     kind: NetworkKind
     subnet: str
+    host_access: bool = False
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import wire
@@ -33,10 +34,9 @@ from wire import (
     udp_payload,
 )
 
-from qsysd import antispoof, bridges, network, paths, render, tampering, taps
+from qsysd import antispoof, bridges, config, network, paths, render, tampering, taps
 from qsysd.errors import HostError, StateError
 from qsysd.paths import Scope
-from qsysd.spec import NetworkKind, NetworkSpec
 
 pytestmark = pytest.mark.needs_root
 
@@ -62,7 +62,12 @@ class Host:
         leases = os.path.dirname(self.scope.leases("default"))
         os.mkdir(leases)
         shutil.chown(leases, "dnsmasq")
-        spec = NetworkSpec("default", NetworkKind.NAT, "10.83.0.0/24")
+        self.render()
+
+    def render(self, *keys: str) -> None:
+        """Write what the network's definition comes to, with these keys more, and bring the network up."""
+        text = "\n".join(("name: default", "subnet: 10.83.0.0/24", *keys))
+        spec = config.parse_network(text, "default.yaml")
         for path, text in render.network_files(spec, self.scope).items():
             with open(path, "w", encoding="utf-8") as file:
                 file.write(text)
@@ -743,8 +748,79 @@ def test_a_guest_reaches_the_outside_and_not_the_other_way_round(host: Host) -> 
     assert guest.hears(b"knock")
 
 
+def listen(address: str = "", port: int = 5000) -> socket.socket:
+    """Return a service of the host on all of its addresses, or on one."""
+    server = socket.socket(type=socket.SOCK_DGRAM)
+    server.bind((address, port))
+    server.settimeout(0.3)
+    return server
+
+
+def received(server: socket.socket) -> bytes:
+    """Return the next datagram of a service, or nothing."""
+    try:
+        return server.recv(100)
+    except TimeoutError:
+        return b""
+
+
+def test_the_host_answers_only_dhcp_dns_and_icmp(host: Host) -> None:
+    host.outside()
+    guest = host.plug(WEB1)
+    gateway = guest.gateway_mac(GATEWAY)
+    with listen() as server:
+        for address in (GATEWAY, "198.51.100.1", "255.255.255.255"):
+            guest.send(ether(MAC, gateway, IPV4, udp(MINE, 99, address, 5000)))
+        guest.send(ether(MAC, gateway, IPV4, udp(MINE, 53, "198.51.100.1", 53)))
+        assert received(server) == b""
+        # The host may speak to its guests, and gets their answers.
+        server.sendto(b"knock", (MINE, 99))
+        assert guest.hears(b"knock")
+        guest.send(ether(MAC, gateway, IPV4, udp(MINE, 99, GATEWAY, 5000, b"here")))
+        assert received(server) == b"here"
+    assert guest.answered(GATEWAY, gateway) and guest.answered("198.51.100.1", gateway)
+
+    host.render("host_access: true")
+    with listen() as server:
+        guest.send(ether(MAC, gateway, IPV4, udp(MINE, 99, GATEWAY, 5000)))
+        assert received(server) == b"hello"
+
+
+def test_guests_do_not_reach_the_host_by_ipv6(host: Host) -> None:
+    guest = host.plug(FREE)
+    gateway = guest.gateway_mac(GATEWAY)
+    payload = udp_payload(99, 5000)
+    addresses = socket.inet_pton(socket.AF_INET6, "fe80::1") + socket.inet_pton(socket.AF_INET6, "ff02::1")
+    pseudo_header = addresses + len(payload).to_bytes(4, "big") + b"\0\0\0\x11"
+    payload = payload[:6] + wire.checksum(pseudo_header + payload).to_bytes(2, "big") + payload[8:]
+    packet = b"\x60\0\0\0" + len(payload).to_bytes(2, "big") + b"\x11\1" + addresses + payload
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as server:
+        server.bind(("::", 5000))
+        server.settimeout(0.3)
+        for to in (gateway, "33:33:00:00:00:01"):
+            guest.send(ether(FREE.mac, to, IPV6, packet))
+        assert received(server) == b""
+
+
+def test_guests_do_not_reach_the_credentials_of_a_cloud_host(host: Host) -> None:
+    outside = host.outside()
+    guest = host.plug(WEB1)
+    gateway = guest.gateway_mac(GATEWAY)
+    for address in ("169.254.169.254", "203.0.113.1"):
+        run("nsenter", "-t", str(outside), "-n", "ip", "address", "add", f"{address}/32", "dev", "lo")
+        run("ip", "route", "add", address, "via", "198.51.100.2")
+    assert guest.answered("203.0.113.1", gateway)
+    assert not guest.answered("169.254.169.254", gateway, timeout=0.3)
+
+
 def test_an_isolated_network_has_no_way_out(host: Host) -> None:
-    variables = {"definition": "", "network": "default", "bridge": "qb-default", "subnet": "10.83.0.0/24"}
+    variables: dict[str, Any] = {
+        "definition": "",
+        "network": "default",
+        "bridge": "qb-default",
+        "subnet": "10.83.0.0/24",
+    }
+    variables |= {"gateway": GATEWAY, "host_access": False}
     with open(host.scope.network_rules("default"), "w", encoding="utf-8") as file:
         file.write(render.template("network.nft.j2", kind="isolated", **variables))
     bridges.up(host.scope, host.environment | {"QSYSD_KIND": "isolated"})

@@ -187,6 +187,15 @@ class Guest:
         """Tell whether a frame with these bytes in it comes in."""
         return any(payload in frame for frame in self.frames(timeout))
 
+    def answered(self, address: str, mac: str, timeout: float = 2.0) -> bool:
+        """Ping an address by way of a MAC, and tell whether it answers."""
+        self.send(ether(self.mac, mac, IPV4, echo_request(self.address, address)))
+        # behind the header of Ethernet and IPv4: an echo reply
+        source = socket.inet_aton(address)
+        return any(
+            frame[23] == 1 and frame[26:30] == source and frame[34] == 0 for frame in self.frames(timeout)
+        )
+
     def gateway_mac(self, gateway: str) -> str:
         """Return the MAC that answers for the gateway's address. Raises AssertionError when none does."""
         # Again and again: the kernel opens a bridge port a moment after somebody opened the TAP.

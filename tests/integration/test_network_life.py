@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from labtest import LabHost
+import json
+
+from labtest import LabHost, tiny_options
 
 from tests.integration.conftest import VMFactory
-from tests.integration.helpers import create, listed, main_pid, wait_ping, wait_ready
+from tests.integration.helpers import create, listed, main_pid, status, wait_ping, wait_ready
 
 NETWORK = "qsysd-network@default.service"
 DHCP = "qsysd-dhcp@default.service"
@@ -88,3 +90,38 @@ def test_guests_know_each_other_by_name(host: LabHost, vm: VMFactory) -> None:
         "END"
     )
     assert asked.strip() == listed(host, name)["ip"]
+
+
+def test_vm_with_two_nics_on_one_network_is_reachable_at_both_addresses(host: LabHost, vm: VMFactory) -> None:
+    """As in examples/web-with-database.yaml; the guest answers from whichever NIC its routes name first."""
+    name = vm()
+    words = tiny_options()
+    kernel = {option.removeprefix("--"): value for option, value in zip(words[::2], words[1::2], strict=True)}
+    nics = [{"network": "default", "address": "10.83.0.80"}, {"network": "default"}]
+    definition = {"name": name, "nics": nics, "stop_timeout": "1s", **kernel}
+    host.qsysd("create", "--file", "-", stdin=json.dumps(definition))
+    wait_ready(host, name, times=2)
+    addresses = [nic["address"] for nic in status(host, name)["nics"]]
+    assert addresses[0] == "10.83.0.80"
+    rules = "nft list table ip qsysd_default"
+    assert "jump guests" in host.sh(rules)
+    reach_each(host, addresses)
+    # A changed definition of the network takes effect with setup, and the VM keeps its network.
+    network = "/etc/qsysd/networks/default.yaml"
+    text = host.read(network)
+    try:
+        host.write(network, text.replace("host_access: false\n", "") + "host_access: true\n")
+        host.qsysd("setup")
+        assert "jump guests" not in host.sh(rules)
+        reach_each(host, addresses)
+    finally:
+        host.write(network, text)
+        host.qsysd("setup")
+    assert "jump guests" in host.sh(rules)
+
+
+def reach_each(host: LabHost, addresses: list[str]) -> None:
+    """Fail unless each address answers, whichever of the guest's MACs the host has for it."""
+    for address in addresses:
+        host.sh("ip neigh flush dev qb-default")
+        wait_ping(host, address, timeout=10)

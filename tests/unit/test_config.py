@@ -580,6 +580,9 @@ def test_networks() -> None:
     spec = config.parse_network("name: lan\nkind: nat\nsubnet: 10.9.0.0/24", "lan.yaml", name="lan")
     assert spec == NetworkSpec("lan", NetworkKind.NAT, "10.9.0.0/24")
     assert config.parse_network(config.dump_network(spec), "lan.yaml") == spec
+    spec = config.parse_network("name: lan\nsubnet: 10.9.0.0/24\nhost_access: true", "lan.yaml", name="lan")
+    assert spec.host_access
+    assert config.parse_network(config.dump_network(spec), "lan.yaml") == spec
 
 
 @pytest.mark.parametrize(
@@ -592,6 +595,7 @@ def test_networks() -> None:
         ("name: lan\nsubnet: fd00::/64", "is not an IPv4 subnet"),
         ("name: lan\nsubnet: 10.9.0.0/24\nkind: vpn", "'vpn' is not one of nat"),
         ("name: lan\nsubnet: 10.9.0.0/24\nmtu: 9000", "unknown key 'mtu'"),
+        ("name: lan\nsubnet: 10.9.0.0/24\nhost_access: yes", "host_access"),
         ("name: wan\nsubnet: 10.9.0.0/24", "'wan' is not the file's name, 'lan'"),
     ],
 )
