@@ -132,39 +132,52 @@ def _restore_owner(change: Change) -> bool:
     for pid in _processes(change.vm):
         for number in _descriptors(pid):
             tun = _copy(pid, number)
-            if tun is None:
-                continue
-            try:
-                request = bytearray(40)
-                fcntl.ioctl(tun, TUNGETIFF, request)
-                if request[:16].rstrip(b"\0") == change.port.tap.encode():
-                    fcntl.ioctl(tun, taps.TUNSETOWNER, change.expected_owner)
-                    return True
-            except OSError as error:
-                if error.errno != errno.EBADFD:  # a descriptor without a TAP
-                    raise
-            finally:
-                os.close(tun)
-    return False
+            if tun is not None:
+                try:
+                    _set_owner(tun, change.port.tap, change.expected_owner)
+                finally:
+                    os.close(tun)
+    return taps.attribute(change.port.tap, "owner") == str(change.expected_owner)
+
+
+def _set_owner(tun: int, tap: str, owner: int) -> None:
+    """Set the owner of a TAP if the descriptor is one of that TAP."""
+    request = bytearray(40)
+    try:
+        fcntl.ioctl(tun, TUNGETIFF, request)
+    except OSError as error:
+        if error.errno != errno.EBADFD:  # a descriptor without a TAP
+            raise
+    if request[:16].rstrip(b"\0") == tap.encode():
+        fcntl.ioctl(tun, taps.TUNSETOWNER, owner)
 
 
 def _processes(vm: str) -> Iterator[int]:
-    """Yield the processes in the control group of a VM's unit, whatever slice that is in."""
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            try:
-                with open(f"/proc/{entry}/cgroup", encoding="utf-8", errors="replace") as file:
-                    groups = file.read().split("\n")
-            except OSError:
-                continue  # it has ended
-            if any(f"/qemu-vm@{vm}.service/" in f"{group}/" for group in groups):
-                yield int(entry)
+    """Yield the processes in the control group of a VM's unit, whatever slice that is in.
+
+    A container may run a VM of that name too: its network namespace is another.
+    """
+    here = os.readlink("/proc/thread-self/ns/net")
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{entry}/cgroup", encoding="utf-8", errors="replace") as file:
+                groups = file.read().split("\n")
+            mine = any(f"/qemu-vm@{vm}.service/" in f"{group}/" for group in groups)
+            if not mine or os.readlink(f"/proc/{entry}/ns/net") != here:
+                continue
+        except OSError:
+            continue  # it has ended
+        yield int(entry)
 
 
 def _descriptors(pid: int) -> Iterator[int]:
     """Yield the descriptors of a process that were opened from /dev/net/tun."""
     device = os.stat(taps.TUN_DEVICE).st_rdev
-    for entry in os.listdir(f"/proc/{pid}/fd"):
+    try:
+        entries = os.listdir(f"/proc/{pid}/fd")
+    except OSError:
+        return  # it has ended
+    for entry in entries:
         try:
             if os.stat(f"/proc/{pid}/fd/{entry}").st_rdev == device:
                 yield int(entry)
