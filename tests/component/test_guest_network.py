@@ -813,6 +813,17 @@ def test_guests_do_not_reach_the_credentials_of_a_cloud_host(host: Host) -> None
     assert not guest.answered("169.254.169.254", gateway, timeout=0.3)
 
 
+def test_an_administrators_own_port_forward_reaches_a_guest(host: Host) -> None:
+    outside = host.outside()
+    guest = host.plug(WEB1)
+    assert guest.gateway_mac(GATEWAY)
+    rule = f"ip daddr 198.51.100.1 udp dport 8080 dnat to {MINE}:99"
+    run("nft", f"table ip own {{ chain p {{ type nat hook prerouting priority dstnat; {rule}; }}; }}")
+    knock = KNOCK.format(address="198.51.100.1").replace("99", "8080")
+    run("nsenter", "-t", str(outside), "-n", "/usr/bin/python3", "-c", knock)
+    assert guest.hears(b"knock")
+
+
 def test_an_isolated_network_has_no_way_out(host: Host) -> None:
     variables: dict[str, Any] = {
         "definition": "",
