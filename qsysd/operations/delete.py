@@ -18,6 +18,8 @@ from qsysd.operations.recovery import is_known, recover
 from qsysd.operations.removal import files, remove_all
 from qsysd.values import human_size, printable
 
+LISTED_MAX = 100  # files of a VM's directory that are named; its QEMU can create millions
+
 _DIRECTORY = "a directory, with everything in it"
 
 
@@ -36,10 +38,12 @@ def contents(host: Host, vm: str) -> list[str]:
     found.append(f"{scope.definition(vm)} and what was rendered from it")
     found += [f"{path} ({_DIRECTORY})" for path in files(host, vm) if _is_directory(path)]
     if _is_directory(scope.vm_dir(vm)):
-        for entry in sorted(os.scandir(scope.vm_dir(vm)), key=lambda item: natural_key(item.name)):
-            if _is_socket(entry):
-                continue  # it ends with QEMU
-            found.append(f"{printable(entry.path)} ({_used(entry)})")
+        # Sockets end with QEMU.
+        entries = [entry for entry in os.scandir(scope.vm_dir(vm)) if not _is_socket(entry)]
+        entries.sort(key=lambda entry: natural_key(entry.name))
+        found += [f"{printable(entry.path)} ({_used(entry)})" for entry in entries[:LISTED_MAX]]
+        if len(entries) > LISTED_MAX:
+            found.append(f"{scope.vm_dir(vm)}: {len(entries) - LISTED_MAX} more files and directories")
     elif os.path.lexists(scope.vm_dir(vm)):
         found.append(f"{scope.vm_dir(vm)} (not a directory)")
     return found

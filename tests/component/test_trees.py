@@ -159,3 +159,14 @@ def test_a_killed_delete_that_cannot_be_finished_blocks_no_other_vm(host: OwnHos
         wire.run("umount", str(directory / "data"))
         control.start(host, [])
     assert host.store.names() == ["web2"]
+
+
+def test_delete_names_what_is_in_the_directory_but_not_a_million_files(host: OwnHost) -> None:
+    directory = make(host, "web1")
+    (directory / "backups").mkdir()
+    assert f"{directory}/backups (a directory, with everything in it)" in delete.contents(host, "web1")
+    for number in range(300):
+        (directory / f"x{number}").touch()
+    named = delete.contents(host, "web1")
+    assert len(named) == delete.LISTED_MAX + 2
+    assert named[-1] == f"{directory}: 202 more files and directories"

@@ -10,7 +10,17 @@ import pytest
 from labtest import LabHost
 
 from tests.integration.conftest import VMFactory
-from tests.integration.helpers import SOON, create, create_all, drop_in, edit, main_pid, unit, wait_ready
+from tests.integration.helpers import (
+    SOON,
+    create,
+    create_all,
+    drop_in,
+    edit,
+    main_pid,
+    refused,
+    unit,
+    wait_ready,
+)
 
 # Tried inside the mount namespace of a VM's QEMU, as its user: prints what can be seen of each path.
 LOOK = """\
@@ -23,7 +33,8 @@ def look(path):
 print(json.dumps({path: look(path) for path in sys.argv[1:]}))
 """
 
-# Writes wherever it can, the VM's own directory aside, and tries system calls that QEMU does not need.
+# Writes wherever it can, the VM's own directory aside, tries system calls that QEMU does not need, and
+# nests directories deeper than Python recurses and than paths reach.
 ATTACK = """\
 import ctypes, errno, json, os, signal, sys
 own = sys.argv[1]
@@ -48,6 +59,11 @@ for name, number in calls.items():
 queues = 0
 while libc.mq_open(b"/fill%d" % queues, os.O_CREAT | os.O_RDWR, 0o600, None) >= 0:
     queues += 1
+below = os.open(own, os.O_RDONLY)
+for _ in range(1500):
+    os.mkdir("nested", dir_fd=below)
+    below, above = os.open("nested", os.O_RDONLY, dir_fd=below), below
+    os.close(above)
 with open(f"{own}/result.part", "w") as file:
     json.dump({"written": written, "calls": tried, "queues": queues}, file)
 os.rename(f"{own}/result.part", f"{own}/result.json")
@@ -160,7 +176,9 @@ def test_only_what_is_the_vms_own_can_be_written(any_host: LabHost, vm: VMFactor
         assert f"{place}/".startswith(("/dev/", "/proc/", "/sys/")), place
 
 
-def test_a_taken_over_qemu_fills_nothing_of_the_host(any_host: LabHost, vm: VMFactory) -> None:
+def test_a_taken_over_qemu_fills_nothing_of_the_host_and_can_be_deleted(
+    any_host: LabHost, vm: VMFactory
+) -> None:
     """A program of the attacker's runs in QEMU's place, with the whole sandbox around it."""
     name = vm(on=any_host)
     directory = f"/var/lib/qsysd/vms/{name}"
@@ -170,6 +188,7 @@ def test_a_taken_over_qemu_fills_nothing_of_the_host(any_host: LabHost, vm: VMFa
     )
     create(any_host, name, options=("--no-start",))
     any_host.write(f"{directory}/attack.py", ATTACK)
+    mounts = (f"/run/qsysd/roots/{name}/mnt", f"{directory}/data")
     try:
         any_host.systemctl("start", unit(name))
         any_host.wait_until(
@@ -180,9 +199,21 @@ def test_a_taken_over_qemu_fills_nothing_of_the_host(any_host: LabHost, vm: VMFa
         assert found["queues"] == 0
         assert found["calls"] == dict.fromkeys(found["calls"], "EPERM")
         assert any_host.sh(FILLED) == ""
-    finally:
-        any_host.systemctl("kill", "--signal=KILL", unit(name))
+        # what is mounted below the VM's root and directory survives its stop and its deletion
+        for place in mounts:
+            any_host.sh(f"mkdir {place} && mount -t tmpfs tmpfs {place} && touch {place}/precious")
         any_host.qsysd("kill", name)
+        said = refused(any_host, "delete", "--yes", name, status=5)
+        assert f"{directory}/data is a mount point" in said and f"umount {directory}/data" in said
+        for place in mounts:
+            assert any_host.exists(f"{place}/precious")
+            any_host.sh(f"umount {place}")
+        any_host.qsysd("delete", "--yes", name)
+        assert not any_host.exists(directory)
+        assert not any_host.exists(f"/run/qsysd/roots/{name}")
+    finally:
+        any_host.sh(f"umount -q {' '.join(mounts)} || true")
+        any_host.systemctl("kill", "--signal=KILL", unit(name), check=False)
         any_host.sh(f"rm -r {folder}")
 
 
