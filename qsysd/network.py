@@ -130,9 +130,11 @@ def write_hosts(scope: Scope, network: str, vm: str, entries: Sequence[tuple[str
     for mac, address in entries:
         _check(vm, mac, address)
     path = scope.dhcp_host(network, vm)
-    # The other NICs' lines end in a lease time where the first one's has the name.
+    # With its domain, no name is read as a keyword of dnsmasq: `ignore`, `infinite`. The other NICs' lines
+    # end in a lease time where the first one's has the name.
+    name = f"{vm}.{paths.domain(network)}"
     text = "".join(
-        f"{mac},{address},{LEASE_TIME if number else vm}\n" for number, (mac, address) in enumerate(entries)
+        f"{mac},{address},{LEASE_TIME if number else name}\n" for number, (mac, address) in enumerate(entries)
     )
     before = _read(path)
     if before == text:

@@ -62,6 +62,11 @@ def dhcp_unit(network: str) -> str:
     return f"qsysd-dhcp@{network}.service"
 
 
+def domain(network: str) -> str:
+    """Return the DNS domain of a network. The top-level domain `internal` is reserved for private use."""
+    return f"{network}.internal"
+
+
 def is_disk(file: str) -> bool:
     """Return whether a file in a VM's directory has the name of one of its disks."""
     number = file.removeprefix("disk").removesuffix(".qcow2")

@@ -191,8 +191,7 @@ def network_files(spec: NetworkSpec, scope: Scope) -> dict[str, str]:
         "rules": scope.network_rules(spec.name),
         "hosts_dir": scope.dhcp_hosts_dir(spec.name),
         "leases": scope.leases(spec.name),
-        # .internal is the top-level domain that is reserved for private use
-        "domain": f"{spec.name}.internal",
+        "domain": paths.domain(spec.name),
     }
     return {
         scope.network_environment(spec.name): template("network.env.j2", **variables),

@@ -869,6 +869,35 @@ def test_each_nic_of_a_vm_gets_its_address(host: Host) -> None:
     assert first.lookup("web1", GATEWAY) == MINE
 
 
+def test_names_are_those_of_the_definitions(host: Host) -> None:
+    second = taps.Port("qv-web1-1", FREE.mac, "qb-default", "default", "10.83.0.12")
+    assert second.address
+    network.write_hosts(host.scope, "default", "web1", [(WEB1.mac, MINE), (second.mac, second.address)])
+    network.write_hosts(host.scope, "default", "web2", [(WEB2.mac, THEIRS)])
+    host.serve()
+    assert host.plug(WEB2).dhcp() == THEIRS
+    taps.plug(host.scope, [WEB1, second], OWNER, "web1")
+    first, nameless = (Guest(port.tap, port.mac) for port in (WEB1, second))
+    host.guests += [first, nameless]
+    for hostname in (b"wpad", b"localhost", b"web2"):
+        assert (first.dhcp(hostname=hostname), nameless.dhcp(hostname=hostname)) == (MINE, second.address)
+    assert {lease.name for lease in network.leases(host.scope, "default")} == {"web1", "web2", "*"}
+    names = ("web1", "web2", "wpad", "wpad.default.internal", "localhost.default.internal")
+    assert [first.lookup(name, GATEWAY) for name in names] == [MINE, THEIRS, None, None, None]
+
+
+# What dnsmasq(8) reads as a keyword, a tag or a lease time in the place of a name, and what looks like it.
+@pytest.mark.parametrize("vm", ["ignore", "infinite", "deprecated", "set", "net", "id", "d", "a12h", "w4m"])
+def test_a_vm_may_have_a_name_that_dnsmasq_could_misread(host: Host, vm: str) -> None:
+    network.write_hosts(host.scope, "default", vm, [(WEB1.mac, MINE)])
+    host.serve()
+    guest = host.plug(WEB1)
+    assert guest.dhcp() == MINE
+    assert guest.lookup(vm, GATEWAY) == guest.lookup(f"{vm}.default.internal", GATEWAY) == MINE
+    (lease,) = network.leases(host.scope, "default")
+    assert (lease.name, 0 < lease.expires - time.time() <= 12 * 3600) == (vm, True)
+
+
 def test_a_stranger_gets_no_address(host: Host) -> None:
     host.serve()
     assert host.plug(WEB2).dhcp(retries=2) is None

@@ -220,9 +220,13 @@ class Guest:
                 return socket.inet_ntoa(message[16:20])
         return None
 
-    def dhcp(self, *, retries: int = RETRIES, client_id: bytes = b"") -> str | None:
+    def dhcp(self, *, retries: int = RETRIES, client_id: bytes = b"", hostname: bytes = b"") -> str | None:
         """Get an address as a guest does, and return it; None when nobody gives one."""
         identity = bytes((61, len(client_id))) + client_id if client_id else b""
+        if hostname:
+            # as hostname (12), and as a name that the server should enter into DNS (81, RFC 4702)
+            identity += bytes((12, len(hostname))) + hostname
+            identity += bytes((81, len(hostname) + 3, 1, 0, 0)) + hostname
         for _ in range(retries):
             self._dhcp(DISCOVER, identity)
             offered = self._dhcp_answer(OFFER, RETRY_INTERVAL)

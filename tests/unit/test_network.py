@@ -97,7 +97,7 @@ def test_host_entries(scope: Scope) -> None:
         os.umask(old)
     path = scope.dhcp_host("default", "web1")
     with open(path, encoding="utf-8") as file:
-        assert file.read() == f"{MAC},10.83.0.10,web1\n"
+        assert file.read() == f"{MAC},10.83.0.10,web1.default.internal\n"
     # dnsmasq's user reads it
     assert os.stat(path).st_mode & 0o777 == 0o644
     assert os.stat(os.path.dirname(path)).st_mode & 0o777 == 0o755
