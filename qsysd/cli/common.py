@@ -1,4 +1,4 @@
-"""What the verbs share: names as arguments, tables, JSON, outcomes."""
+"""Shared by the verbs: names as arguments, tables, JSON, outcomes, questions."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def chosen(host: Host, names: Sequence[str], everything: bool) -> list[str]:
 
 
 def report(outcomes: Iterable[Outcome]) -> None:
-    """Print what a verb came to for each VM; exit with the status of the first error."""
+    """Print the outcome of a verb for each VM; exit with the status of the first error."""
     status = 0
     for outcome in outcomes:
         if outcome.error:

@@ -1,4 +1,4 @@
-"""start, stop, kill, restart, reset, pause, resume, enable, disable: all of one shape."""
+"""start, stop, kill, restart, reset, pause, resume, enable, disable: of one form."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ stop = _verb(
 )
 kill = _verb(
     "kill",
-    """Pull the plug of VMs: the guest is not asked.
+    """Switch VMs off at once, without a shutdown of the guest.
 
-    Also helps while a stop waits for a guest that does not hear.
+    Also ends a stop that waits for a guest which ignores the power button.
 
     \b
     Example:
@@ -62,7 +62,7 @@ kill = _verb(
 )
 restart = _verb(
     "restart",
-    """Stop VMs gracefully and start them again, with their definitions as they are now.
+    """Stop VMs gracefully and start them again, with their current definitions.
 
     A VM that is off is started.
 
@@ -83,7 +83,7 @@ reset = _verb(
 )
 pause = _verb(
     "pause",
-    """Stop the processors of VMs; memory and devices stay as they are.
+    """Stop the processors of VMs; memory and devices are kept.
 
     \b
     Example:
@@ -92,9 +92,9 @@ pause = _verb(
 )
 resume = _verb(
     "resume",
-    """Let paused VMs go on.
+    """Let the processors of paused VMs run again.
 
-    A VM that was paused by an I/O error (a full disk of this host) tries the request again.
+    A VM that an I/O error paused (for example a full disk of this host) repeats the request.
 
     \b
     Example:
@@ -112,7 +112,7 @@ enable = _verb(
 )
 disable = _verb(
     "disable",
-    """Do not start VMs at host boot any more; VMs that run go on.
+    """Do not start VMs at host boot from now on; running VMs keep running.
 
     \b
     Example:

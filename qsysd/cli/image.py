@@ -26,10 +26,10 @@ def image() -> None:
     shell_complete=complete.suite,
     help="Debian's suite: bookworm, trixie; default: this host's.",
 )
-@click.option("--size", metavar="SIZE", help="Size of the virtual disk; VMs may have more.")
+@click.option("--size", metavar="SIZE", help="Size of the virtual disk; those of VMs can be larger.")
 @json_option
 def build(recipe: str, name: str | None, suite: str | None, size: str | None, as_json: bool) -> None:
-    """Build an image from a recipe; there is one: debian.
+    """Build an image from a recipe: debian.
 
     \b
     Examples:
@@ -53,10 +53,10 @@ def build(recipe: str, name: str | None, suite: str | None, size: str | None, as
 
 @image.command("import")
 @click.argument("file", type=click.Path())
-@click.option("--name", required=True, help="The image's name.")
-@click.option("--user", help="The user that cloud-init makes in it, for `qsysd ssh`.")
+@click.option("--name", required=True, metavar="NAME", help="Name of the image.")
+@click.option("--user", metavar="USER", help="User that its cloud-init creates, for `qsysd ssh`.")
 @click.option(
-    "--cloud-init/--no-cloud-init", default=True, show_default=True, help="Whether it has cloud-init."
+    "--cloud-init/--no-cloud-init", default=True, show_default=True, help="Whether the guest runs cloud-init."
 )
 @click.option(
     "--format",
@@ -68,7 +68,7 @@ def build(recipe: str, name: str | None, suite: str | None, size: str | None, as
 def import_image(
     file: str, name: str, user: str | None, cloud_init: bool, kind: str | None, as_json: bool
 ) -> None:
-    """Make an image of a disk file: qcow2, raw, vmdk, vdi or vhdx.
+    """Create an image from a disk file: qcow2, raw, vmdk, vdi or vhdx.
 
     A raw disk must begin with a boot sector, a partition table or a file system; --format raw imports any
     other file.
@@ -105,7 +105,7 @@ def list_images(as_json: bool) -> None:
         print_json([asdict(each) for each in found])
         return
     if not found:
-        click.echo("no images yet; build one: qsysd image build debian", err=True)
+        click.echo("no images; build one: qsysd image build debian", err=True)
         return
     print_table(
         ("NAME", "SIZE", "DISK", "USER", "SOURCE"),
@@ -157,7 +157,7 @@ def info(name: str, as_json: bool) -> None:
 
 @image.command("rm")
 @click.argument("names", nargs=-1, required=True, shell_complete=complete.image)
-@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask for confirmation.")
 @click.option("--dry-run", is_flag=True, help="Only show what would be removed.")
 def remove(names: Sequence[str], yes: bool, dry_run: bool) -> None:
     """Remove images; refused while a VM uses one.

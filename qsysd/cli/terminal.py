@@ -1,4 +1,4 @@
-"""A terminal joined to a serial console's socket."""
+"""A terminal connected to a serial console's socket."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LEAVE = b"\x1d"  # Ctrl-]
 
 
 def talk(path: str, name: str, *, peer: int) -> None:
-    """Join standard input and output to the socket until Ctrl-], the end of input, or QEMU's end.
+    """Connect standard input and output to the socket until Ctrl-], the end of input, or QEMU's end.
 
     peer: QEMU's process, which must be the one that listens.
     Raises QsysdError when the socket cannot be connected to.
@@ -28,15 +28,15 @@ def talk(path: str, name: str, *, peer: int) -> None:
         connection.connect(path)
     except OSError as error:
         raise QsysdError(
-            f"{name}: no console at {path}: {error.strerror}", hint=f"qsysd status {name}"
+            f"{name}: cannot connect to the console {path}: {error.strerror}", hint=f"qsysd status {name}"
         ) from error
     with connection:
         if peer_pid(connection) != peer:
-            raise QsysdError(f"{name}: the console {path} is not that of QEMU, process {peer}")
+            raise QsysdError(f"{name}: the console {path} does not belong to QEMU, process {peer}")
         terminal = sys.stdin.isatty()
         if terminal:
             click.echo(
-                f"console of {name}; Ctrl-] leaves. Enter shows a prompt; one person at a time.", err=True
+                f"console of {name}: Enter shows a prompt, Ctrl-] leaves; one client at a time", err=True
             )
         before = termios.tcgetattr(sys.stdin) if terminal else None
         try:

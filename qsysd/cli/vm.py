@@ -34,7 +34,7 @@ Examples:
 )
 @click.argument("name", required=False)
 @click.option(
-    "--file", "-f", type=click.File(), help="Take the definition from a YAML file; - is standard input."
+    "--file", "-f", type=click.File(), help="Read the definition from a YAML file; - is standard input."
 )
 @click.option(
     "--image",
@@ -55,9 +55,9 @@ Examples:
     metavar="NAME",
     help="Network of a NIC, or none. Repeatable.",
 )
-@click.option("--kernel", type=click.Path(), help="Boot this kernel directly.")
-@click.option("--initrd", type=click.Path(), help="Its initial RAM disk.")
-@click.option("--append", metavar="WORDS", help="Its command line.")
+@click.option("--kernel", type=click.Path(), help="Kernel for direct boot.")
+@click.option("--initrd", type=click.Path(), help="Initial RAM disk of the kernel.")
+@click.option("--append", metavar="WORDS", help="Command line of the kernel.")
 @click.option("--machine", metavar="TYPE", help="QEMU's machine type; pinned to its version at create.")
 @click.option(
     "--accel", metavar="auto|kvm|tcg", shell_complete=complete.accelerator, help="Accelerator of the guest."
@@ -74,10 +74,10 @@ Examples:
 @click.option(
     "--depends-on", multiple=True, metavar="VM", shell_complete=complete.vm, help="Start after this VM."
 )
-@click.option("--stop-timeout", metavar="TIME", help="How long the guest may take to shut down: 90s, 5min.")
+@click.option("--stop-timeout", metavar="TIME", help="Time that the guest has to power off: 90s, 5min.")
 @click.option("--qemu-arg", "qemu_args", multiple=True, metavar="ARG", help="Argument for QEMU. Repeatable.")
-@click.option("--start/--no-start", default=True, help="Start it now.", show_default=True)
-@click.option("--enable/--no-enable", default=True, help="Start it at host boot.", show_default=True)
+@click.option("--start/--no-start", default=True, help="Start the VM now.", show_default=True)
+@click.option("--enable/--no-enable", default=True, help="Start the VM at host boot.", show_default=True)
 @click.option("--wait", is_flag=True, help="Wait until the guest answers on SSH.")
 @click.option("--wait-timeout", metavar="SECONDS", type=click.FloatRange(1), default=300.0, show_default=True)
 @json_option
@@ -170,10 +170,10 @@ def _definition(name: str | None, options: dict[str, Any]) -> tuple[str, str]:
 
 @click.command()
 @vms_arguments
-@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask for confirmation.")
 @click.option("--dry-run", is_flag=True, help="Only show what would be removed.")
 def delete(names: Sequence[str], everything: bool, yes: bool, dry_run: bool) -> None:
-    """Remove VMs with their disks; a VM that runs is switched off first.
+    """Delete VMs with their disks; a running VM is switched off first.
 
     Shows what will be removed and asks. Drop-ins that are not qsysd's are kept and named.
 
@@ -211,7 +211,7 @@ def delete(names: Sequence[str], everything: bool, yes: bool, dry_run: bool) -> 
 @click.command()
 @vm_argument
 @click.option(
-    "--file", "-f", type=click.File(), help="Take the new definition from a file; - is standard input."
+    "--file", "-f", type=click.File(), help="Read the new definition from a file; - is standard input."
 )
 def edit(name: str, file: Any) -> None:
     """Change the definition of a VM in your editor ($VISUAL, $EDITOR).
@@ -235,7 +235,7 @@ def edit(name: str, file: Any) -> None:
         text = _edit_text(before, name)
         while True:
             if text == before:
-                click.echo(f"{name}: nothing changed")
+                click.echo(f"{name}: not changed")
                 return
             try:
                 waits = define.edit(host, name, text, before=before)
@@ -246,7 +246,7 @@ def edit(name: str, file: Any) -> None:
                 click.echo(error.message, err=True)
                 confirm("Edit it again?", yes=False)
                 text = _edit_text(text, name)
-    click.echo(f"{name}: changed" + (f"; in force after: qsysd restart {name}" if waits else ""))
+    click.echo(f"{name}: changed" + (f"; takes effect after: qsysd restart {name}" if waits else ""))
 
 
 def _edit_text(text: str, name: str) -> str:

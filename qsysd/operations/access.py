@@ -49,7 +49,7 @@ def require_running(host: Host, name: str) -> int:
     state = host.systemd.state(paths.unit(name))
     if state.active != "active":
         raise StateError(
-            f"{name} is not running (it is {describe(state)})",
+            f"{name} is not running: it is {describe(state)}",
             hint=f"qsysd start {name}" if state.active in OFF else f"qsysd status {name}",
         )
     pid = host.systemd.main_pid(state)

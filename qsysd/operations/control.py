@@ -277,7 +277,7 @@ def _stopped(name: str, result: JobResult) -> Outcome:
 
 
 def kill(host: Host, names: Sequence[str]) -> list[Outcome]:
-    """Pull the plug: the guest notices nothing, QEMU flushes its disks if it still can."""
+    """Switch VMs off without a shutdown of the guest; QEMU flushes its disks if it can."""
     host.require_root()
     with transaction.locked(host, names, exclusive=False):
         states = _states(host, names)
@@ -365,7 +365,7 @@ def ask(host: Host, name: str, action: Callable[[Monitor], str]) -> Outcome:
         state = _states(host, [name])[name]
         if state.active != "active":
             raise StateError(
-                f"{name} is not running (it is {describe(state)})",
+                f"{name} is not running: it is {describe(state)}",
                 hint=f"qsysd start {name}" if state.active in OFF else f"qsysd status {name}",
             )
         pid = host.systemd.main_pid(state)

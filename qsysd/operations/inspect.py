@@ -44,7 +44,7 @@ class VMStatus(ListedVM):
 
 
 def status(host: Host, names: Sequence[str]) -> list[VMStatus]:
-    """Return all that is known of VMs. Raises NotFoundError."""
+    """Return the status of VMs. Raises NotFoundError."""
     return [_status(host, listed) for listed in list_vms(host, names, timeout=STATUS_MONITOR_TIMEOUT)]
 
 
@@ -126,10 +126,14 @@ def pending(host: Host, name: str, *, running: bool) -> list[str]:
     found = []
     _, rendered = rendering.of_definition(host, name)
     if host.store.differences(name, rendered):
-        found.append("render: the definition was changed by hand; qsysd render writes what follows from it")
+        found.append(
+            f"render: the definition was changed by hand; qsysd render {name} writes what follows from it"
+        )
     started = host.store.started(name) if running else None
     if started and started.digest != rendered.digest:
-        found.append("restart: it runs with an older definition; qsysd restart puts the new one in force")
+        found.append(
+            f"restart: it runs with an older definition; the new one takes effect after qsysd restart {name}"
+        )
     found += [
         f"{intent.verb}: a command was killed before its end; the next changing command repairs it"
         for intent in transaction.pending(host.scope)

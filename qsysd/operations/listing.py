@@ -73,9 +73,9 @@ def _asked(host: Host, names: Iterable[str], timeout: float) -> Iterator[dict[st
 
 
 def _is_socket(path: str) -> bool:
-    """Return whether a monitor is there: not a link that a taken-over QEMU has put in its place.
+    """Return whether a monitor exists, and is not a link that a compromised QEMU has put in its place.
 
-    Root asks before it knows QEMU's pid, and should not even greet what such a link leads to.
+    Root connects before it has QEMU's pid, and must not connect to what such a link leads to.
     """
     try:
         return stat.S_ISSOCK(os.lstat(path).st_mode)
@@ -93,7 +93,7 @@ def _answers(questions: Mapping[str, RunStateQuestion], pids: Mapping[str, int])
 
 
 def enabled_names(host: Host) -> set[str]:
-    """Return the VMs that start at host boot: systemd's own links tell."""
+    """Return the VMs that start at host boot, by systemd's links."""
     try:
         entries = os.listdir(host.scope.wants_dir)
     except OSError:
@@ -113,7 +113,7 @@ def list_vms(
         if not host.store.exists(name):
             host.store.require(name)
     chosen = named or host.store.names()
-    # The QEMUs think about their answers while systemd is asked.
+    # The QEMUs answer while systemd is asked.
     with _asked(host, chosen[:QUESTIONS], timeout) as questions:
         patterns = map(paths.unit, named) if named else [paths.UNIT_PATTERN]
         units = host.systemd.not_off(*patterns)

@@ -162,7 +162,7 @@ def test_the_life_of_a_vm(run: Run, host: OwnHost) -> None:
     assert run("render", "--check").returncode == 0
     text = run("show", "web1").stdout.replace("memory: 64M", "memory: 96M")
     done = run("edit", "web1", "--file", "-", stdin=text)
-    assert done.stdout == "web1: changed; in force after: qsysd restart web1\n"
+    assert done.stdout == "web1: changed; takes effect after: qsysd restart web1\n"
     assert json.loads(run("list", "--json").stdout)[0]["memory_mib"] == 96
     assert run("disable", "web1").stdout == "web1: disabled\n"
     assert run("stop", "web1").stdout == "web1: stopped\n"

@@ -308,7 +308,7 @@ def test_what_does_not_run_has_no_inside(vm: OwnHost, verb: str, active: str, su
     vm.fake.set(UNIT, active, sub)
     error = one(getattr(control, verb)(vm, ["web1"]))
     assert isinstance(error, StateError)
-    assert f"web1 is not running (it is {words})" in error.message
+    assert f"web1 is not running: it is {words}" in error.message
 
 
 def test_a_refusal_of_qemu_is_quoted_and_the_next_vm_is_asked(vm: OwnHost, monitor: Serve) -> None:
@@ -594,7 +594,7 @@ def test_a_console_of_another_process_is_not_joined(console: socket.socket) -> N
     process = open_console(os.getppid())
     _, words = process.communicate(timeout=20)
     assert process.returncode == 1
-    assert b"is not that of QEMU" in words
+    assert b"does not belong to QEMU" in words
 
 
 def test_a_console_that_is_not_there_says_so(vm: OwnHost) -> None:
@@ -602,4 +602,4 @@ def test_a_console_that_is_not_there_says_so(vm: OwnHost) -> None:
     process = open_console(os.getpid())
     _, words = process.communicate(timeout=20)
     assert process.returncode == 1
-    assert b"web1: no console at " in words
+    assert b"web1: cannot connect to the console " in words

@@ -638,7 +638,7 @@ def test_edit_takes_a_file_and_says_what_waits(qsysd_command: Run, monkeypatch: 
 
     monkeypatch.setattr(define, "edit", call)
     assert qsysd_command("edit", "web1", "-f", "-", stdin="cpus: 4").output == (
-        "web1: changed; in force after: qsysd restart web1\n"
+        "web1: changed; takes effect after: qsysd restart web1\n"
     )
     assert qsysd_command("edit", "web1", "-f", "-", stdin="cpus: 2").output == "web1: changed\n"
     assert edited == ["cpus: 4", "cpus: 2"]
