@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from qsysd import acceleration, network, paths, process, tampering, taps, values
 from qsysd.errors import QsysdError
-from qsysd.operations import recovery, setup, transaction
+from qsysd.operations import installation, recovery, transaction
 from qsysd.operations.host import Host
 from qsysd.operations.qemu import PROGRAM
 
@@ -72,18 +72,13 @@ def _programs(host: Host) -> Iterator[Finding]:
 
 
 def _setup(host: Host) -> Iterator[Finding]:
-    needed = [
-        os.path.join(host.scope.unit_dir, paths.UNIT_TEMPLATE),
-        setup.helper_command(host)[-1],
-        setup.after_stop(host),
-        host.scope.vms_dir,
-        host.scope.network_definition("default"),
-    ]
-    missing = [path for path in needed if not os.path.exists(path)]
-    if missing:
-        yield Finding("missing", "set-up", f"{', '.join(missing)} not there", "qsysd setup")
-    else:
-        yield Finding("ok", "set-up", "units, helper and directories are in place")
+    needed = [host.scope.vms_dir, host.scope.intents_dir, host.scope.network_definition("default")]
+    found = [path for path in needed if not os.path.exists(path)] + installation.differences(host)
+    for path in found:
+        problem = "is not as this version installs it" if os.path.lexists(path) else "does not exist"
+        yield Finding("missing", "set-up", f"{path} {problem}", "qsysd setup")
+    if not found:
+        yield Finding("ok", "set-up", "units, helper and directories are as this version installs them")
 
 
 def _devices(host: Host) -> Iterator[Finding]:

@@ -1,50 +1,19 @@
-"""Prepare a host, and put in place what VMs need to go on without the package. Safe to repeat.
-
-What the units call is copied out of the package, to a directory named by its digest, and `current`
-points to it: an upgrade changes it in one step, and a removal of the package takes nothing away.
-"""
+"""Prepare a host. Safe to repeat."""
 
 from __future__ import annotations
 
-import hashlib
 import os
-import sys
-from contextlib import suppress
 
-from qsysd import config, network, paths, process, render, trees
+from qsysd import config, network, paths, process, render
 from qsysd.errors import HostError, QsysdError
-from qsysd.files import read_text, write_atomic
+from qsysd.files import read_bytes, read_text, write_atomic
 from qsysd.operations import keys, transaction
 from qsysd.operations.host import Host
-from qsysd.operations.qemu import PROGRAM
+from qsysd.operations.installation import install_helper, install_units
 from qsysd.operations.recovery import recover
 from qsysd.spec import NetworkKind, NetworkSpec
 
 DEFAULT_NETWORK = "default"
-
-# What the helper is made of: the lowest floors.
-HELPER_MODULES = (
-    "__init__", "acceleration", "antispoof", "bridges", "errors", "files", "helper", "paths", "process",
-    "roots", "tampering", "taps", "trees", "wire",
-)  # fmt: skip
-HELPER_MAIN = """\
-import os
-import sys
-
-sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
-from qsysd.helper import main
-
-status = main(sys.argv[1:])
-# Not sys.exit: taking the interpreter apart would cost each start and stop some milliseconds.
-sys.stdout.flush()
-sys.stderr.flush()
-os._exit(status)
-"""
-# ExecStopPost runs after every end. Mostly `stop` has seen to all before it, and at a host's shutdown
-# there is nothing to see to: no reason to start Python, twenty times at once.
-AFTER_STOP = """\
-[ -e {shutdown_mark} ] || [ ! -e {roots_dir}/"$1" ] || exec {helper} after-stop "$1"
-"""
 
 DEFAULTS_TEXT = """\
 # Defaults of this host for new VMs; remove the # of what is to change.
@@ -69,7 +38,7 @@ def setup(host: Host) -> list[str]:
         recover(host)
         done += _group()
         done += install_helper(host)
-        done += _units(host)
+        done += install_units(host)
         if read_text(host.scope.defaults_file) is None:
             write_atomic(host.scope.defaults_file, DEFAULTS_TEXT, 0o644)
         keys.host_key(host.scope)
@@ -114,89 +83,6 @@ def _group() -> list[str]:
     return []
 
 
-def python() -> str:
-    """Return the interpreter for the helper: the system's own, which the sandbox can see."""
-    system = "/usr/bin/python3"
-    return system if os.path.exists(system) else os.path.realpath(sys.executable)
-
-
-def helper_command(host: Host) -> list[str]:
-    """Return the command that units call, without the verb."""
-    return [python(), "-I", "-S", "-E", os.path.join(host.scope.helper_dir, "current", "qsysd-helper")]
-
-
-def after_stop(host: Host) -> str:
-    """Return the shell script that the unit's last step runs."""
-    return os.path.join(host.scope.helper_dir, "current", "after-stop")
-
-
-def install_helper(host: Host) -> list[str]:
-    """Copy what the units call to a place outside the package."""
-    scope = host.scope
-    script = AFTER_STOP.format(
-        shutdown_mark=scope.shutdown_mark, roots_dir=scope.roots_dir, helper=" ".join(helper_command(host))
-    )
-    package = os.path.dirname(os.path.dirname(__file__))
-    sources = {name: read_text(os.path.join(package, f"{name}.py")) or "" for name in HELPER_MODULES}
-    digest = hashlib.sha256("\0".join([HELPER_MAIN, script, *sources.values()]).encode()).hexdigest()[:12]
-    directory = os.path.join(scope.helper_dir, digest)
-    current = os.path.join(scope.helper_dir, "current")
-    if os.path.isdir(directory) and os.path.realpath(current) == os.path.realpath(directory):
-        return []
-    partial = f"{directory}.part"
-    trees.remove(partial)
-    os.makedirs(os.path.join(partial, "qsysd"), mode=0o755)
-    for name, text in sources.items():
-        write_atomic(os.path.join(partial, "qsysd", f"{name}.py"), text, 0o644)
-    write_atomic(os.path.join(partial, "qsysd-helper"), HELPER_MAIN, 0o644)
-    write_atomic(os.path.join(partial, "after-stop"), script, 0o644)
-    # Compiled by the interpreter that will run it, which need not be this one.
-    process.run([python(), "-I", "-m", "compileall", "-q", partial])
-    trees.remove(directory)
-    os.rename(partial, directory)
-    link = f"{current}.part"
-    if os.path.lexists(link):
-        os.unlink(link)
-    os.symlink(digest, link)
-    previous = os.path.basename(os.path.realpath(current)) if os.path.lexists(current) else None
-    os.rename(link, current)
-    _remove_old_helpers(host, {digest, previous, "current"})
-    return [f"installed the units' helper in {directory}"]
-
-
-def _remove_old_helpers(host: Host, keep: set[str | None]) -> None:
-    """Remove helpers older than the previous one, which may still be in the middle of a stop."""
-    for name in os.listdir(host.scope.helper_dir):
-        if name not in keep:
-            with suppress(QsysdError):  # the next set-up removes it
-                trees.remove(os.path.join(host.scope.helper_dir, name))
-
-
-def _units(host: Host) -> list[str]:
-    """Install the units; systemd reads them again only if one has changed."""
-    scope = host.scope
-    texts = {
-        paths.UNIT_TEMPLATE: render.unit(
-            scope,
-            systemd_version=host.systemd.version(),
-            helper=helper_command(host),
-            after_stop=after_stop(host),
-            qemu=process.require(PROGRAM),
-        )
-    }
-    directory = os.path.join(os.path.dirname(os.path.dirname(__file__)), "units")
-    for name in sorted(os.listdir(directory)):
-        texts[name] = read_text(os.path.join(directory, name)) or ""
-    changed = [name for name, text in texts.items() if read_text(os.path.join(scope.unit_dir, name)) != text]
-    for name in changed:
-        write_atomic(os.path.join(scope.unit_dir, name), texts[name], 0o644)
-    if not changed:
-        return []
-    host.systemd.reload()
-    host.systemd.enable([name for name in texts if "@" not in name and "[Install]" in texts[name]])
-    return [f"installed {name}" for name in changed]
-
-
 def _default_network(host: Host) -> list[str]:
     """Define the network `default` on a subnet that is free on this host, and bring it up."""
     if DEFAULT_NETWORK in host.store.network_names():
@@ -217,7 +103,7 @@ def render_network(host: Host, spec: NetworkSpec) -> bool:
     network.prepare(host.scope, spec.name)
     changed = False
     for path, text in render.network_files(spec, host.scope).items():
-        if read_text(path) != text:
+        if read_bytes(path) != text.encode():
             write_atomic(path, text, 0o644)
             changed = True
     return changed

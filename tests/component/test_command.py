@@ -19,7 +19,7 @@ from stand_ins import StandIns
 from test_transaction import plant_strange
 
 import qsysd
-from qsysd.operations import define, setup, transaction
+from qsysd.operations import define, installation, transaction
 
 ROOT = os.path.dirname(os.path.dirname(qsysd.__file__))
 HERE = os.path.dirname(own_qsysd.__file__)
@@ -125,7 +125,7 @@ def test_what_is_done_often_loads_little(run: Run, words: str) -> None:
     ],
 )
 def test_the_helper_loads_little(host: OwnHost, verb: str, more: set[str]) -> None:
-    python, *options, path = setup.helper_command(host)
+    python, *options, path = installation.helper_command(host)
     done = subprocess.run(
         [python, *options, "-X", "importtime", path, verb, "web1"],
         capture_output=True,

@@ -26,6 +26,7 @@ from qsysd.operations import (
     doctor,
     image,
     inspect,
+    installation,
     journal,
     keys,
     logs,
@@ -118,16 +119,16 @@ def current(host: OwnHost) -> str:
 
 def upgrade(host: OwnHost, monkeypatch: pytest.MonkeyPatch, version: int) -> list[str]:
     """Install the helper of another version."""
-    monkeypatch.setattr(setup, "HELPER_MAIN", f"# version {version}\n{HELPER_MAIN}")
-    return setup.install_helper(host)
+    monkeypatch.setattr(installation, "HELPER_MAIN", f"# version {version}\n{HELPER_MAIN}")
+    return installation.install_helper(host)
 
 
-HELPER_MAIN = setup.HELPER_MAIN
+HELPER_MAIN = installation.HELPER_MAIN
 
 
 def run_helper(host: OwnHost, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the helper as a unit does."""
-    command = setup.helper_command(host)
+    command = installation.helper_command(host)
     return subprocess.run([*command, *arguments], check=False, capture_output=True, text=True, env={})
 
 
@@ -150,7 +151,7 @@ def test_the_last_step_starts_python_only_for_something_to_do(
     if root:
         os.mkdir(host.scope.root_dir("web1"))
     done = subprocess.run(
-        ["/bin/sh", setup.after_stop(host), "web1"],
+        ["/bin/sh", installation.after_stop(host), "web1"],
         check=False,
         capture_output=True,
         text=True,
@@ -162,7 +163,7 @@ def test_the_last_step_starts_python_only_for_something_to_do(
 
 def test_the_helper_is_compiled_and_open_to_the_vms_users(host: OwnHost) -> None:
     directory = Path(host.scope.helper_dir, current(host))
-    assert len(list(directory.glob("qsysd/__pycache__/*.pyc"))) == len(setup.HELPER_MODULES)
+    assert len(list(directory.glob("qsysd/__pycache__/*.pyc"))) == len(installation.HELPER_MODULES)
     for path in [directory, *directory.rglob("*")]:
         assert path.stat().st_mode & 0o004, path
 
@@ -185,8 +186,8 @@ def test_an_upgrade_switches_at_one_blow_and_keeps_the_one_before(
 def test_a_downgrade_uses_the_one_before_again(host: OwnHost, monkeypatch: pytest.MonkeyPatch) -> None:
     first = current(host)
     upgrade(host, monkeypatch, 2)
-    monkeypatch.setattr(setup, "HELPER_MAIN", HELPER_MAIN)
-    assert setup.install_helper(host)
+    monkeypatch.setattr(installation, "HELPER_MAIN", HELPER_MAIN)
+    assert installation.install_helper(host)
     assert current(host) == first
     assert run_helper(host, "stop", "web1").returncode == 0
 
@@ -204,7 +205,9 @@ def test_current_leads_to_a_whole_helper_at_every_moment_of_an_upgrade(
             result = watched[name](*arguments, **options)
             directory = os.path.join(host.scope.helper_dir, "current")
             seen.append(
-                all(os.path.exists(f"{directory}/qsysd/{module}.py") for module in setup.HELPER_MODULES)
+                all(
+                    os.path.exists(f"{directory}/qsysd/{module}.py") for module in installation.HELPER_MODULES
+                )
             )
             return result
 
@@ -225,8 +228,8 @@ def test_what_a_killed_installation_left_is_not_in_the_way(
     if left == "directory":
         upgrade(host, monkeypatch, 2)
         digest = current(host)
-        monkeypatch.setattr(setup, "HELPER_MAIN", HELPER_MAIN)
-        setup.install_helper(host)
+        monkeypatch.setattr(installation, "HELPER_MAIN", HELPER_MAIN)
+        installation.install_helper(host)
         shutil.rmtree(os.path.join(host.scope.helper_dir, digest))
         os.makedirs(os.path.join(host.scope.helper_dir, f"{digest}.part", "qsysd"))
     elif left == "link":
@@ -238,6 +241,88 @@ def test_what_a_killed_installation_left_is_not_in_the_way(
     assert upgrade(host, monkeypatch, 2)
     assert run_helper(host, "stop", "web1").returncode == 0
     assert not [name for name in helpers(host) if name.endswith(".part")]
+
+
+def helper_file(host: OwnHost, name: str) -> Path:
+    """Return a file of the helper that is installed."""
+    return Path(host.scope.helper_dir, "current", name)
+
+
+def compiled(host: OwnHost) -> Path:
+    """Return a compiled file of the helper."""
+    (path,) = helper_file(host, "qsysd/__pycache__").glob("taps.*.pyc")
+    return path
+
+
+def into_directory(path: Path) -> None:
+    """Put a directory in a file's place."""
+    path.unlink()
+    (path / "inside").mkdir(parents=True)
+
+
+def into_link(path: Path) -> None:
+    """Put a link to the same contents in a file's place."""
+    path.rename("elsewhere")
+    path.symlink_to(os.path.abspath("elsewhere"))
+
+
+INSTALLED: dict[str, Callable[[OwnHost], Path]] = {
+    "module": lambda host: helper_file(host, "qsysd/helper.py"),
+    "main program": lambda host: helper_file(host, "qsysd-helper"),
+    "after-stop": lambda host: helper_file(host, "after-stop"),
+    "digests": lambda host: helper_file(host, "compiled.sha256"),
+    "compiled": compiled,
+    "template": lambda host: Path(host.scope.unit_dir, "qemu-vm@.service"),
+    "unit": lambda host: Path(host.scope.unit_dir, "qsysd-recover.service"),
+}
+HARMS: dict[str, Callable[[Path], object]] = {
+    "empty": lambda path: path.write_bytes(b""),
+    "cut off": lambda path: path.write_bytes(path.read_bytes()[:-20]),
+    "not UTF-8": lambda path: path.write_bytes(b"\xff\xfe" + path.read_bytes()),
+    "missing": Path.unlink,
+    "unreadable": lambda path: path.chmod(0o600),
+    "writable by all": lambda path: path.chmod(0o666),
+    "directory": lambda path: into_directory(path),
+    "link": lambda path: into_link(path),
+}
+
+
+@pytest.mark.parametrize("what", INSTALLED)
+@pytest.mark.parametrize("harm", HARMS)
+def test_what_is_not_as_installed_is_named_by_doctor_and_installed_again_by_set_up(
+    host: OwnHost, what: str, harm: str
+) -> None:
+    path = INSTALLED[what](host)
+    HARMS[harm](path)
+    found = installation.differences(host)
+    if harm in ("cut off", "not UTF-8") and what == "digests":
+        assert all("__pycache__" in name for name in found) and found
+    else:
+        assert str(path) in found
+    messages = [each.message for each in doctor.examine(host) if each.remedy == "qsysd setup"]
+    assert all(any(name in message for message in messages) for name in found)
+    assert any(line.startswith("installed ") for line in setup.setup(host))
+    assert installation.differences(host) == []
+    assert run_helper(host, "stop", "web1").returncode == 0
+    assert setup.setup(host) == []
+    assert not Path("elsewhere").exists() or Path("elsewhere").read_bytes()
+
+
+def test_a_directory_of_the_helper_that_others_can_write_is_installed_again(host: OwnHost) -> None:
+    helper_file(host, "qsysd").chmod(0o777)
+    assert installation.differences(host) == [str(helper_file(host, "qsysd"))]
+    assert installation.install_helper(host)
+    assert installation.differences(host) == []
+
+
+def test_a_helper_that_is_damaged_again_is_installed_again(host: OwnHost) -> None:
+    for _ in range(3):
+        helper_file(host, "qsysd/helper.py").write_text("def broken(:", encoding="utf-8")
+        in_use = current(host)
+        assert installation.install_helper(host)
+        # a stop that began before goes on with what it began with
+        assert in_use in helpers(host) and len(helpers(host)) == 2
+        assert run_helper(host, "stop", "web1").returncode == 0
 
 
 # KVM

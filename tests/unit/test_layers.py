@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from qsysd.operations import setup
+from qsysd.operations import installation
 
-PACKAGE = Path(setup.__file__).parents[1]
+PACKAGE = Path(installation.__file__).parents[1]
 
 # A module imports from lower floors only; within a package its modules may import each other.
 FLOORS = (
@@ -192,7 +192,7 @@ def _closure(module: str, *, lazy: bool) -> set[str]:
 
 
 def test_the_helper_is_installed_with_all_that_it_imports() -> None:
-    assert _closure("helper", lazy=True) | {"__init__"} == set(setup.HELPER_MODULES)
+    assert _closure("helper", lazy=True) | {"__init__"} == set(installation.HELPER_MODULES)
 
 
 def test_the_helper_stays_on_the_lowest_floors() -> None:

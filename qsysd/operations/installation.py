@@ -1,0 +1,237 @@
+"""What VMs need to go on without the package: the units, and a copy of the helper that they call.
+
+The helper is copied to a directory named by its digest, and `current` points to it: an upgrade changes
+it in one step, and a removal of the package takes nothing away. Each file is compared with what this
+version installs, the compiled ones with the digests that were written when they were compiled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+
+from qsysd import paths, process, render, trees
+from qsysd.errors import QsysdError
+from qsysd.files import read_bytes, read_text, sync_directory, write_atomic
+from qsysd.operations.host import Host
+from qsysd.operations.qemu import PROGRAM
+
+PACKAGE = os.path.dirname(os.path.dirname(__file__))
+
+# What the helper is made of: the lowest floors.
+HELPER_MODULES = (
+    "__init__", "acceleration", "antispoof", "bridges", "errors", "files", "helper", "paths", "process",
+    "roots", "tampering", "taps", "trees", "wire",
+)  # fmt: skip
+HELPER_MAIN = """\
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
+from qsysd.helper import main
+
+status = main(sys.argv[1:])
+# Not sys.exit: taking the interpreter apart would cost each start and stop some milliseconds.
+sys.stdout.flush()
+sys.stderr.flush()
+os._exit(status)
+"""
+# ExecStopPost runs after every end. Mostly `stop` has seen to all before it, and at a host's shutdown
+# there is nothing to see to: no reason to start Python, twenty times at once.
+AFTER_STOP = """\
+[ -e {shutdown_mark} ] || [ ! -e {roots_dir}/"$1" ] || exec {helper} after-stop "$1"
+"""
+
+# In a helper's directory: the digests of the compiled files, as sha256sum writes them.
+COMPILED = "compiled.sha256"
+
+
+def python() -> str:
+    """Return the interpreter for the helper: the system's own, which the sandbox can see."""
+    system = "/usr/bin/python3"
+    return system if os.path.exists(system) else os.path.realpath(sys.executable)
+
+
+def helper_command(host: Host) -> list[str]:
+    """Return the command that units call, without the verb."""
+    return [python(), "-I", "-S", "-E", os.path.join(host.scope.helper_dir, "current", "qsysd-helper")]
+
+
+def after_stop(host: Host) -> str:
+    """Return the shell script that the unit's last step runs."""
+    return os.path.join(host.scope.helper_dir, "current", "after-stop")
+
+
+def differences(host: Host) -> list[str]:
+    """Return the paths of units and the helper's files that are not what this version installs."""
+    texts = _helper_texts(host)
+    current = os.path.join(host.scope.helper_dir, "current")
+    found = list(_damaged(current, texts))
+    if not found and not _is_named(_current(host), _digest(texts)):
+        found = [current]
+    return found + _differing_units(host, unit_texts(host))
+
+
+def _is_intact(path: str, content: bytes | None) -> bool:
+    """Return whether a path is a regular file of root's that all can read, with this content."""
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return False
+    kind = stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid()
+    return kind and status.st_mode & 0o666 == 0o644 and content is not None and read_bytes(path) == content
+
+
+# the helper
+
+
+def _helper_texts(host: Host) -> dict[str, str]:
+    """Return the helper's files by their paths in its directory."""
+    script = AFTER_STOP.format(
+        shutdown_mark=host.scope.shutdown_mark,
+        roots_dir=host.scope.roots_dir,
+        helper=" ".join(helper_command(host)),
+    )
+    modules = {f"qsysd/{name}.py": f"{PACKAGE}/{name}.py" for name in HELPER_MODULES}
+    texts = {name: read_text(path) or "" for name, path in modules.items()}
+    return texts | {"qsysd-helper": HELPER_MAIN, "after-stop": script}
+
+
+def _digest(texts: Mapping[str, str]) -> str:
+    # Compiled files are for one version of Python.
+    parts = [sys.implementation.cache_tag, *(f"{name}\0{text}" for name, text in sorted(texts.items()))]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
+
+
+def _current(host: Host) -> str:
+    """Return the name of the directory that `current` points to, "" for none."""
+    try:
+        return os.readlink(os.path.join(host.scope.helper_dir, "current"))
+    except OSError:
+        return ""
+
+
+def _is_named(directory: str, digest: str) -> bool:
+    """Return whether a directory's name is the digest, or the digest with a number."""
+    return directory.partition("-")[0] == digest
+
+
+def _damaged(directory: str, texts: Mapping[str, str]) -> Iterator[str]:
+    """Yield the paths in a helper's directory that are not as they were installed."""
+    for name, text in texts.items():
+        if not _is_intact(f"{directory}/{name}", text.encode()):
+            yield f"{directory}/{name}"
+    for path in (f"{directory}/.", f"{directory}/qsysd"):
+        with suppress(OSError):  # reported by its files
+            status = os.lstat(path)
+            if status.st_uid != os.geteuid() or status.st_mode & 0o777 != 0o755:
+                yield path.removesuffix("/.")
+    digests = read_bytes(f"{directory}/{COMPILED}")
+    lines = (digests or b"").decode("utf-8", "replace").splitlines()
+    recorded = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    if len(recorded) != len(HELPER_MODULES) or not _is_intact(f"{directory}/{COMPILED}", digests):
+        yield f"{directory}/{COMPILED}"
+    for name, digest in recorded.items():
+        content = read_bytes(f"{directory}/{name}")
+        if not _is_intact(f"{directory}/{name}", content) or _sha256(content) != digest:
+            yield f"{directory}/{name}"
+
+
+def _sha256(content: bytes | None) -> str:
+    return hashlib.sha256(content or b"").hexdigest()
+
+
+def install_helper(host: Host) -> list[str]:
+    """Copy what the units call to a place outside the package, unless it is there and intact."""
+    texts = _helper_texts(host)
+    digest, current = _digest(texts), _current(host)
+    helper_dir = host.scope.helper_dir
+    if _is_named(current, digest) and not any(_damaged(f"{helper_dir}/{current}", texts)):
+        return []
+    # A damaged one stays in its place, for units that use it now: the new one gets another name.
+    name = digest if current != digest else f"{digest}-1"
+    directory = f"{helper_dir}/{name}"
+    if any(_damaged(directory, texts)):
+        trees.remove(directory)
+        _build_helper(directory, texts)
+    link = f"{helper_dir}/current"
+    trees.remove(f"{link}.part")
+    os.symlink(name, f"{link}.part")
+    if os.path.isdir(link) and not os.path.islink(link):
+        trees.remove(link)
+    os.rename(f"{link}.part", link)
+    sync_directory(helper_dir)
+    _remove_old_helpers(host, {name, current, "current"})
+    return [f"installed the units' helper in {directory}"]
+
+
+def _build_helper(directory: str, texts: Mapping[str, str]) -> None:
+    partial = f"{directory}.part"
+    trees.remove(partial)
+    os.makedirs(f"{partial}/qsysd")
+    for path in (partial, f"{partial}/qsysd"):
+        os.chmod(path, 0o755)  # whatever the umask is
+    for name, text in texts.items():
+        write_atomic(f"{partial}/{name}", text, 0o644)
+    # Compiled by the interpreter that will run it, which need not be this one. The sources are never looked
+    # at again, so their time stamps do not matter.
+    process.run([python(), "-I", "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash", partial])
+    lines = []
+    with os.scandir(f"{partial}/qsysd/__pycache__") as entries:
+        for entry in sorted(entries, key=lambda item: item.name):
+            os.chmod(entry.path, 0o644)
+            lines.append(f"{_sha256(read_bytes(entry.path))}  qsysd/__pycache__/{entry.name}\n")
+    write_atomic(f"{partial}/{COMPILED}", "".join(lines), 0o644)
+    os.rename(partial, directory)
+
+
+def _remove_old_helpers(host: Host, keep: set[str | None]) -> None:
+    """Remove helpers older than the previous one, which may still be in the middle of a stop."""
+    for name in os.listdir(host.scope.helper_dir):
+        if name not in keep:
+            with suppress(QsysdError):  # the next set-up removes it
+                trees.remove(os.path.join(host.scope.helper_dir, name))
+
+
+# the units
+
+
+def unit_texts(host: Host) -> dict[str, str]:
+    """Return the units by their names. Raises HostError without QEMU or systemd."""
+    texts = {
+        paths.UNIT_TEMPLATE: render.unit(
+            host.scope,
+            systemd_version=host.systemd.version(),
+            helper=helper_command(host),
+            after_stop=after_stop(host),
+            qemu=process.require(PROGRAM),
+        )
+    }
+    for name in sorted(os.listdir(f"{PACKAGE}/units")):
+        texts[name] = read_text(f"{PACKAGE}/units/{name}") or ""
+    return texts
+
+
+def _differing_units(host: Host, texts: Mapping[str, str]) -> list[str]:
+    unit_paths = {f"{host.scope.unit_dir}/{name}": text for name, text in texts.items()}
+    return [path for path, text in unit_paths.items() if not _is_intact(path, text.encode())]
+
+
+def install_units(host: Host) -> list[str]:
+    """Install the units; systemd reads them again only if one has changed."""
+    texts = unit_texts(host)
+    changed = [os.path.basename(path) for path in _differing_units(host, texts)]
+    for name in changed:
+        path = f"{host.scope.unit_dir}/{name}"
+        if os.path.isdir(path):
+            trees.remove(path)
+        write_atomic(path, texts[name], 0o644)
+    if not changed:
+        return []
+    host.systemd.reload()
+    host.systemd.enable([name for name in texts if "@" not in name and "[Install]" in texts[name]])
+    return [f"installed {name}" for name in changed]
