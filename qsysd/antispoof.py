@@ -195,6 +195,16 @@ def remove() -> None:
     nft(f"add table {TABLE}\ndelete table {TABLE}\n")
 
 
+def load(path: str) -> None:
+    """Load a file of nftables rules as one transaction. Raises HostError with nft's own words."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            rules = file.read()
+    except OSError as error:
+        raise HostError(f"cannot read {path}: {error.strerror}", hint="qsysd render") from error
+    nft(rules)
+
+
 def nft(commands: str) -> str:
     """Run nft(8) commands as one transaction and return what they list.
 

@@ -122,7 +122,7 @@ def up(scope: Scope, environment: Mapping[str, str]) -> list[str]:
         )
         if network.kind == "nat":
             _forward()
-        load(network.rules)
+        antispoof.load(network.rules)
     except BaseException:
         if made and not ports(bridge):
             taps.ip_batch([f"link delete dev {bridge}"])
@@ -155,16 +155,6 @@ def ports(bridge: str) -> list[str]:
         return sorted(os.listdir(f"{taps.SYS_NET}/{bridge}/brif"))
     except OSError:
         return []
-
-
-def load(path: str) -> None:
-    """Load a file of nftables rules as one transaction. Raises HostError with nft's own words."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            rules = file.read()
-    except OSError as error:
-        raise HostError(f"cannot read {path}: {error.strerror}", hint="qsysd render") from error
-    antispoof.nft(rules)
 
 
 def _forward() -> None:

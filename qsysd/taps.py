@@ -204,7 +204,9 @@ def plug(scope: Scope, ports: Sequence[Port], owner_uid: int, vm: str) -> None:
         unplug(scope, ports, vm)
     try:
         with Lock(scope) as lock:
-            _plug(lock, ports, owner_uid, vm)
+            if not _plug(ports, owner_uid, vm):
+                lock.exclude()
+                _restore_rules(scope, ports)
     except QsysdError as error:
         _undo(scope, ports, vm)
         raise HostError(f"network {ports[0].network}: {error.message}", hint=error.hint) from error
@@ -213,8 +215,8 @@ def plug(scope: Scope, ports: Sequence[Port], owner_uid: int, vm: str) -> None:
         raise
 
 
-def _plug(lock: Lock, ports: Sequence[Port], owner_uid: int, vm: str) -> None:
-    """Create the TAPs and add their elements. Raises HostError."""
+def _plug(ports: Sequence[Port], owner_uid: int, vm: str) -> bool:
+    """Create the TAPs and add their elements; return whether nft had sets for them. Raises HostError."""
     for port in ports:
         if not os.path.isdir(f"{SYS_NET}/{port.bridge}/bridge"):
             raise HostError(
@@ -226,11 +228,19 @@ def _plug(lock: Lock, ports: Sequence[Port], owner_uid: int, vm: str) -> None:
         _connect(ports, owner_uid, vm)
     finally:
         done = adding.finish(timeout=TOOL_TIMEOUT, check=False)
-    if done.returncode != 0:
-        # The table may no longer exist: some firewalls flush all tables, and with it what held the
-        # TAPs of other VMs. If that is not the reason, this fails as well.
-        lock.exclude()
-        hold_all()
+    return done.returncode == 0
+
+
+def _restore_rules(scope: Scope, ports: Sequence[Port]) -> None:
+    """Restore the anti-spoofing of all VMs, and the rules of these ports' networks. Raises HostError.
+
+    Some firewalls flush all tables. If that is not why nft failed, this fails as well.
+    """
+    hold_all()
+    for network in {port.network for port in ports}:
+        rules = scope.network_rules(network)
+        if os.path.exists(rules):
+            antispoof.load(rules)
 
 
 def hold_all() -> list[Port]:
