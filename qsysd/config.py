@@ -291,8 +291,9 @@ def _parse(text: str, source: str) -> Any:
 
 
 VM_KEYS = (
-    "name", "uuid", "machine", "memory", "memory_limit", "cpus", "cpu", "accel", "image", "disks", "nics",
-    "kernel", "initrd", "append", "seed", "user", "ssh_keys", "depends_on", "stop_timeout", "qemu_args",
+    "name", "uuid", "machine", "memory", "memory_limit", "cpus", "cpu", "accel", "image", "image_digest",
+    "disks", "nics", "kernel", "initrd", "append", "seed", "user", "ssh_keys", "depends_on", "stop_timeout",
+    "qemu_args",
 )  # fmt: skip
 
 
@@ -341,6 +342,7 @@ def parse_vm(text: str, source: str, *, name: str | None = None, defaults: Defau
         cpu=root.value("cpu", _matching(_CPU, "a CPU model"), None),
         accel=root.value("accel", _choice(Accel), defaults.accel),
         image=root.value("image", lambda node: image_names.checked(_text(node)), None),
+        image_digest=root.value("image_digest", _matching(values.SHA256, "a SHA-256 digest"), None),
         disks=root.each("disks", disk),
         nics=root.each("nics", nic) if root.present("nics") else (Nic(defaults.network, "", None),),
         kernel=kernel,
@@ -417,10 +419,7 @@ def parse_defaults(text: str, source: str) -> Defaults:
 
 
 def load_plain(text: str, source: str) -> Any:
-    """Return a definition as plain values, for showing as JSON. Raises InvalidError.
-
-    What stands in the file decides, as in a spec: only whole numbers and true and false are no texts.
-    """
+    """Return a definition as plain values; as in a spec, all but whole numbers, true and false is text."""
     return _plain(_parse(text, source), source, ())
 
 
@@ -456,6 +455,7 @@ def dump_vm(spec: VMSpec) -> str:
         "cpu": spec.cpu,
         "accel": spec.accel.value,
         "image": spec.image,
+        "image_digest": spec.image_digest,
         "disks": [{"size": values.format_size(disk.size)} if disk.size else {} for disk in spec.disks],
         "nics": [
             {"network": nic.network, "mac": nic.mac, **({"address": nic.address} if nic.address else {})}

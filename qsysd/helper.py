@@ -234,6 +234,30 @@ def check_rendering(scope: Scope, vm: str) -> None:
         )
 
 
+def check_image(scope: Scope) -> None:
+    """Raise HostError where the image is not the one that the VM's disk was created on.
+
+    The overlay would show the guest parts of two different disks.
+    """
+    image, expected = os.environ.get("QSYSD_IMAGE", ""), os.environ.get("QSYSD_IMAGE_DIGEST", "")
+    if not image or not expected:
+        return
+    from qsysd.files import read_bytes
+
+    note = (read_bytes(scope.image_origin(image)) or b"").decode("utf-8", "replace")
+    fields = dict(line.split(": ", 1) for line in note.splitlines() if ": " in line)
+    try:
+        size = str(os.stat(scope.image(image)).st_size)
+    except OSError as error:
+        raise HostError(f"{scope.image(image)}: {error.strerror}", hint="qsysd image list") from error
+    # Without the note, nothing is known of the image.
+    if fields.get("sha256", expected).strip("'\"") != expected or fields.get("file_size", size) != size:
+        raise HostError(
+            f"image {image} is not the one that the VM's disk was created on",
+            hint=f"restore the image with the SHA-256 {expected}; qsysd doctor",
+        )
+
+
 def before_start(scope: Scope, vm: str) -> None:
     """Make ready, as root, what QEMU may not make itself.
 
@@ -242,6 +266,7 @@ def before_start(scope: Scope, vm: str) -> None:
     from qsysd import roots, taps
 
     check_rendering(scope, vm)
+    check_image(scope)
     ports = taps.parse_ports(os.environ.get("QSYSD_NICS", ""))
     accelerator = accelerator_in_force(scope)
     check_readable()

@@ -83,6 +83,13 @@ def gateway(subnet: str) -> str:
     return str(ipaddress.IPv4Network(subnet)[1])
 
 
+def is_for_a_vm(address: str, subnet: str) -> bool:
+    """Return whether an address is in a subnet, and is neither the gateway's nor one that nobody can have."""
+    block = ipaddress.IPv4Network(subnet)
+    number = ipaddress.IPv4Address(address)
+    return number in block and number not in (block[0], block[1], block[-1])
+
+
 def allocate(subnet: str, taken: Iterable[str], name: str = "") -> str:
     """Return the lowest address of the subnet that is not `taken`, for the VM `name`.
 

@@ -14,6 +14,7 @@ NAME_MAX = 28
 _NAME_FIRST = frozenset("abcdefghijklmnopqrstuvwxyz")
 _NAME_CHARACTERS = _NAME_FIRST | frozenset("0123456789-")
 
+UNIT_PREFIX = "qemu-vm@"
 UNIT_TEMPLATE = "qemu-vm@.service"
 UNIT_PATTERN = "qemu-vm@*.service"
 

@@ -56,7 +56,8 @@ class VMSpec:
     """A VM, whole.
 
     memory_mib, memory_limit_mib: MiB; the limit is the unit's, None for none. stop_timeout: seconds that
-    a guest has to power off.
+    a guest has to power off. image_digest: SHA-256 of the image that the first disk was created on, None
+    where that is not known.
     """
 
     name: str
@@ -68,6 +69,7 @@ class VMSpec:
     accel: Accel
     cpu: str | None
     image: str | None
+    image_digest: str | None
     disks: tuple[Disk, ...]
     nics: tuple[Nic, ...]
     kernel: Kernel | None

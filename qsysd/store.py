@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from qsysd.errors import InvalidError, NotFoundError, QsysdError
 from qsysd.files import digest, hint, make_directory, read_bytes, read_text, write_atomic
 from qsysd.names import in_order
-from qsysd.paths import DROP_IN_MARK, SEED_MARK, Scope, is_name
+from qsysd.paths import DROP_IN_MARK, SEED_MARK, UNIT_PREFIX, Scope, is_name
 
 if TYPE_CHECKING:
     from qsysd.render import Rendered
@@ -35,6 +36,8 @@ class Summary(NamedTuple):
     image: str | None
     addresses: tuple[str, ...]
     digest: str | None
+    disks: int = 0
+    image_digest: str = ""
 
 
 class Started(NamedTuple):
@@ -85,6 +88,20 @@ class Store:
         # Editors leave other files beside a definition (`.#web1.yaml`).
         return in_order(name for name in names if is_name(name))
 
+    def undefined(self) -> list[str]:
+        """Return the names of VMs of which something is on disk but no definition, in natural order."""
+        found: set[str] = set()
+        for directory, prefix, suffix in (
+            (self.scope.definitions_dir, "", ".env"),
+            (self.scope.vms_dir, "", ""),
+            (self.scope.wants_dir, UNIT_PREFIX, ".service"),
+        ):
+            with suppress(OSError):
+                entries = os.listdir(directory)
+                found |= {entry.removeprefix(prefix).removesuffix(suffix) for entry in entries
+                          if entry.startswith(prefix) and entry.endswith(suffix)}  # fmt: skip
+        return in_order(name for name in found - set(self.names()) if is_name(name))
+
     def exists(self, vm: str) -> bool:
         """Return whether a VM is defined, be its definition readable or not."""
         return is_name(vm) and os.path.lexists(self.scope.definition(vm))
@@ -96,6 +113,11 @@ class Store:
         if text is None and self.exists(vm):
             raise QsysdError(
                 f"{self.scope.definition(vm)} cannot be read: a link to a file that does not exist"
+            )
+        if text is None and vm in self.undefined():
+            raise NotFoundError(
+                f"{vm} has no definition: {self.scope.definition(vm)} does not exist",
+                hint=f"restore the file, or remove what is left of the VM: qsysd delete {vm}",
             )
         if text is None:
             raise NotFoundError(f"there is no VM {vm!r}", hint=self._nearby(vm))
@@ -210,6 +232,14 @@ class Store:
             or (expected_seed != "" and self.seed_digest(vm) != expected_seed)
         )
 
+    def is_changed_by_hand(self, vm: str) -> bool:
+        """Return whether a VM's definition is another than the one that was rendered last, or is new.
+
+        A rendering of an older version does not tell; then the answer is no.
+        """
+        text = self._rendered_head(vm)
+        return not text or (_variable(text, "QSYSD_DEFINITION") != "" and self._is_changed(vm, text))
+
     def _is_changed(self, vm: str, rendered_head: str) -> bool:
         """Return whether a definition exists from which an environment file was not rendered."""
         definition = read_bytes(self.scope.definition(vm))
@@ -251,6 +281,8 @@ class Store:
             image=_variable(text, "QSYSD_IMAGE") or None,
             addresses=tuple(nic[-1] for nic in nics if nic[-1] != "-"),
             digest=_variable(text, "QSYSD_DIGEST") or None,
+            disks=_number(_variable(text, "QSYSD_DISKS")) or 0,
+            image_digest=_variable(text, "QSYSD_IMAGE_DIGEST"),
         )
 
     def started(self, vm: str) -> Started | None:

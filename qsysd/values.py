@@ -20,6 +20,7 @@ MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 NOT_TEXT = "\x00-\x1f\x7f\ufdd0-\ufdef" + "".join(
     f"{chr(plane * 0x10000 + 0xFFFE)}{chr(plane * 0x10000 + 0xFFFF)}" for plane in range(17)
 )
+SHA256 = re.compile("[0-9a-f]{64}")
 # type, key and comment as in the .pub file that ssh-keygen writes (sshd(8), AUTHORIZED_KEYS FILE FORMAT)
 SSH_KEY = re.compile(rf"(ssh|ecdsa|sk)-[A-Za-z0-9@.-]+ [A-Za-z0-9+/]+=*( [^{NOT_TEXT}]*)?")
 USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}")  # a user's name: useradd(8)

@@ -53,7 +53,7 @@ def list_vms(names: Sequence[str], as_json: bool) -> None:
         (
             (
                 vm.name,
-                _state(vm),
+                _state_and_problem(vm),
                 vm.guest or "-",
                 "enabled" if vm.enabled else "disabled",
                 vm.ip or "-",
@@ -85,6 +85,10 @@ def _totals(vms: Sequence[ListedVM]) -> str:
 def _state(vm: ListedVM) -> str:
     """Return systemd's state, with the substate where it says more."""
     return vm.active if vm.sub in ("running", "dead", "failed") else f"{vm.active} ({vm.sub})"
+
+
+def _state_and_problem(vm: ListedVM) -> str:
+    return f"{vm.problem}, {_state(vm)}" if vm.problem else _state(vm)
 
 
 def _with_pending(value: int | None, pending: int | None, unit: str = "") -> str:

@@ -38,12 +38,24 @@ class Outcome(NamedTuple):
 
 
 def _states(host: Host, names: Sequence[str]) -> dict[str, UnitState]:
-    """Return the unit states of VMs by VM name. Raises NotFoundError when one is not defined."""
+    """Return the unit states of VMs by VM name."""
+    loaded = host.systemd.states([paths.unit(name) for name in names])
+    return {name: loaded.get(paths.unit(name)) or not_loaded(paths.unit(name)) for name in names}
+
+
+def _require(host: Host, names: Iterable[str]) -> None:
+    """Raise NotFoundError unless all VMs are defined."""
     for name in names:
         if not host.store.exists(name):
             host.store.require(name)
-    loaded = host.systemd.states([paths.unit(name) for name in names])
-    return {name: loaded.get(paths.unit(name)) or not_loaded(paths.unit(name)) for name in names}
+
+
+def require_traces(host: Host, name: str) -> None:
+    """Raise NotFoundError unless a VM is defined, or something is left of one without a definition."""
+    if host.store.exists(name) or name in host.store.undefined():
+        return
+    if not paths.is_name(name) or not is_running(host, name):
+        host.store.require(name)
 
 
 def is_running(host: Host, name: str) -> bool:
@@ -101,6 +113,7 @@ def start(host: Host, names: Sequence[str]) -> list[Outcome]:
 def start_units(host: Host, needed_by: Mapping[str, str]) -> dict[str, Outcome]:
     """Start the units of VMs, ordered as `dependencies` returns them; return the outcomes by name."""
     names = list(needed_by)
+    _require(host, names)
     states = _states(host, names)
     outcomes = {name: Outcome(name, RUNS_ALREADY) for name in names if states[name].active == "active"}
     rest = [name for name in names if name not in outcomes]
@@ -210,6 +223,7 @@ def restart(host: Host, names: Sequence[str]) -> list[Outcome]:
     _recover(host)
     outcomes = _render_stale(host, names)
     with transaction.locked(host, names, exclusive=False):
+        _require(host, names)
         states = _states(host, names)
         rest = [name for name in names if name not in outcomes]
         prepare(host, [states[name] for name in rest])
@@ -219,10 +233,12 @@ def restart(host: Host, names: Sequence[str]) -> list[Outcome]:
 
 
 def stop(host: Host, names: Sequence[str]) -> list[Outcome]:
-    """Power VMs off gracefully, and at each VM's own time-out by force."""
+    """Power VMs off gracefully, and at each VM's own timeout by force. They need no definition."""
     host.require_root()
     _recover(host)
     with transaction.locked(host, names, exclusive=False):
+        for name in names:
+            require_traces(host, name)
         states = _states(host, names)
         outcomes = {name: Outcome(name, "already off") for name in names if states[name].active in OFF}
         rest = [name for name in names if name not in outcomes]
@@ -277,9 +293,14 @@ def _stopped(name: str, result: JobResult) -> Outcome:
 
 
 def kill(host: Host, names: Sequence[str]) -> list[Outcome]:
-    """Switch VMs off without a shutdown of the guest; QEMU flushes its disks if it can."""
+    """Switch VMs off without a shutdown of the guest; QEMU flushes its disks if it can.
+
+    They need no definition.
+    """
     host.require_root()
     with transaction.locked(host, names, exclusive=False):
+        for name in names:
+            require_traces(host, name)
         states = _states(host, names)
         power_off(host, names)
     return [Outcome(name, "already off" if states[name].active in OFF else "killed") for name in names]
@@ -362,6 +383,7 @@ def ask(host: Host, name: str, action: Callable[[Monitor], str]) -> Outcome:
     from qsysd.wire import socket_path
 
     try:
+        _require(host, [name])
         state = _states(host, [name])[name]
         if state.active != "active":
             raise StateError(
@@ -393,9 +415,7 @@ def describe(state: UnitState) -> str:
 
 def _each(host: Host, names: Sequence[str], action: Callable[[Monitor], str]) -> list[Outcome]:
     host.require_root()
-    for name in names:
-        if not host.store.exists(name):
-            host.store.require(name)
+    _require(host, names)
     with transaction.locked(host, names, exclusive=False):
         return [ask(host, name, action) for name in names]
 
@@ -450,7 +470,11 @@ def disable(host: Host, names: Sequence[str]) -> list[Outcome]:
 def _enabling(host: Host, names: Sequence[str], what: str) -> list[Outcome]:
     host.require_root()
     with transaction.locked(host, names):
-        _states(host, names)
+        for name in names:
+            if what == "enabled":
+                _require(host, [name])
+            else:
+                require_traces(host, name)
         units = [paths.unit(name) for name in names]
         if what == "enabled":
             host.systemd.enable(units)

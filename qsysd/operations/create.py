@@ -86,6 +86,12 @@ def _check_free(host: Host, name: str) -> None:
     """Raise ExistsError where the name is taken, and HostError without systemd: nothing is begun then."""
     host.systemd.state(paths.unit(name))
     if host.store.exists(name):
+        definition = host.scope.definition(name)
+        if not os.path.lexists(host.scope.vm_dir(name)):
+            raise ExistsError(
+                f"{definition} exists, but no VM was created from it",
+                hint=f"mv {definition} to another directory, then: qsysd create --file FILE",
+            )
         raise ExistsError(
             f"there is already a VM {name!r}", hint=f"qsysd status {name}, or take another name"
         )
@@ -113,6 +119,7 @@ def complete(
         spec,
         uuid=spec.uuid or str(uuid.uuid4()),
         machine=pinned(host, spec.machine or "q35"),
+        image_digest=(base.sha256 or None) if base else None,
         disks=disks,
         nics=complete_nics(host, spec, others),
         seed=seeded,
@@ -194,6 +201,11 @@ def check_references(host: Host, spec: VMSpec, others: Sequence[Claims]) -> None
         if path and not os.stat(path).st_mode & 0o004:
             raise InvalidError(f"{path} cannot be read by the VM's own user", hint=f"chmod o+r {path}")
     _check_order(spec, others)
+    check_unique(host, spec, others)
+
+
+def check_unique(host: Host, spec: VMSpec, others: Sequence[Claims]) -> None:
+    """Raise where another VM has the UUID, a MAC or an address, or an address is not for a VM."""
     _check_identity(spec, others)
     _check_addresses(host, spec, others)
 
@@ -229,16 +241,12 @@ def _check_identity(spec: VMSpec, others: Sequence[Claims]) -> None:
 
 def _check_addresses(host: Host, spec: VMSpec, others: Sequence[Claims]) -> None:
     """Raise where an address is not for a VM on its network, or another VM's."""
-    import ipaddress
-
     claimed = {(nic.network, nic.address): other.name for other in others for nic in other.nics}
     for nic in spec.nics:
         net: NetworkSpec = host.store.load_network(nic.network)
         if nic.address is None:
             continue
-        address = ipaddress.IPv4Address(nic.address)
-        subnet = ipaddress.IPv4Network(net.subnet)
-        if address not in subnet or address in (subnet[0], subnet[1], subnet[-1]):
+        if not network.is_for_a_vm(nic.address, net.subnet):
             raise InvalidError(
                 f"{nic.address} is not an address for a VM on network {net.name}, which has {net.subnet}"
             )

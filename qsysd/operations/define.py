@@ -28,6 +28,8 @@ def edit(host: Host, name: str, text: str, *, before: str) -> bool:
         old = config.parse_vm(before, host.scope.definition(name), name=name, defaults=host.store.defaults())
         new = config.parse_vm(text, f"{name}.yaml", name=name, defaults=host.store.defaults())
         new = replace(new, uuid=new.uuid or old.uuid, machine=create.pinned(host, new.machine or old.machine))
+        # The digest of the image may be removed, never replaced.
+        new = replace(new, image_digest=old.image_digest if new.image_digest else None)
         _check_kept(old, new)
         others = host.store.claims(but=name)
         new = replace(new, nics=create.complete_nics(host, new, others))
@@ -80,6 +82,9 @@ def render_again(host: Host, names: Sequence[str]) -> dict[str, list[str]]:
     changed: dict[str, list[str]] = {}
     with transaction.locked(host, names):
         for name in names:
-            changed[name] = rendering.write(host, *rendering.of_definition(host, name))
+            spec, rendered = rendering.of_definition(host, name)
+            if host.store.is_changed_by_hand(name):
+                create.check_unique(host, spec, host.store.claims(but=name))
+            changed[name] = rendering.write(host, spec, rendered)
         _refresh(host, names)
     return changed

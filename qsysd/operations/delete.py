@@ -13,6 +13,7 @@ from qsysd.errors import QsysdError
 from qsysd.files import SyncedTogether
 from qsysd.names import natural_key
 from qsysd.operations import transaction
+from qsysd.operations.control import require_traces
 from qsysd.operations.host import Host
 from qsysd.operations.recovery import is_known, recover
 from qsysd.operations.removal import files, remove_all
@@ -28,14 +29,17 @@ def contents(host: Host, vm: str) -> list[str]:
 
     Raises NotFoundError, and StateError while something is mounted in the VM's directory.
     """
-    _require(host, vm)
+    require_traces(host, vm)
     trees.refuse_mounts(host.scope.vm_dir(vm))
     state = host.systemd.state(paths.unit(vm))
     scope = host.scope
     found = []
     if state.active not in ("inactive", "failed"):
         found.append(f"{state.name} runs: it is switched off, without a shutdown of the guest")
-    found.append(f"{scope.definition(vm)} and what was rendered from it")
+    if host.store.exists(vm):
+        found.append(f"{scope.definition(vm)} and what was rendered from it")
+    else:
+        found.append(f"what was rendered from {scope.definition(vm)}, which does not exist")
     found += [f"{path} ({_DIRECTORY})" for path in files(host, vm) if _is_directory(path)]
     if _is_directory(scope.vm_dir(vm)):
         # Sockets end with QEMU.
@@ -96,7 +100,7 @@ def delete(host: Host, names: Sequence[str]) -> Deleted:
     recover(host)
     with transaction.locked(host, names):
         for name in names:
-            _require(host, name)
+            require_traces(host, name)
             trees.refuse_mounts(host.scope.vm_dir(name))
         kept = [path for name in names for path in foreign_drop_ins(host, name)]
         for name in names:
@@ -112,12 +116,6 @@ def delete(host: Host, names: Sequence[str]) -> Deleted:
             if intent.name in names and intent.name not in failed and is_known(intent):
                 transaction.end(intent)
     return Deleted(kept, {name: _as_error(name, error) for name, error in failed.items()})
-
-
-def _require(host: Host, name: str) -> None:
-    """Raise NotFoundError unless a VM exists, whatever its definition is like."""
-    if not host.store.exists(name):
-        host.store.require(name)
 
 
 def _as_error(name: str, error: Exception) -> QsysdError:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from qsysd import acceleration, network, paths, process, tampering, taps, values
 from qsysd.errors import QsysdError
-from qsysd.operations import installation, recovery, transaction
+from qsysd.operations import divergence, installation, recovery, transaction
 from qsysd.operations.host import Host
 from qsysd.operations.qemu import PROGRAM
 
@@ -34,7 +34,7 @@ def examine(host: Host) -> list[Finding]:
     findings: list[Finding] = []
     for check in (
         _systemd, _programs, _setup, _devices, _kvm, _networks, _forwarding, _taps, _space, _sockets,
-        _half_made, _definitions,
+        _half_made, _definitions, _divergence,
     ):  # fmt: skip
         try:
             findings += check(host)
@@ -195,6 +195,11 @@ def _half_made(host: Host) -> Iterator[Finding]:
             f"{values.printable(path)} is not an intent of qsysd's, and is ignored",
             f"ls -lab {host.scope.intents_dir}; move it to another directory",
         )
+
+
+def _divergence(host: Host) -> Iterator[Finding]:
+    for found in divergence.find(host):
+        yield Finding("warning", found.vm, found.message, found.remedy)
 
 
 def _definitions(host: Host) -> Iterator[Finding]:

@@ -40,7 +40,6 @@ class VMStatus(ListedVM):
     nics: list[dict[str, Any]] = field(default_factory=list)
     memory_current: int | None = None
     pending: list[str] = field(default_factory=list)
-    problem: str | None = None
 
 
 def status(host: Host, names: Sequence[str]) -> list[VMStatus]:
@@ -84,14 +83,13 @@ def _status(host: Host, listed: ListedVM) -> VMStatus:
     memory = properties.get("MemoryCurrent", 2**64 - 1)
     result, restarts = str(properties.get("Result", "success")), int(properties.get("NRestarts", 0))
     return VMStatus(
-        **asdict(listed),
+        **{**asdict(listed), **details},
         result=result,
         restarts=restarts,
         crash_loop=_is_crash_loop(listed.active, result, restarts),
         uptime=time.monotonic() - active_since if listed.active == "active" and active_since else None,
         accelerator=started.accelerator if started else "",
         memory_current=None if memory >= 2**63 else int(memory),
-        **details,
     )
 
 

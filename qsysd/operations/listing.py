@@ -9,11 +9,16 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
 from qsysd import paths
+from qsysd.names import in_order
+from qsysd.operations import control, transaction
 from qsysd.operations.host import Host
+from qsysd.store import Summary
 from qsysd.systemd import UnitState, not_loaded
 from qsysd.wire import MonitorError, RunStateQuestion, socket_path
 
 LIST_MONITOR_TIMEOUT = 0.5  # seconds; a hung QEMU shows as such and does not hold up the list
+NO_DEFINITION = "no definition"
+NO_DISK = "no disk"
 QUESTIONS = 200  # at once: a process may have 1024 files open
 
 
@@ -22,7 +27,8 @@ class ListedVM:
     """A line of the list. active, sub: systemd's; guest: QMP's run state, None when QEMU does not run.
 
     memory_mib, cpus: what QEMU runs with, of a VM that is off what it will start with; pending_memory_mib,
-    pending_cpus: what a running VM gets at its next start where that differs.
+    pending_cpus: what a running VM gets at its next start where that differs. problem: what of it does not
+    exist, `no definition` or `no disk`.
     """
 
     name: str
@@ -38,6 +44,7 @@ class ListedVM:
     cpus: int | None
     pending_memory_mib: int | None = None
     pending_cpus: int | None = None
+    problem: str | None = None
 
 
 def guest_state(host: Host, name: str, pid: int, timeout: float) -> str:
@@ -106,17 +113,21 @@ def list_vms(
 ) -> list[ListedVM]:
     """Return the VMs of this host, or those named. Raises NotFoundError for a name that is none.
 
+    Something that is left of a VM without a definition counts as a VM.
+
     timeout: seconds that each QEMU has to answer.
     """
     named = list(names)
     for name in named:
-        if not host.store.exists(name):
-            host.store.require(name)
+        control.require_traces(host, name)
     chosen = named or host.store.names()
     # The QEMUs answer while systemd is asked.
     with _asked(host, chosen[:QUESTIONS], timeout) as questions:
         patterns = map(paths.unit, named) if named else [paths.UNIT_PATTERN]
         units = host.systemd.not_off(*patterns)
+        if not named:
+            left = {*host.store.undefined(), *filter(paths.is_name, map(paths.vm_of_unit, units))}
+            chosen = [*chosen, *in_order(left - set(chosen))]
         here = [units[unit] for unit in map(paths.unit, chosen) if unit in units]
         pids = {paths.vm_of_unit(unit): pid for unit, pid in host.systemd.main_pids(here).items()}
         guests = dict.fromkeys(pids, "unknown") | _answers(questions, pids)
@@ -150,4 +161,17 @@ def _listed(
         cpus=cpus,
         pending_memory_mib=summary.memory_mib if summary.memory_mib != memory_mib else None,
         pending_cpus=summary.cpus if summary.cpus != cpus else None,
+        problem=_problem(host, summary),
     )
+
+
+def _problem(host: Host, summary: Summary) -> str | None:
+    """Return what of a VM does not exist, unless a command is about to create or delete it."""
+    name = summary.name
+    if not host.store.exists(name):
+        return NO_DEFINITION
+    disks = (host.scope.overlay(name, index) for index in range(summary.disks))
+    if os.path.isdir(host.scope.vm_dir(name)) and all(map(os.path.lexists, disks)):
+        return None
+    is_pending = any((intent.kind, intent.name) == ("vm", name) for intent in transaction.pending(host.scope))
+    return None if is_pending else NO_DISK

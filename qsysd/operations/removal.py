@@ -148,6 +148,9 @@ def _forget_addresses(host: Host, vm: str) -> set[str]:
 
 def _release_all(host: Host, name: str, vm: str) -> None:
     entries = network.hosts(host.scope, name, vm)
+    # A definition may have been copied: the lease is the other VM's, too.
+    others = set(os.listdir(host.scope.dhcp_hosts_dir(name))) - {vm}
+    shared = {entry for other in others for entry in network.hosts(host.scope, name, other)}
     running = host.systemd.state(paths.dhcp_unit(name)).active == "active"
-    for mac, address in entries:
+    for mac, address in (entry for entry in entries if entry not in shared):
         network.release(host.scope, name, address, mac, running=running)

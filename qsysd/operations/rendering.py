@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from qsysd import config, network, render, seed
+from qsysd.errors import InvalidError
 from qsysd.operations.control import reload_dhcp
 from qsysd.operations.host import Host
 from qsysd.render import Rendered
@@ -12,9 +13,18 @@ from qsysd.spec import Nic, VMSpec
 
 
 def of_definition(host: Host, name: str) -> tuple[VMSpec, Rendered]:
-    """Return a VM's spec and what its definition renders to. Raises NotFoundError, InvalidError."""
+    """Return a VM's spec and what its definition renders to.
+
+    Raises NotFoundError, and InvalidError also for a definition that `create` has not completed.
+    """
     text = host.store.require(name)
-    spec = config.parse_vm(text, host.scope.definition(name), name=name, defaults=host.store.defaults())
+    path = host.scope.definition(name)
+    spec = config.parse_vm(text, path, name=name, defaults=host.store.defaults())
+    if not spec.uuid or not spec.machine or not all(nic.mac for nic in spec.nics):
+        raise InvalidError(
+            f"{path}: no VM was created from it: it lacks a UUID, a machine type or a MAC",
+            hint=f"mv {path} to another directory, then: qsysd create --file FILE",
+        )
     return spec, render.vm(spec, host.scope, text)
 
 

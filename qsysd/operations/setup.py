@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 
 from qsysd import config, network, paths, process, render
-from qsysd.errors import HostError, QsysdError
+from qsysd.errors import HostError, QsysdError, StateError
 from qsysd.files import read_bytes, read_text, write_atomic
-from qsysd.operations import keys, transaction
+from qsysd.operations import divergence, keys, transaction
 from qsysd.operations.host import Host
 from qsysd.operations.installation import install_helper, install_units
 from qsysd.operations.recovery import recover
@@ -100,6 +100,7 @@ def _default_network(host: Host) -> list[str]:
 
 def render_network(host: Host, spec: NetworkSpec) -> bool:
     """Write what a network's definition renders to; return whether anything differed."""
+    _refuse_to_cut_off(host, spec)
     network.prepare(host.scope, spec.name)
     changed = False
     for path, text in render.network_files(spec, host.scope).items():
@@ -107,6 +108,21 @@ def render_network(host: Host, spec: NetworkSpec) -> bool:
             write_atomic(path, text, 0o644)
             changed = True
     return changed
+
+
+def _refuse_to_cut_off(host: Host, spec: NetworkSpec) -> None:
+    """Raise StateError where a network's subnet was changed and VMs have addresses outside of the new one."""
+    rendered = read_text(host.scope.network_environment(spec.name))
+    prefix = spec.subnet.partition("/")[2]
+    if rendered is None or f"\nQSYSD_GATEWAY={network.gateway(spec.subnet)}/{prefix}\n" in rendered:
+        return
+    names = divergence.cut_off(host, spec.name, spec.subnet)
+    if names:
+        raise StateError(
+            f"network {spec.name}: the subnet {spec.subnet} would cut off {', '.join(names)}",
+            hint=f"put the old subnet back into {host.scope.network_definition(spec.name)}; or give each VM "
+            "an address in the new one first: qsysd edit VM",
+        )
 
 
 def _network_up(host: Host, name: str, *, changed: bool) -> list[str]:

@@ -520,6 +520,33 @@ def test_before_start_refuses_a_drop_in_that_systemd_has_not_loaded(
 
 
 @pytest.mark.usefixtures("unit")
+def test_before_start_refuses_another_image_than_the_disk_was_created_on(
+    scope: Scope, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QSYSD_IMAGE", "debian")
+    monkeypatch.setenv("QSYSD_IMAGE_DIGEST", "a" * 64)
+    os.makedirs(scope.images_dir)
+    with pytest.raises(HostError, match="No such file"):
+        helper.before_start(scope, VM)
+    Path(scope.image("debian")).write_bytes(b"x" * 100)
+    note = Path(scope.image_origin("debian"))
+    for text, refused in (
+        (None, False),
+        (f"sha256: {'a' * 64}\nfile_size: 100\n", False),
+        (f"sha256: {'b' * 64}\nfile_size: 100\n", True),
+        (f"sha256: '{'a' * 64}'\nfile_size: 99\n", True),
+        ("\0", False),
+    ):
+        if text is not None:
+            note.write_text(text, encoding="utf-8")
+        if refused:
+            with pytest.raises(HostError, match="image debian is not the one that the VM's disk was created"):
+                helper.before_start(scope, VM)
+        else:
+            helper.before_start(scope, VM)
+
+
+@pytest.mark.usefixtures("unit")
 def test_before_start_reports_a_definition_that_was_changed_after_it_was_rendered(
     scope: Scope, monkeypatch: pytest.MonkeyPatch, journal: Callable[[], list[str]]
 ) -> None:

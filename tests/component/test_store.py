@@ -356,7 +356,7 @@ def test_a_broken_definition_claims_what_it_had(definitions: Store, scope: Scope
 def test_a_summary_needs_no_yaml(definitions: Store, scope: Scope) -> None:
     definitions.write_rendered("web1", render.vm(vm(), scope))
     assert definitions.summary("web1") == Summary(
-        "web1", 512, 2, "debian", ("10.83.0.10",), render.vm(vm(), scope).digest
+        "web1", 512, 2, "debian", ("10.83.0.10",), render.vm(vm(), scope).digest, 1, "0123456789abcdef" * 4
     )
 
 

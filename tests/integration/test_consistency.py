@@ -13,6 +13,7 @@ from tests.integration.helpers import (
     at_once,
     create,
     memory_in_force,
+    refused,
     status,
     unit,
     unit_journal,
@@ -96,3 +97,34 @@ def test_commands_go_on_over_a_restart_of_systemd_and_of_the_bus(any_host: LabHo
             host.qsysd("start", stopped)
     finally:
         host.sh(f"rm {template}; systemctl daemon-reload")
+
+
+def test_what_is_left_without_a_definition_and_an_image_of_another_content(
+    host: LabHost, vm: VMFactory
+) -> None:
+    name = vm()
+    host.sh("truncate -s 16M /root/one.raw; cp /root/one.raw /root/two.raw; echo x >>/root/two.raw")
+    host.qsysd("image", "import", "/root/one.raw", "--format", "raw", "--name", "base", "--no-cloud-init")
+    create(host, name, options=[*FROZEN, "--image", "base"])
+    definition, image = f"/etc/qsysd/vms/{name}.yaml", "/var/lib/qsysd/images/base"
+    # Its YAML is gone: it runs, is listed, and can be stopped.
+    host.sh(f"mv {definition} /root/kept.yaml; rm /root/one.raw")
+    assert f"{name}  no definition, active" in host.qsysd("list").stdout
+    assert "has no definition" in refused(host, "restart", name, status=3)
+    host.qsysd("stop", name)
+    assert active(host, name) == "inactive/dead"
+    # Its image is replaced by another of that name.
+    host.sh(f"mv /root/kept.yaml {definition}; mkdir /root/old; mv {image}.* /root/old")
+    host.qsysd("image", "import", "/root/two.raw", "--format", "raw", "--name", "base", "--no-cloud-init")
+    assert "image base is not the one" in refused(host, "start", name, status=1)
+    assert "image base is not the one" in host.qsysd("doctor", check=False).stdout
+    host.sh(f"mv /root/old/* {image[:-5]}/; rm -r /root/old /root/two.raw")
+    host.qsysd("start", name)
+    # And it can be deleted without the YAML, too.
+    host.sh(f"rm {definition}")
+    before = host.qsysd("list").stdout
+    assert "no definition" in before
+    host.qsysd("delete", "--yes", name)
+    assert name not in host.qsysd("list").stdout
+    assert not host.glob(f"/etc/systemd/system/*/{unit(name)}")
+    host.qsysd("image", "rm", "--yes", "base")

@@ -681,7 +681,7 @@ def test_a_list(qsysd_command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         "database-of-web1  activating (auto-restart)  -        disabled  -           -       -        -\n"
     )
     keys = {"name", "unit", "active", "sub", "guest", "enabled", "pid", "ip", "image"}
-    keys |= {"memory_mib", "cpus", "pending_memory_mib", "pending_cpus"}
+    keys |= {"memory_mib", "cpus", "pending_memory_mib", "pending_cpus", "problem"}
     assert [set(each) for each in json.loads(qsysd_command("list", "--json").output)] == [keys, keys]
 
 

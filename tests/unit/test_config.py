@@ -76,6 +76,7 @@ qemu_args: [-device, "usb-ehci,id=usb0"]
         cpu="host,-vmx",
         accel=Accel.KVM,
         image="debian",
+        image_digest=None,
         disks=(Disk(20 * GIB), Disk(None)),
         nics=(Nic("lan", "52:54:00:ab:cd:ef", "10.0.0.5"), Nic("default", "", None)),
         kernel=Kernel("/boot/vmlinuz", "/boot/initrd", "console=ttyS0 quiet"),
@@ -107,6 +108,7 @@ def test_what_is_left_out_has_a_default() -> None:
         cpu=None,
         accel=Accel.AUTO,
         image="debian",
+        image_digest=None,
         disks=(),
         nics=(Nic("default", "", None),),
         kernel=None,
@@ -555,6 +557,7 @@ def test_a_spec_does_not_depend_on_the_defaults_once_it_is_written() -> None:
 def test_a_definition_is_written_for_people() -> None:
     assert config.dump_vm(vm(ssh_keys=(), user=None)) == (
         f"name: web1\nuuid: {UUID}\nmachine: pc-q35-7.2\nmemory: 512M\ncpus: 2\naccel: tcg\nimage: debian\n"
+        f"image_digest: {'0123456789abcdef' * 4}\n"
         f"disks:\n- size: 10G\nnics:\n- network: default\n  mac: '52:54:00:12:34:56'\n  address: 10.83.0.10\n"
         "seed: true\nstop_timeout: 90s\n"
     )

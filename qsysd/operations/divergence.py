@@ -1,0 +1,112 @@
+"""Where what is on disk, what is defined and what runs do not agree. For `doctor`."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from qsysd import network
+from qsysd.errors import QsysdError
+from qsysd.operations import listing
+from qsysd.operations.host import Host
+from qsysd.store import Claims
+
+
+class Divergence(NamedTuple):
+    """Something that does not agree, and what to do about it."""
+
+    vm: str
+    message: str
+    remedy: str
+
+
+def find(host: Host) -> Iterator[Divergence]:
+    """Yield all that does not agree on this host."""
+    yield from _without_parts(host)
+    claims = host.store.claims(but="")
+    yield from _duplicates(claims)
+    yield from _outside_of_subnets(host, claims)
+    yield from _other_images(host)
+
+
+def _without_parts(host: Host) -> Iterator[Divergence]:
+    for vm in listing.list_vms(host):
+        definition = host.scope.definition(vm.name)
+        if vm.problem == listing.NO_DEFINITION:
+            runs = "it runs" if vm.pid else "it is off"
+            boot = ", and it starts at host boot" if vm.enabled else ""
+            yield Divergence(
+                vm.name,
+                f"it has no definition: {definition} does not exist; {runs}{boot}",
+                f"restore the file, or: qsysd delete {vm.name}",
+            )
+        elif vm.problem == listing.NO_DISK:
+            directory = host.scope.vm_dir(vm.name)
+            missing = directory if not os.path.isdir(directory) else f"a disk in {directory}"
+            yield Divergence(
+                vm.name,
+                f"{missing} does not exist",
+                f"restore it, or: qsysd delete {vm.name}; a file that was copied to {definition} is no VM: "
+                "mv it to another directory, and qsysd create --file FILE",
+            )
+
+
+def _duplicates(claims: list[Claims]) -> Iterator[Divergence]:
+    owners: dict[str, set[str]] = defaultdict(set)
+    for vm in claims:
+        if vm.uuid:
+            owners[f"the UUID {vm.uuid}"].add(vm.name)
+        for nic in vm.nics:
+            if nic.mac:
+                owners[f"the MAC {nic.mac} on network {nic.network}"].add(vm.name)
+            if nic.address:
+                owners[f"the address {nic.address} on network {nic.network}"].add(vm.name)
+    for what, names in owners.items():
+        if len(names) > 1:
+            first, *others = sorted(names)
+            yield Divergence(first, f"{what} also belongs to {', '.join(others)}", f"qsysd edit {others[-1]}")
+
+
+def _outside_of_subnets(host: Host, claims: list[Claims]) -> Iterator[Divergence]:
+    subnets: dict[str, str] = {}
+    for name in host.store.network_names():
+        try:
+            subnets[name] = host.store.load_network(name).subnet
+        except QsysdError:
+            continue  # reported as the network's own
+    for vm in claims:
+        for nic in vm.nics:
+            subnet = subnets.get(nic.network)
+            if subnet and nic.address and not network.is_for_a_vm(nic.address, subnet):
+                yield Divergence(
+                    vm.name,
+                    f"its address {nic.address} is not for a VM on network {nic.network}, which has {subnet}",
+                    f"qsysd edit {vm.name}: remove the address to get another one",
+                )
+
+
+def _other_images(host: Host) -> Iterator[Divergence]:
+    for name in host.store.names():
+        summary = host.store.summary(name)
+        if not summary.image or not summary.image_digest or not host.images.exists(summary.image):
+            continue
+        image = host.images.get(summary.image)
+        if image.problem or image.sha256 not in ("", summary.image_digest):
+            yield Divergence(
+                name,
+                f"image {summary.image} is not the one that its disk was created on: "
+                f"{image.problem or f'its SHA-256 is {image.sha256}'}",
+                f"restore the image with the SHA-256 {summary.image_digest}, or: qsysd delete {name}",
+            )
+
+
+def cut_off(host: Host, network_name: str, subnet: str) -> list[str]:
+    """Return the VMs with an address on a network that would be outside of a subnet, with the address."""
+    return [
+        f"{vm.name} ({nic.address})"
+        for vm in host.store.claims(but="")
+        for nic in vm.nics
+        if nic.network == network_name and nic.address and not network.is_for_a_vm(nic.address, subnet)
+    ]
