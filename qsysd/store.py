@@ -27,6 +27,9 @@ _SEED_MARK_OFFSET = 16 * 2048 + 574
 _SEED_MARK_LENGTH = 128
 
 
+SSH_ANSWERED = "QSYSD_SSH_ANSWERED"
+
+
 class Summary(NamedTuple):
     """What a list shows of a VM, read from its environment file: no YAML, 100 VMs in a few milliseconds."""
 
@@ -41,12 +44,16 @@ class Summary(NamedTuple):
 
 
 class Started(NamedTuple):
-    """What a VM was started with: None and "" where its unit's first step was of an older version."""
+    """What a VM was started with: None and "" where its unit's first step was of an older version.
+
+    ssh_answered: whether the guest's SSH server has answered since then.
+    """
 
     digest: str
     memory_mib: int | None
     cpus: int | None
     accelerator: str
+    ssh_answered: bool = False
 
 
 class Claims(NamedTuple):
@@ -296,7 +303,17 @@ class Store:
             memory_mib=_number(_variable(text, "QSYSD_MEMORY_MIB")),
             cpus=_number(_variable(text, "QSYSD_CPUS")),
             accelerator=_variable(text, "QSYSD_ACCELERATOR"),
+            ssh_answered=_variable(text, SSH_ANSWERED) == "1",
         )
+
+    def record_ssh_answer(self, vm: str) -> None:
+        """Record that the guest of a running VM has answered on SSH; quiet if nothing can be recorded."""
+        with suppress(OSError):
+            file = os.open(self.scope.note(vm), os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                os.write(file, f"{SSH_ANSWERED}=1\n".encode())
+            finally:
+                os.close(file)
 
     def _rendered_head(self, vm: str) -> str:
         """Return an environment file up to QEMU's arguments; "" without one that can be read.

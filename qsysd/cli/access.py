@@ -49,7 +49,7 @@ def ssh(name: str, words: Sequence[str], user: str | None) -> None:
     host = make_host()
     access.require_running(host, name)
     command = access.ssh_command(host, host.store.load(name), user=user, command=words)
-    access.wait(host, name)
+    access.wait_before_ssh(host, name)
     sys.exit(process.foreground(command))
 
 

@@ -19,7 +19,9 @@ SSH_PORT = 22
 PROBE_TIMEOUT = 2.0  # seconds for one attempt at the guest's SSH port
 PROBE_PAUSE = 0.25
 UPDATE_INTERVAL = 1.0
-CONNECT_TIMEOUT = 15  # seconds for ssh(1) itself, after the guest's server has answered once
+# For ssh(1) itself, also of a guest that reboots: seconds of an attempt, attempts with a second in between.
+CONNECT_TIMEOUT = 15
+CONNECT_ATTEMPTS = 20
 WAIT_TIMEOUT = 300.0
 
 
@@ -58,6 +60,17 @@ def require_running(host: Host, name: str) -> int:
     return pid
 
 
+def wait_before_ssh(host: Host, name: str) -> None:
+    """Wait as `wait` does, unless the guest has answered since the VM was started.
+
+    From OpenSSH 9.8, a server refuses a client that often connects without a login (PerSourcePenalties in
+    sshd_config(5)): an attempt before each ssh would lock a loop of them out.
+    """
+    started = host.store.started(name)
+    if not (started and started.ssh_answered):
+        wait(host, name)
+
+
 def wait(host: Host, name: str, *, timeout: float = WAIT_TIMEOUT) -> float:
     """Return, with the seconds it took, when the guest's SSH server answers. timeout: seconds.
 
@@ -81,6 +94,7 @@ def wait(host: Host, name: str, *, timeout: float = WAIT_TIMEOUT) -> float:
                 host.waiting(what, waited, _last_console_line(host, name))
                 next_update = waited + UPDATE_INTERVAL
             time.sleep(PROBE_PAUSE)
+        host.store.record_ssh_answer(name)
         return time.monotonic() - started
     finally:
         host.waiting("", 0, "")
@@ -128,6 +142,7 @@ def ssh_command(host: Host, spec: VMSpec, *, user: str | None, command: Sequence
         "-o", "StrictHostKeyChecking=accept-new",
         "-o", "LogLevel=ERROR",
         "-o", f"ConnectTimeout={CONNECT_TIMEOUT}",
+        "-o", f"ConnectionAttempts={CONNECT_ATTEMPTS}",
     ]  # fmt: skip
     if os.access(os.path.dirname(host.scope.known_hosts(spec.name)), os.W_OK):
         arguments += ["-o", f"UserKnownHostsFile={host.scope.known_hosts(spec.name)}"]

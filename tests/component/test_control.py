@@ -32,6 +32,7 @@ from qsysd.operations import (
     transaction,
 )
 from qsysd.operations.control import Outcome
+from qsysd.store import Started
 
 UNIT = paths.unit("web1")
 
@@ -504,6 +505,25 @@ def test_a_wait_for_ssh_shows_the_last_line_of_the_console(
     assert shown[0][0].startswith("web1: waiting for SSH at 127.0.0.1: the guest ")
     assert shown[0][1] == "Starting network"
     assert shown[-1] == ("", "")
+
+
+def test_a_guest_that_has_answered_is_not_tried_again_before_each_ssh(
+    vm: OwnHost, guest: socket.socket
+) -> None:
+    os.makedirs(vm.scope.notes_dir)
+    note = Path(vm.scope.note("web1"))
+    note.write_text("0123456789abcdef\nQSYSD_CPUS=1\n", encoding="ascii")
+    thread = answer(guest, b"SSH-2.0-OpenSSH_10.0\r\n")
+    access.wait_before_ssh(vm, "web1")
+    thread.join()
+    # nobody answers any more, and nobody is asked
+    access.wait_before_ssh(vm, "web1")
+    assert vm.store.started("web1") == Started("0123456789abcdef", None, 1, "", ssh_answered=True)
+    # until the next start
+    note.write_text("0123456789abcdef\n", encoding="ascii")
+    thread = answer(guest, b"SSH-2.0-OpenSSH_10.0\r\n")
+    access.wait_before_ssh(vm, "web1")
+    thread.join()
 
 
 def test_a_wait_names_what_the_job_waits_for_at_the_moment(vm: OwnHost) -> None:

@@ -779,7 +779,7 @@ def test_ssh_hands_over_its_words(qsysd_command: Run, monkeypatch: pytest.Monkey
     ran: list[list[str]] = []
     waited: list[str] = []
     monkeypatch.setattr(access, "require_running", lambda host, name: 4711)
-    monkeypatch.setattr(access, "wait", lambda host, name: waited.append(name))
+    monkeypatch.setattr(access, "wait_before_ssh", lambda host, name: waited.append(name))
     monkeypatch.setattr("qsysd.process.foreground", lambda argv: ran.append(list(argv)) or 42)  # type: ignore[func-returns-value]
     result = qsysd_command("ssh", "web1", "--", "ls", "-l", "--user", "x y")
     assert result.exit_code == 42
