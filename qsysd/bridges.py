@@ -100,6 +100,10 @@ def up(scope: Scope, environment: Mapping[str, str]) -> list[str]:
     network = parse(environment)
     bridge = network.bridge
     done = []
+    renamed = _renamed(network)
+    if renamed:
+        taps.ip_batch([f"link set dev {renamed} down", f"link set dev {renamed} name {bridge}"])
+        done.append(f"renamed {renamed} back to {bridge}")
     made = not taps.exists(bridge)
     if made:
         taps.ip_batch([f"link add {bridge} type bridge"])
@@ -137,16 +141,28 @@ def down(scope: Scope, environment: Mapping[str, str]) -> list[str]:
     """
     network = parse(environment)
     with taps.Lock(scope, exclusive=True):
-        attached = ports(network.bridge)
+        bridge = _renamed(network) or network.bridge
+        attached = ports(bridge)
         if attached:
-            return [f"left the bridge {network.bridge} in place for {', '.join(attached)}"]
-        if taps.exists(network.bridge) and taps.alias(network.bridge) in ("", alias(network.name)):
-            taps.ip_batch([f"link delete dev {network.bridge}"])
+            return [f"left the bridge {bridge} in place for {', '.join(attached)}"]
+        if taps.exists(bridge) and taps.alias(bridge) in ("", alias(network.name)):
+            taps.ip_batch([f"link delete dev {bridge}"])
         name = table(network.name)
         antispoof.nft(f"add table ip {name}\ndelete table ip {name}\n")
         if not any(taps.alias(name).startswith(taps.ALIAS_PREFIX) for name in os.listdir(taps.SYS_NET)):
             antispoof.remove()
-    return [f"removed the bridge {network.bridge}"]
+    return [f"removed the bridge {bridge}"]
+
+
+def _renamed(network: Network) -> str | None:
+    """Return the name that the network's bridge was given by somebody else, or None."""
+    if taps.exists(network.bridge):
+        return None
+    for name in sorted(os.listdir(taps.SYS_NET)):
+        is_one = os.path.isdir(f"{taps.SYS_NET}/{name}/bridge") and taps.is_bridge(name)
+        if is_one and taps.alias(name) == alias(network.name):
+            return name
+    return None
 
 
 def ports(bridge: str) -> list[str]:
@@ -177,6 +193,7 @@ def _addresses(bridge: str) -> set[str]:
 def _repair_ports(scope: Scope, network: Network) -> list[str]:
     """Restore what running VMs lost: their port of a bridge that was deleted, their anti-spoofing."""
     with taps.Lock(scope, exclusive=True):
+        renamed = taps.restore_names()
         held = antispoof.held_taps()
         # Anti-spoofing first: these guests run.
         known = taps.hold_all()
@@ -189,6 +206,8 @@ def _repair_ports(scope: Scope, network: Network) -> list[str]:
         if away:
             taps.ip_batch([f"link set dev {port.tap} master {network.bridge} up" for port in away])
     bare = sorted({port.tap for port in known} - held)
-    return [f"restored the anti-spoofing of {tap}" for tap in bare] + [
-        f"put {port.tap} back on the bridge" for port in away
-    ]
+    return (
+        [f"renamed {tap} back" for tap in renamed]
+        + [f"restored the anti-spoofing of {tap}" for tap in bare]
+        + [f"put {port.tap} back on the bridge" for port in away]
+    )

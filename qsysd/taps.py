@@ -318,8 +318,25 @@ def _undo(scope: Scope, ports: Sequence[Port], vm: str) -> None:
 
 def existing_taps() -> dict[str, str]:
     """Return the TAPs that qsysd created on this host, each with its alias (`` if it was cut short)."""
-    names = [name for name in sorted(os.listdir(SYS_NET)) if is_tap(name)]
-    return {name: alias(name) for name in names if is_ours(name)}
+    # Found by its alias: root can rename it. A name that ip(8) could misread is nobody's whom it concerns.
+    names = [name for name in sorted(os.listdir(SYS_NET)) if is_bridge(name) and is_ours(name)]
+    return {name: alias(name) for name in names}
+
+
+def restore_names() -> list[str]:
+    """Rename TAPs back that were renamed: their anti-spoofing is by name; return what they were named.
+
+    The caller holds the lock exclusively. Raises HostError.
+    """
+    renamed = {
+        name: found[1].tap
+        for name, text in existing_taps().items()
+        if (found := parse_alias(text)) and found[1].tap != name and not exists(found[1].tap)
+    }
+    for name, tap in renamed.items():
+        # Older kernels rename only what is down.
+        ip_batch([f"link set dev {name} down", f"link set dev {name} name {tap}", f"link set dev {tap} up"])
+    return list(renamed)
 
 
 def parse_alias(text: str) -> tuple[str, Port] | None:
@@ -355,11 +372,12 @@ def attribute(interface: str, name: str) -> str:
 def is_ours(tap: str) -> bool:
     """Tell whether the interface is a TAP that qsysd created.
 
-    One without any alias is: the name is qsysd's, and a kill can come before the alias is set.
+    One with a name of qsysd's and without any alias is: a kill can come before the alias is set.
     """
     if not os.path.exists(f"{SYS_NET}/{tap}/tun_flags"):
         return False
-    return (alias(tap) or ALIAS_PREFIX).startswith(ALIAS_PREFIX)
+    text = alias(tap)
+    return text.startswith(ALIAS_PREFIX) or (text == "" and is_tap(tap))
 
 
 def _create(tap: str, owner_uid: int) -> None:

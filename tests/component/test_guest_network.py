@@ -686,6 +686,33 @@ def test_a_bridge_deleted_by_hand_comes_back_with_its_vms(host: Host) -> None:
     assert guest.gateway_mac(GATEWAY) == bridges.mac("default")
 
 
+def test_what_was_renamed_is_found_by_its_alias(host: Host) -> None:
+    before = interfaces()
+    host.plug(WEB1)
+    run("ip", "link", "set", "dev", WEB1.tap, "down")
+    run("ip", "link", "set", "dev", WEB1.tap, "name", "foo")
+    taps.unplug(host.scope, [WEB1], "web1")
+    assert interfaces() == before
+    assert WEB1.tap not in antispoof.held_taps()
+    run("ip", "link", "set", "dev", WEB1.bridge, "down")
+    run("ip", "link", "set", "dev", WEB1.bridge, "name", "bar")
+    assert bridges.down(host.scope, host.environment) == ["removed the bridge bar"]
+    assert not {"bar", WEB1.bridge} & interfaces()
+
+
+def test_up_renames_bridge_and_taps_back(host: Host) -> None:
+    guest = host.plug(WEB1)
+    before = interfaces()
+    for name, other in ((WEB1.tap, "foo"), (WEB1.bridge, "bar")):
+        run("ip", "link", "set", "dev", name, "down")
+        run("ip", "link", "set", "dev", name, "name", other)
+    done = bridges.up(host.scope, host.environment)
+    assert {"renamed bar back to qb-default", "renamed foo back"} <= set(done)
+    assert interfaces() == before
+    assert bridges.up(host.scope, host.environment) == []
+    assert guest.gateway_mac(GATEWAY) == bridges.mac("default")
+
+
 def test_ports_do_not_change_the_bridges_mac(host: Host) -> None:
     def address() -> str:
         return run("cat", f"{taps.SYS_NET}/qb-default/address").strip()
