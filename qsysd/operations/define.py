@@ -77,14 +77,29 @@ def check(host: Host, names: Sequence[str]) -> dict[str, list[str]]:
 
 def render_again(host: Host, names: Sequence[str]) -> dict[str, list[str]]:
     """Write what definitions render to; return per VM the files that were not so. Raises InvalidError."""
+    changed, errors = render_each(host, names)
+    for error in errors.values():
+        raise error
+    return changed
+
+
+def render_each(host: Host, names: Sequence[str]) -> tuple[dict[str, list[str]], dict[str, QsysdError]]:
+    """Write what definitions render to; return per VM the files that were not so, and what prevented it.
+
+    systemd reads changed drop-ins once for all of them.
+    """
     host.require_root()
     recover(host)
     changed: dict[str, list[str]] = {}
+    errors: dict[str, QsysdError] = {}
     with transaction.locked(host, names):
         for name in names:
-            spec, rendered = rendering.of_definition(host, name)
-            if host.store.is_changed_by_hand(name):
-                create.check_unique(host, spec, host.store.claims(but=name))
-            changed[name] = rendering.write(host, spec, rendered)
-        _refresh(host, names)
-    return changed
+            try:
+                spec, rendered = rendering.of_definition(host, name)
+                if host.store.is_changed_by_hand(name):
+                    create.check_unique(host, spec, host.store.claims(but=name))
+                changed[name] = rendering.write(host, spec, rendered)
+            except QsysdError as error:
+                errors[name] = error
+        _refresh(host, list(changed))
+    return changed, errors

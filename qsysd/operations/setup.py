@@ -148,11 +148,7 @@ def _renderings(host: Host) -> list[str]:
     """Render the VMs again, for a new version's templates; running VMs go on with what they have."""
     from qsysd.operations import define
 
-    done = []
-    for name in host.store.names():
-        try:
-            if any(define.render_again(host, [name]).values()):
-                done.append(f"rendered {name}")
-        except QsysdError as error:
-            host.tell(f"warning: {error.message}")
-    return done
+    changed, errors = define.render_each(host, host.store.names())
+    for error in errors.values():
+        host.tell(f"warning: {error.message}")
+    return [f"rendered {name}" for name, files in changed.items() if files]
