@@ -267,9 +267,12 @@ def test_upgrade_leaves_a_running_vm(package_host: LabHost, tmp_path: Path) -> N
     helper = host.sh(f"readlink {HELPER}")
     package = next_version(tmp_path)
     host.put(package, f"/root/{package.name}")
+    # as with a VM from before there was this timer
+    host.systemctl("stop", "qsysd-taps.timer")
 
     apt(host, *INSTALL, f"/root/{package.name}")
 
+    assert host.property("qsysd-taps.timer", "ActiveState") == "active"
     assert host.sh(f"readlink {HELPER}") != helper
     assert "of the next version" in host.read("/etc/systemd/system/qemu-vm@.service")
     assert host.property(UNIT, "MainPID") == pid
