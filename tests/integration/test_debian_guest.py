@@ -113,10 +113,11 @@ def test_stop_by_systemctl_is_an_orderly_shutdown(guest: LabHost) -> None:
     assert guest.run(["qemu-img", "check", "-q", f"/var/lib/qsysd/vms/{VM}/disk0.qcow2"]).returncode == 0
 
     guest.qsysd("start", VM)
+    # it waits for the server by itself, which answers before it lets users in
     ready = guest.wait_until(
-        lambda: guest.qsysd("ssh", VM, "--", "true", check=False).returncode == 0 or None,
+        lambda: guest.qsysd("ssh", VM, "--", "true", check=False, timeout=BOOT).returncode == 0 or None,
         timeout=BOOT,
-        what="the guest to answer on ssh again",
+        what="a login in the guest",
     )
     assert ready
     after = listed(guest, VM)
