@@ -26,23 +26,28 @@ class Progress:
         self._clear()
         click.echo(line, err=True)
 
-    def waiting(self, what: str, seconds: float = 0, detail: str = "") -> None:
-        """Show what a wait is for and its duration, on a terminal with a detail; "" ends the wait."""
+    def waiting(self, what: str, seconds: float = 0, state: str = "", detail: str = "") -> None:
+        """Show what a wait is for, its duration, and its state, or on a terminal a detail; "" ends it."""
         if not what:
             self._clear()
             self._what = ""
         elif self._in_place:
-            self._rewrite(f"{what} ({seconds:.0f} s)" + (f" | {detail}" if detail else ""))
-        elif seconds >= FIRST and (what != self._what or time.monotonic() - self._printed >= REPEAT):
+            self._rewrite(f"{what} ({seconds:.0f} s)", detail or state)
+        else:
+            self._repeat(f"{what}: {state}" if state else what, seconds)
+
+    def _repeat(self, what: str, seconds: float) -> None:
+        if seconds >= FIRST and (what != self._what or time.monotonic() - self._printed >= REPEAT):
             click.echo(f"{what} ({seconds:.0f} s)", err=True)
             self._what, self._printed = what, time.monotonic()
 
-    def _rewrite(self, line: str) -> None:
+    def _rewrite(self, line: str, detail: str) -> None:
         try:
             columns = os.get_terminal_size(sys.stderr.fileno()).columns
         except OSError:
             columns = 80
         # Characters of double width would make the line wrap, and then it is not rewritten.
+        line += f": {detail}" if detail else ""
         text = line.replace("\t", " ").encode("ascii", "replace").decode("ascii")
         click.echo(f"\r\x1b[K{text[: columns - 1]}", nl=False, err=True)
         self._is_shown = True

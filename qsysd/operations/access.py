@@ -90,14 +90,14 @@ def wait(host: Host, name: str, *, timeout: float = WAIT_TIMEOUT) -> float:
                     hint=f"qsysd ssh {name} continues waiting; qsysd logs {name} --console shows the boot",
                 )
             if waited >= next_update:
-                what = f"{name}: waiting for SSH at {where}: {_seen(host, name, where)}"
-                host.waiting(what, waited, _last_console_line(host, name))
+                what, console = f"{name}: waiting for SSH", _last_console_line(host, name)
+                host.waiting(what, waited, _seen(host, name, where), console)
                 next_update = waited + UPDATE_INTERVAL
             time.sleep(PROBE_PAUSE)
         host.store.record_ssh_answer(name)
         return time.monotonic() - started
     finally:
-        host.waiting("", 0, "")
+        host.waiting("", 0, "", "")
 
 
 def _last_console_line(host: Host, name: str) -> str:

@@ -85,14 +85,14 @@ def _run_jobs(host: Host, method: str, names: Sequence[str], timeout: float) -> 
         stopping = [paths.vm_of_unit(state.name) for state in states if state.active == "deactivating"]
         starting = [paths.vm_of_unit(state.name) for state in states if state.active == "activating"]
         if stopping:
-            host.waiting(f"{', '.join(stopping)}: waiting for the guest to power off", seconds, "")
+            host.waiting(f"{', '.join(stopping)}: waiting for the guest to power off", seconds, "", "")
         elif starting:
-            host.waiting(f"{', '.join(starting)}: waiting for QEMU to answer", seconds, "")
+            host.waiting(f"{', '.join(starting)}: waiting for QEMU to answer", seconds, "", "")
 
     try:
         return host.systemd.run_jobs(method, [paths.unit(name) for name in names], timeout=timeout, tick=tick)
     finally:
-        host.waiting("", 0, "")
+        host.waiting("", 0, "", "")
 
 
 def start(host: Host, names: Sequence[str]) -> list[Outcome]:

@@ -17,16 +17,16 @@ if TYPE_CHECKING:
     from qsysd.systemd import Systemd
 
 Tell = Callable[[str], None]
-# Called again and again during a wait with what is waited for, the seconds so far and a detail that changes
-# quickly; with "" when the wait is over.
-Waiting = Callable[[str, float, str], None]
+# Called again and again during a wait with what is waited for, the seconds so far, how far that has come, and
+# a detail that changes quickly; with "" when the wait is over.
+Waiting = Callable[[str, float, str, str], None]
 
 
 def silent(_message: str) -> None:
     """Show nothing."""
 
 
-def silent_wait(_what: str, _seconds: float, _detail: str) -> None:
+def silent_wait(_what: str, _seconds: float, _state: str, _detail: str) -> None:
     """Show nothing of a wait."""
 
 

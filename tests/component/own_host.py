@@ -15,7 +15,7 @@ class OwnHost(Host):
         self.told: list[str] = []
         self.waits: list[str] = []
         super().__init__(
-            scope, tell=self.told.append, waiting=lambda what, _seconds, _detail: self.waits.append(what)
+            scope, tell=self.told.append, waiting=lambda what, *_details: self.waits.append(what)
         )
         self.fake = FakeSystemd(scope)
         self.__dict__["systemd"] = self.fake

@@ -44,7 +44,7 @@ def test_ssh_to_a_guest_that_boots_waits_and_shows_it(host: LabHost, vm: VMFacto
     name = vm()
     create(host, name, options=FROZEN)
     done = host.run(["timeout", "4", "qsysd", "ssh", name], check=False)
-    assert f"{name}: waiting for SSH at " in done.stderr
+    assert f"{name}: waiting for SSH: the guest " in done.stderr
     assert done.stderr.count("waiting for SSH") == 1
     # and ends with the VM
     host.sh(f"(sleep 1; systemctl stop qemu-vm@{name}) &")

@@ -812,13 +812,15 @@ def shown_by(monkeypatch: pytest.MonkeyPatch, *, terminal: bool) -> tuple[Progre
 
 def test_a_terminal_shows_a_wait_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     progress, shown = shown_by(monkeypatch, terminal=True)
-    progress.waiting("web1: waiting for SSH", 1.2, "Starting network…\tsoon")
-    progress.waiting("web1: waiting for SSH", 2.2, "x" * 200)
+    progress.waiting("web1: waiting for SSH", 1.2, "the guest boots")
+    progress.waiting("web1: waiting for SSH", 1.3, "the guest boots", "Starting network…\tsoon")
+    progress.waiting("web1: waiting for SSH", 2.2, "the guest boots", "x" * 200)
     progress.tell("warning: disk")
     progress.waiting("", 0)
-    first, second, cleared = shown.getvalue().removeprefix("\r\x1b[K").split("\r\x1b[K")
-    assert first == "web1: waiting for SSH (1 s) | Starting network? soon"
-    assert second == ("web1: waiting for SSH (2 s) | " + "x" * 200)[:79]
+    first, second, third, cleared = shown.getvalue().removeprefix("\r\x1b[K").split("\r\x1b[K")
+    assert first == "web1: waiting for SSH (1 s): the guest boots"
+    assert second == "web1: waiting for SSH (1 s): Starting network? soon"
+    assert third == ("web1: waiting for SSH (2 s): " + "x" * 200)[:79]
     assert cleared == "warning: disk\n"
 
 
@@ -828,11 +830,12 @@ def test_without_a_terminal_a_wait_is_a_line_now_and_then(monkeypatch: pytest.Mo
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     for second in range(25):
         now[0] = 100.0 + second
-        progress.waiting("web1: waiting", float(second), f"line {second}")
-    progress.waiting("web1: waiting for more", 25.0, "")
+        progress.waiting("web1: waiting", float(second), "it boots", f"line {second}")
+    progress.waiting("web1: waiting", 25.0, "it has its address")
     progress.waiting("", 0)
     assert shown.getvalue() == (
-        "web1: waiting (2 s)\nweb1: waiting (12 s)\nweb1: waiting (22 s)\nweb1: waiting for more (25 s)\n"
+        "web1: waiting: it boots (2 s)\nweb1: waiting: it boots (12 s)\nweb1: waiting: it boots (22 s)\n"
+        "web1: waiting: it has its address (25 s)\n"
     )
 
 
