@@ -174,8 +174,8 @@ class Images:
         """Make an image from a disk image file: qcow2, raw, vmdk, vdi or vhdx.
 
         kind: the file's format, None to detect it. Raises InvalidError when it is something else or
-        refers to other files, ExistsError when the name is taken, NotFoundError when the file does not
-        exist, QsysdError on a full disk, TimeoutExpired when qemu-img takes too long.
+        refers to other files, ExistsError when the name is taken, QsysdError on a full disk,
+        TimeoutExpired when qemu-img takes too long.
         """
         from qsysd.images import convert
 

@@ -36,8 +36,8 @@ def import_disk(source: str, target: str, progress: Progress, declared: str | No
     """Make the qcow2 file `target` from the disk image `source`; both paths absolute.
 
     declared: the source's format, None to detect it. The source is opened once, and read through that.
-    Raises NotFoundError, InvalidError when the source is not a disk image that stands alone,
-    QsysdError, with qemu-img's own words, when it cannot be read or the disk is full.
+    Raises InvalidError when the source is not a disk image that stands alone, QsysdError, with
+    qemu-img's own words, when it cannot be read or the disk is full.
     """
     descriptor = foreign.open_file(source)
     try:

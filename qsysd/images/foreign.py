@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 
-from qsysd.errors import InvalidError, NotFoundError, QsysdError
+from qsysd.errors import InvalidError, QsysdError
 
 # As many links as the kernel follows in one path: path_resolution(7).
 LINKS_MAX = 40
@@ -19,7 +19,7 @@ def open_file(path: str) -> int:
     """Return a descriptor of a regular file, for reading. path: absolute.
 
     A link in the file's own place is never followed, one on the way only if root or the user behind sudo
-    owns it. Raises NotFoundError, InvalidError and QsysdError.
+    owns it. Raises InvalidError and QsysdError.
     """
     try:
         place = _find(path)
@@ -31,7 +31,7 @@ def open_file(path: str) -> int:
         finally:
             os.close(place)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise NotFoundError(f"file {path} does not exist") from error
+        raise InvalidError(f"file {path} does not exist") from error
     except OSError as error:
         raise QsysdError(f"{path} cannot be read: {error.strerror}") from error
 

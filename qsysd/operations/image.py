@@ -68,7 +68,7 @@ def import_file(
 ) -> Image:
     """Make an image of a disk file. kind: its format, None to detect it.
 
-    Raises InvalidError, ExistsError, NotFoundError, TimeoutExpired.
+    Raises InvalidError, ExistsError, QsysdError, TimeoutExpired.
     """
     host.require_root()
     recover(host)

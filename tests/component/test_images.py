@@ -281,7 +281,7 @@ def test_damaged_tables_are_found(images: Images, scope: Scope, disk: Path, tmp_
 
 
 def test_import_of_what_is_not_a_file(images: Images, tmp_path: Path) -> None:
-    with pytest.raises(NotFoundError, match="does not exist"):
+    with pytest.raises(InvalidError, match="does not exist"):
         images.import_file(str(tmp_path / "none"), "base")
     with pytest.raises(InvalidError, match="not a file"):
         images.import_file(str(tmp_path), "base")
