@@ -443,10 +443,12 @@ def network(scope: Scope, verb: str) -> None:
 
 
 def check_taps(scope: Scope) -> None:
-    """Restore TAPs that a compromised QEMU changed."""
-    from qsysd import tampering
+    """Restore TAPs that a compromised QEMU changed, and rules that somebody flushed."""
+    from qsysd import tampering, taps
 
-    for line in tampering.repair(scope):
+    flushed = taps.restore_flushed(scope)
+    lines = [f"nftables was flushed; restored the rules of {', '.join(flushed)}"] if flushed else []
+    for line in (*lines, *tampering.repair(scope)):
         say(f"<4>{line}")  # a warning: sd-daemon(3)
 
 

@@ -206,7 +206,7 @@ def plug(scope: Scope, ports: Sequence[Port], owner_uid: int, vm: str) -> None:
         with Lock(scope) as lock:
             if not _plug(ports, owner_uid, vm):
                 lock.exclude()
-                _restore_rules(scope, ports)
+                _restore_rules(scope)
     except QsysdError as error:
         _undo(scope, ports, vm)
         raise HostError(f"network {ports[0].network}: {error.message}", hint=error.hint) from error
@@ -231,16 +231,26 @@ def _plug(ports: Sequence[Port], owner_uid: int, vm: str) -> bool:
     return done.returncode == 0
 
 
-def _restore_rules(scope: Scope, ports: Sequence[Port]) -> None:
-    """Restore the anti-spoofing of all VMs, and the rules of these ports' networks. Raises HostError.
+def restore_flushed(scope: Scope) -> list[str]:
+    """Restore what was flushed while VMs run; return their TAPs, none where nothing was. Raises HostError."""
+    if not existing_taps() or antispoof.exists():
+        return []
+    with Lock(scope, exclusive=True):
+        return [] if antispoof.exists() else [port.tap for port in _restore_rules(scope)]
 
-    Some firewalls flush all tables. If that is not why nft failed, this fails as well.
+
+def _restore_rules(scope: Scope) -> list[Port]:
+    """Restore the anti-spoofing of all TAPs and the rules of their networks; return their ports.
+
+    Some firewalls flush all tables, and so does /etc/nftables.conf when it is loaded by hand. The caller
+    holds the lock exclusively. Raises HostError, also where nft failed for another reason than that.
     """
-    hold_all()
-    for network in {port.network for port in ports}:
+    ports = hold_all()
+    for network in sorted({port.network for port in ports}):
         rules = scope.network_rules(network)
         if os.path.exists(rules):
             antispoof.load(rules)
+    return ports
 
 
 def hold_all() -> list[Port]:

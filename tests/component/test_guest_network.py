@@ -274,6 +274,20 @@ def test_one_start_after_a_flush_restores_the_anti_spoofing_of_all_vms(host: Hos
         assert guest.gateway_mac(GATEWAY) == bridges.mac("default")
 
 
+def test_rules_that_were_flushed_are_restored_without_a_start(host: Host) -> None:
+    guest = host.plug(WEB1)
+    assert taps.restore_flushed(host.scope) == []
+    run("nft", "flush", "ruleset")
+    assert taps.restore_flushed(host.scope) == [WEB1.tap]
+    assert antispoof.held_taps() == {WEB1.tap}
+    assert "masquerade" in rules() and "jump guests" in rules()
+    assert guest.gateway_mac(GATEWAY) == bridges.mac("default")
+    # without a VM, nothing is to be held
+    taps.unplug(host.scope, [], "web1")
+    run("nft", "flush", "ruleset")
+    assert taps.restore_flushed(host.scope) == [] and rules() == ""
+
+
 def test_elements_of_a_tap_that_no_longer_exists_are_dropped(host: Host) -> None:
     host.plug(WEB1)
     before = anti_spoofing()

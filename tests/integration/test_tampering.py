@@ -82,6 +82,11 @@ def test_a_tap_that_its_qemu_changed_is_restored_without_a_person(any_host: LabH
             f"{tap} of {bad} was given the MAC {mac} and the owner 65534 by its QEMU; both were restored"
             in journal
         )
+        host.sh("nft flush ruleset")
+        host.systemctl("start", "qsysd-taps.service")
+        assert address in host.sh("nft list table bridge qsysd") and host.sh(
+            "nft list table ip qsysd_default"
+        )
         # it runs every few seconds, and writes nothing else
         assert "Starting" not in journal and "Finished" not in journal
         assert (
