@@ -142,6 +142,14 @@ def _unlink(path: str) -> bool:
     return True
 
 
+def sync_file(path: str) -> None:
+    """Make the contents of a file durable that another program has written. Raises QsysdError."""
+    try:
+        _sync(path, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
 def make_directory(path: str, mode: int) -> None:
     """Create a directory, and those above it, durably; one that exists stays. Raises QsysdError."""
     if os.path.isdir(path):
@@ -165,8 +173,8 @@ def sync_directory(path: str) -> None:
         _sync(path)
 
 
-def _sync(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def _sync(path: str, flags: int = os.O_RDONLY | os.O_DIRECTORY) -> None:
+    descriptor = os.open(path, flags | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     finally:

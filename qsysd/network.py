@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from qsysd import antispoof, paths, process, taps
 from qsysd.errors import HostError, InvalidError, QsysdError
-from qsysd.files import read_text, remove, write_atomic
+from qsysd.files import make_directory, read_text, remove, write_atomic
 from qsysd.paths import Scope
 
 # The first address that a VM gets; those below are left for the gateway and for people.
@@ -124,7 +124,7 @@ def prepare(scope: Scope, network: str) -> None:
     dnsmasq does not start without them. They are root's; it writes only in one that its unit makes.
     """
     for path in (scope.network_state_dir, scope.network_dir(network), scope.dhcp_hosts_dir(network)):
-        os.makedirs(path, exist_ok=True)
+        make_directory(path, 0o755)
         os.chmod(path, 0o755)
 
 

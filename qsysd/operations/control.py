@@ -6,6 +6,7 @@ Each verb takes several VMs and works on them in parallel; one that fails does n
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from qsysd import paths
 from qsysd.errors import HostError, NotFoundError, QsysdError, StateError, TimeoutExpired
+from qsysd.files import sync_directory
 from qsysd.operations import transaction
 from qsysd.operations.host import Host
 from qsysd.systemd import NOT_LOADED, JobResult, UnitState, not_loaded
@@ -467,6 +469,13 @@ def disable(host: Host, names: Sequence[str]) -> list[Outcome]:
     return _enabling(host, names, "disabled")
 
 
+def sync_links(host: Host) -> None:
+    """Make the links durable that systemd creates and removes to start VMs at host boot."""
+    for directory in (host.scope.wants_dir, host.scope.unit_dir):
+        if os.path.isdir(directory):
+            sync_directory(directory)
+
+
 def _enabling(host: Host, names: Sequence[str], what: str) -> list[Outcome]:
     host.require_root()
     with transaction.locked(host, names):
@@ -480,4 +489,5 @@ def _enabling(host: Host, names: Sequence[str], what: str) -> list[Outcome]:
             host.systemd.enable(units)
         else:
             host.systemd.disable(units)
+        sync_links(host)
     return [Outcome(name, what) for name in names]

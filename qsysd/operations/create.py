@@ -53,6 +53,7 @@ def create(
             _make(host, spec)
             if enable:
                 host.systemd.enable([paths.unit(spec.name)])
+                control.sync_links(host)
             if start:
                 _start(host, spec)
     return spec
@@ -270,6 +271,7 @@ def _check_interfaces(spec: VMSpec, others: Sequence[Claims]) -> None:
 def _make(host: Host, spec: VMSpec) -> None:
     scope = host.scope
     os.mkdir(scope.vm_dir(spec.name), 0o700)
+    files.sync_directory(scope.vms_dir)
     if spec.image:
         host.images.create_overlay(spec.image, scope.overlay(spec.name), spec.disks[0].size)
     for index, disk in enumerate(spec.disks):
@@ -278,6 +280,7 @@ def _make(host: Host, spec: VMSpec) -> None:
                 raise InvalidError(f"disk {index} of {spec.name} needs a size")
             host.images.create_disk(scope.overlay(spec.name, index), disk.size)
         os.chmod(scope.overlay(spec.name, index), 0o600)
+        files.sync_file(scope.overlay(spec.name, index))
     rendering.write(host, spec, render.vm(spec, scope))
     files.sync_directory(scope.vm_dir(spec.name))
 

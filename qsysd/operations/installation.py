@@ -16,7 +16,7 @@ from contextlib import suppress
 
 from qsysd import paths, process, render, trees
 from qsysd.errors import QsysdError
-from qsysd.files import read_bytes, read_text, sync_directory, write_atomic
+from qsysd.files import SyncedTogether, read_bytes, read_text, sync_directory, sync_file, write_atomic
 from qsysd.operations.host import Host
 from qsysd.operations.qemu import PROGRAM
 
@@ -172,6 +172,13 @@ def install_helper(host: Host) -> list[str]:
 def _build_helper(directory: str, texts: Mapping[str, str]) -> None:
     partial = f"{directory}.part"
     trees.remove(partial)
+    with SyncedTogether():
+        _fill_helper(partial, texts)
+    os.rename(partial, directory)
+    sync_directory(os.path.dirname(directory))
+
+
+def _fill_helper(partial: str, texts: Mapping[str, str]) -> None:
     os.makedirs(f"{partial}/qsysd")
     for path in (partial, f"{partial}/qsysd"):
         os.chmod(path, 0o755)  # whatever the umask is
@@ -184,9 +191,10 @@ def _build_helper(directory: str, texts: Mapping[str, str]) -> None:
     with os.scandir(f"{partial}/qsysd/__pycache__") as entries:
         for entry in sorted(entries, key=lambda item: item.name):
             os.chmod(entry.path, 0o644)
+            sync_file(entry.path)
             lines.append(f"{_sha256(read_bytes(entry.path))}  qsysd/__pycache__/{entry.name}\n")
+    sync_directory(f"{partial}/qsysd/__pycache__")
     write_atomic(f"{partial}/{COMPILED}", "".join(lines), 0o644)
-    os.rename(partial, directory)
 
 
 def _remove_old_helpers(host: Host, keep: set[str | None]) -> None:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from qsysd import network, paths, roots, taps, trees
 from qsysd.errors import HostError, QsysdError, TimeoutExpired
 from qsysd.files import remove, sync_directory
-from qsysd.operations.control import power_off, reload_dhcp
+from qsysd.operations.control import power_off, reload_dhcp, sync_links
 from qsysd.operations.host import Host
 
 
@@ -71,8 +71,7 @@ def _disable(host: Host, units: Sequence[str]) -> None:
         host.tell(f"warning: {error.message}; the links in {host.scope.wants_dir} are removed directly")
     for unit in units:
         _remove(os.path.join(host.scope.wants_dir, unit))
-    if os.path.isdir(host.scope.wants_dir):
-        sync_directory(host.scope.wants_dir)
+    sync_links(host)
 
 
 def _power_off(host: Host, names: Sequence[str]) -> dict[str, Exception]:
@@ -97,6 +96,8 @@ def _remove_files(host: Host, name: str) -> None:
         _remove(f"{path}.part")  # what a killed write left
     for path in (scope.note(name), scope.known_hosts(name), scope.vm_dir(name), scope.seed_scratch(name)):
         _remove(path)
+    # systemd removes it, but not without the unit's template.
+    _remove(scope.runtime(name))
     root = scope.root_dir(name)
     if not roots.remove(root):
         host.tell(f"warning: {root} holds files or mounts that are not qsysd's; they were left in place")

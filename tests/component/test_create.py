@@ -587,3 +587,62 @@ def test_a_definition_that_was_changed_by_hand_is_in_force_at_the_next_start(hos
     os.utime(path, ns=(later, later))
     control.start(host, ["web1"])
     assert host.store.summary("web1").cpus == 3
+
+
+# durability
+
+
+class Synced:
+    """Records which files and directories are synced, and with how many intents on the disk."""
+
+    def __init__(self, host: OwnHost, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.host = host
+        self.found: list[tuple[str, int]] = []
+        monkeypatch.setattr(os, "fsync", self._sync)
+
+    def _sync(self, descriptor: int) -> None:
+        path = os.path.relpath(os.readlink(f"/proc/self/fd/{descriptor}"))
+        self.found.append((path, len(os.listdir(self.host.scope.intents_dir))))
+
+    def under_intent(self) -> set[str]:
+        """Return what was synced while the intent was on the disk."""
+        return {path for path, intents in self.found if intents}
+
+
+def places(host: OwnHost) -> set[str]:
+    """Return the directories in which a VM has an entry."""
+    scope = host.scope
+    shared = {scope.definitions_dir, scope.unit_dir, scope.wants_dir, scope.vms_dir}
+    return shared | {scope.dhcp_hosts_dir("default")}
+
+
+def test_a_vm_is_on_the_disk_before_its_intent_is_removed(
+    host: OwnHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced = Synced(host, monkeypatch)
+    create.create(host, "name: web1\nimage: tiny\ndisks: [{size: 1M}, {size: 1M}]\n", "x")
+    scope = host.scope
+    assert synced.found[-1] == (scope.intents_dir, 0)
+    inside = {scope.overlay("web1"), scope.overlay("web1", 1), f"{scope.seed('web1')}.part"}
+    assert places(host) | inside | {scope.vm_dir("web1"), scope.drop_in_dir("web1")} <= synced.under_intent()
+
+
+def test_a_deleted_vm_is_off_the_disk_before_its_intent_is_removed(
+    host: OwnHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(host)
+    synced = Synced(host, monkeypatch)
+    delete.delete(host, ["web1"])
+    assert synced.found[-1] == (host.scope.intents_dir, 0)
+    assert places(host) <= synced.under_intent()
+
+
+def test_a_failed_create_is_off_the_disk_before_its_intent_is_removed(
+    host: OwnHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.fake.results["qemu-vm@web1.service"] = "failed"
+    synced = Synced(host, monkeypatch)
+    with pytest.raises(QsysdError):
+        make(host)
+    assert synced.found[-1] == (host.scope.intents_dir, 0)
+    assert places(host) <= synced.under_intent()
