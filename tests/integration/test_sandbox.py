@@ -258,7 +258,7 @@ def test_directory_is_given_back_at_the_end(host: LabHost, vm: VMFactory) -> Non
     assert host.sh(owners).split() == ["root"]
 
 
-def test_link_in_the_socket_directory_leads_nowhere(host: LabHost, vm: VMFactory) -> None:
+def test_link_in_the_place_of_a_socket_leads_nowhere(host: LabHost, vm: VMFactory) -> None:
     """A broken-out QEMU puts another VM's monitor in the place of its own: root is not led there."""
     bad, good = vm("bad"), vm("good")
     create_all(host, {bad: (), good: ()})
@@ -271,7 +271,7 @@ def test_link_in_the_socket_directory_leads_nowhere(host: LabHost, vm: VMFactory
     refused = host.qsysd("pause", bad, check=False)
     assert refused.returncode == 1 and "is not that of process" in refused.stderr
     refused = host.qsysd("console", bad, check=False)
-    assert refused.returncode == 1 and "is not that of QEMU" in refused.stderr
+    assert refused.returncode == 1 and "does not belong to QEMU" in refused.stderr
     # the stop path falls back to its time-out and SIGTERM, and never presses another VM's button
     host.sh(f"timeout 5 systemctl stop {unit(bad)} || true")
     host.qsysd("kill", bad)
