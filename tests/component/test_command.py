@@ -119,7 +119,7 @@ def test_what_is_done_often_loads_little(run: Run, words: str) -> None:
 @pytest.mark.parametrize(
     ("verb", "more"),
     [
-        ("stop", {"qsysd.taps", "qsysd.process", "qsysd.roots", "qsysd.trees"}),
+        ("stop", {"qsysd.antispoof", "qsysd.process", "qsysd.roots", "qsysd.taps", "qsysd.trees"}),
         ("ready", {"qsysd.wire"}),
         ("no-such-verb", set()),
     ],
