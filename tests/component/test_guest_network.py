@@ -902,6 +902,20 @@ def test_a_guest_gets_its_address_and_name(host: Host) -> None:
     assert guest.dhcp(client_id=b"\xff\1\2\3\4") == MINE
 
 
+def test_a_guest_renews_and_releases_its_own_lease(host: Host) -> None:
+    network.write_hosts(host.scope, "default", "web1", [(WEB1.mac, MINE)])
+    host.serve()
+    guest = host.plug(WEB1)
+    assert guest.dhcp() == MINE
+    gateway = guest.gateway_mac(GATEWAY)
+    renewal = dhcp_message(MAC, wire.REQUEST, client=MINE)
+    guest.send(ether(MAC, gateway, IPV4, udp(MINE, 68, GATEWAY, 67, renewal)))
+    assert guest.hears(bytes((53, 1, wire.ACK)))
+    release = dhcp_message(MAC, wire.RELEASE, bytes((54, 4)) + socket.inet_aton(GATEWAY), client=MINE)
+    guest.send(ether(MAC, gateway, IPV4, udp(MINE, 68, GATEWAY, 67, release)))
+    wait_for(lambda: network.leases(host.scope, "default") == [])
+
+
 def test_each_nic_of_a_vm_gets_its_address(host: Host) -> None:
     host.serve()
     network.write_hosts(host.scope, "default", "web1", [(WEB1.mac, MINE), (WEB2.mac, THEIRS)])
