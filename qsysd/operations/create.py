@@ -100,7 +100,7 @@ def _check_free(host: Host, name: str) -> None:
         if os.path.lexists(path):
             raise ExistsError(
                 f"{path} exists, though there is no VM {name!r}",
-                hint=f"look at it, and move it away: mv {path} …",
+                hint=f"remove what is left of a VM: qsysd delete {name}",
             )
 
 

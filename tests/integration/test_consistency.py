@@ -19,17 +19,20 @@ from tests.integration.helpers import (
     unit_journal,
 )
 
+# Jobs do not end before this file exists.
+GATE = "/run/gate"
+GATED = ("ExecStartPre", "ExecStopPost")
 # Ends with an error if the jobs do not exist at one time: then nothing was tested.
 WAIT_FOR_THREE_JOBS = (
     "n=0; until [ $(systemctl list-jobs --no-legend 'qemu-vm@*' | wc -l) = 3 ]; "
-    "do n=$((n+1)); [ $n -lt 100 ] || exit 1; sleep 0.1; done"
+    "do n=$((n+1)); [ $n -lt 200 ] || exit 1; sleep 0.1; done"
 )
 
 
 def test_start_uses_a_definition_that_was_restored_with_an_old_time_stamp(
-    any_host: LabHost, vm: VMFactory
+    host: LabHost, vm: VMFactory
 ) -> None:
-    host, name = any_host, vm()
+    name = vm()
     create(host, name, options=FROZEN)
     path = f"/etc/qsysd/vms/{name}.yaml"
     host.sh(f"sed -i 's/160M/176M/' {path}; touch -d 2020-01-01 {path}")
@@ -71,32 +74,30 @@ def test_a_drop_in_that_systemd_has_not_loaded_prevents_the_start_and_is_named(
 def test_commands_go_on_over_a_restart_of_systemd_and_of_the_bus(any_host: LabHost, vm: VMFactory) -> None:
     host = any_host
     stopped, started, created = vm("stopped"), vm("started"), vm("created")
-    template = "/etc/systemd/system/qemu-vm@.service.d/90-slow.conf"
-    create(host, stopped, options=["--qemu-arg=-S", "--stop-timeout=3s"])
+    template = "/etc/systemd/system/qemu-vm@.service.d/90-gate.conf"
+    create(host, stopped, options=FROZEN)
     create(host, started, options=[*FROZEN, "--no-start"])
-    host.write(template, "[Service]\nExecStartPre=+/bin/sleep 2\n")
+    lines = [f"{step}=+/bin/sh -c 'until [ -e {GATE} ]; do sleep 0.1; done'" for step in GATED]
+    host.write(template, "\n".join(["[Service]", *lines, ""]))
     host.systemctl("daemon-reload")
     try:
         for disturbance in ("systemctl daemon-reexec", "systemctl restart dbus"):
-            create_it = shlex.join(["qsysd", "create", created, *tiny_options(), *FROZEN])
+            host.sh(f"rm -f {GATE}")
             done = at_once(
                 host,
                 f"qsysd stop {stopped}",
                 f"qsysd start {started}",
-                create_it,
-                f"{WAIT_FOR_THREE_JOBS} && {disturbance}",
+                shlex.join(["qsysd", "create", created, *tiny_options(), *FROZEN]),
+                f"({WAIT_FOR_THREE_JOBS} && {disturbance}); status=$?; touch {GATE}; exit $status",
             )
             assert [status for status, _ in done] == [0, 0, 0, 0], "\n".join(text for _, text in done)
-            assert (active(host, stopped), active(host, started), active(host, created)) == (
-                "inactive/dead",
-                "active/running",
-                "active/running",
-            )
+            states = [active(host, name) for name in (stopped, started, created)]
+            assert states == ["inactive/dead", "active/running", "active/running"]
             host.qsysd("kill", started)
             host.qsysd("delete", "--yes", created)
             host.qsysd("start", stopped)
     finally:
-        host.sh(f"rm {template}; systemctl daemon-reload")
+        host.sh(f"touch {GATE}; rm {template}; systemctl daemon-reload")
 
 
 def test_what_is_left_without_a_definition_and_an_image_of_another_content(
