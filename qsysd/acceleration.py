@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import os
 
-from qsysd.files import write_atomic
+from qsysd.errors import HostError
+from qsysd.files import read_bytes, write_atomic
 from qsysd.paths import Scope
 
 # Accelerator → the CPU model of guests that do not ask for one: all that the processor, or TCG, can do.
@@ -70,28 +71,39 @@ def ensure(scope: Scope, *, again: bool = False) -> None:
     The file lies under /run and so lasts until the host boots again. VMs that start at the same time
     wait for one probe. again: probe even if the file is there.
     """
-    if os.path.exists(scope.acceleration_file) and not again:
+    if _known(scope) and not again:
         return
     import fcntl
 
     os.makedirs(scope.runtime_dir, mode=0o755, exist_ok=True)
     with open(f"{scope.acceleration_file}.lock", "w", encoding="ascii") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if os.path.exists(scope.acceleration_file) and not again:
+        if _known(scope) and not again:
             return
         reason = probe()
         accel = "tcg" if reason else "kvm"
         # Before systemd 254, a backslash at its end makes the next line part of a comment.
         words = "".join(filter(str.isprintable, reason or "")).rstrip("\\")
         comment = f"# tcg: {words}" if reason else "# kvm: it ran a guest"
-        text = f"{comment}\nQSYSD_ACCEL=-accel {accel}\nQSYSD_CPU=-cpu {CPU_MODELS[accel]}\n"
-        write_atomic(scope.acceleration_file, text, 0o644)
+        write_atomic(scope.acceleration_file, f"{comment}\n{_settings(accel)}", 0o644)
+
+
+def _known(scope: Scope) -> tuple[str, str] | None:
+    """Return the accelerator and the reason that the file holds, None if it is missing or damaged."""
+    first, _, rest = (read_bytes(scope.acceleration_file) or b"").decode("utf-8", "replace").partition("\n")
+    accel, _, reason = first.removeprefix("# ").partition(": ")
+    return (accel, reason) if accel in CPU_MODELS and rest == _settings(accel) else None
+
+
+def _settings(accel: str) -> str:
+    """Return the lines of the file that units read."""
+    return f"QSYSD_ACCEL=-accel {accel}\nQSYSD_CPU=-cpu {CPU_MODELS[accel]}\n"
 
 
 def chosen(scope: Scope) -> tuple[str, str]:
     """Return the accelerator for `accel: auto` on this host, and the reason. Probes if need be."""
     ensure(scope)
-    with open(scope.acceleration_file, encoding="utf-8") as file:
-        first = file.readline()
-    accel, _, reason = first.removeprefix("# ").strip().partition(": ")
-    return accel, reason
+    known = _known(scope)
+    if known is None:
+        raise HostError(f"{scope.acceleration_file} is damaged", hint=f"rm {scope.acceleration_file}")
+    return known

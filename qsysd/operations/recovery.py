@@ -64,7 +64,10 @@ def recover(host: Host) -> list[Recovered]:
     if any(not result.error for result in found):
         _reload_all_dhcp(host)
     if os.path.isdir(host.scope.intents_dir):
-        host.images.clean_partials()
+        try:
+            host.images.clean_partials()
+        except (QsysdError, OSError) as error:
+            host.tell(f"warning: images that were not completed: {error}")
     return found
 
 
@@ -72,17 +75,17 @@ def _recovered(host: Host, intent: Intent) -> Recovered | None:
     """Repair one VM; return None if there is nothing to repair, or not by this version."""
     if not is_known(intent):
         return None
-    with transaction.lock_if_free(host, intent.name) as free:
-        # With the lock held, the intent may not exist any more: its command has just ended well.
-        if not free or not os.path.lexists(intent.path):
-            return None
-        try:
+    try:
+        with transaction.lock_if_free(host, intent.name) as free:
+            # With the lock held, the intent may not exist any more: its command has just ended well.
+            if not free or not os.path.lexists(intent.path):
+                return None
             with SyncedTogether():
                 REPAIRS[intent.kind, intent.verb].function(host, intent.name)
             transaction.end(intent)
-        except Exception as error:  # whatever a broken VM can raise: it must not block the others
-            return Recovered(intent, error)
-        return Recovered(intent)
+    except Exception as error:  # whatever a broken VM can raise: it must not block the others
+        return Recovered(intent, error)
+    return Recovered(intent)
 
 
 def _reload_all_dhcp(host: Host) -> None:

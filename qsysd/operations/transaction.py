@@ -44,9 +44,10 @@ def _open_lock(scope: Scope, name: str) -> int:
     try:
         os.makedirs(scope.locks_dir, mode=0o700, exist_ok=True)
         return os.open(scope.lock(name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except PermissionError as error:
+    except OSError as error:
+        place = scope.locks_dir if isinstance(error, PermissionError) else scope.lock(name)
         raise QsysdError(
-            f"{scope.locks_dir}: {error.strerror}", hint="run it as root: sudo qsysd …"
+            f"{place}: {error.strerror}", hint=hint(error) or f"mv {place} {place}.damaged"
         ) from error
 
 

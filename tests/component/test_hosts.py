@@ -339,6 +339,16 @@ def kvm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os.path, "exists", lambda path: path == "/dev/kvm" or real(path))
 
 
+@pytest.mark.parametrize("content", [b"", b"garbage\n", b"\xff\xfe", b"# kvm"])
+def test_an_accelerator_that_is_damaged_is_chosen_again(
+    scope: Scope, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    monkeypatch.setattr(acceleration, "probe", lambda: "no KVM")
+    os.makedirs(scope.runtime_dir)
+    Path(scope.acceleration_file).write_bytes(content)
+    assert acceleration.chosen(scope) == ("tcg", "no KVM")
+
+
 @pytest.mark.usefixtures("kvm")
 def test_kvm_that_runs_a_guest_is_chosen(scope: Scope, stand_ins: StandIns) -> None:
     stand_ins.add("qemu-system-x86_64", "exit 85")

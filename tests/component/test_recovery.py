@@ -112,6 +112,15 @@ def test_a_vm_that_cannot_be_repaired_is_named_and_left_and_the_others_go_on(
     assert control.stop(host, ["web3"])[0].error is None
 
 
+def test_a_lock_that_is_damaged_blocks_no_other_vm(host: OwnHost, repairs: Repairs) -> None:
+    os.makedirs(f"{host.scope.lock('web1')}/in-the-way")
+    for name in ("web1", "web2"):
+        transaction.begin(host, name, "delete")
+    first, second = recovery.recover(host)
+    assert str(first.error) == f"{host.scope.lock('web1')}: Is a directory" and second.error is None
+    assert repairs.done == ["delete web2"]
+
+
 def test_a_command_that_is_at_work_is_left_alone(host: OwnHost, repairs: Repairs) -> None:
     transaction.begin(host, "web1", "create")
     holder = Holder("web1").wait()
