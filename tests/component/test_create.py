@@ -576,7 +576,7 @@ def test_a_nic_that_goes_takes_its_entry_along(host: OwnHost) -> None:
     kept = config.dump_vm(replace(spec, nics=spec.nics[:1]))
     define.edit(host, "web1", kept, before=before)
     assert network.hosts(host.scope, "default", "web1") == [(spec.nics[0].mac, spec.nics[0].address)]
-    assert "ReloadUnit qsysd-dhcp@default.service" in host.fake.calls
+    assert "KillUnit qsysd-dhcp@default.service main 1" in host.fake.calls
 
 
 def test_a_definition_that_was_changed_by_hand_is_in_force_at_the_next_start(host: OwnHost) -> None:

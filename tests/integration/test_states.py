@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from labtest import LabHost, tiny_options
 
-from tests.integration.helpers import active, at_once, listed, main_pid, unit, wait_active, wait_ready
+from tests.integration.conftest import VMFactory
+from tests.integration.helpers import FROZEN, active, at_once, listed, main_pid, unit, wait_active, wait_ready
 
 TABLE = Path(__file__).parents[2] / "docs" / "states.md"
 CELL = re.compile(r"(?P<status>\d) (?P<words>[^→]+?)(?: → (?P<then>[a-z]+))?")
@@ -213,6 +214,17 @@ def test_table_is_whole() -> None:
     for verbs in STATES.values():
         assert set(verbs) == set(VERBS) - ours
     assert len(STATES) == len(SIGNS) + 1
+
+
+def test_a_vm_that_does_not_stop_delays_no_other(
+    host: LabHost, holders: dict[str, Holder], vm: VMFactory
+) -> None:
+    """systemd lets a reload wait for the stop jobs of all units that are ordered behind the unit."""
+    name = vm()
+    holders["stopping"].make()
+    host.qsysd("create", name, *tiny_options(), *FROZEN)
+    host.qsysd("delete", name, "--yes", timeout=30)
+    assert is_in(host, holders["stopping"].name, "stopping")
 
 
 def test_start_while_stopping_undoes_no_stop(host: LabHost, holders: dict[str, Holder]) -> None:
