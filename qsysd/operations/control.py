@@ -342,7 +342,7 @@ def power_off(host: Host, names: Sequence[str]) -> None:
 
 def _recover(host: Host) -> None:
     if transaction.pending(host.scope):
-        # Imported here: delete imports this module, as it switches off what it removes.
+        # Imported here: it imports this module, to switch off what it removes.
         from qsysd.operations.recovery import recover
 
         recover(host)

@@ -190,7 +190,7 @@ def test_after_a_power_cut_each_vm_is_whole_or_gone(disks: tuple[LabHost, Disks]
     moments = random.Random(14)
     commands = Commands(host)
     while commands.running():
-        time.sleep(moments.uniform(0.01, 0.12))
+        time.sleep(moments.uniform(0.01, 0.09))
         before = list(commands.lines)
         cut = pair.cut(f"cut{len(cuts)}")
         cuts.append((cut, Expected(before, list(commands.lines))))
