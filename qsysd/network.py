@@ -253,7 +253,7 @@ def _forget(scope: Scope, network: str, address: str) -> None:
 
 
 class Blocker(NamedTuple):
-    """Something on this host that keeps guests from the outside or unguarded: what it is, what to do."""
+    """What cuts guests off from the outside, or leaves them without anti-spoofing; and what to do."""
 
     message: str
     remedy: str
