@@ -236,6 +236,15 @@ COMPLETE = {
 }
 
 
+def test_no_module_of_the_callers_is_loaded(host: LabHost) -> None:
+    folder = "/tmp/modules"
+    host.write(f"{folder}/click.py", "raise SystemExit('the caller's module was loaded')\n")
+    host.write(f"{folder}/qsysd/__init__.py", "raise SystemExit('the caller's module was loaded')\n")
+    done = host.run(["sh", "-c", f"cd {folder} && PYTHONPATH={folder} qsysd list"])
+    assert "loaded" not in done.stdout + done.stderr
+    host.run(["rm", "-r", folder])
+
+
 @pytest.mark.parametrize("shell", COMPLETE)
 def test_completion(host: LabHost, shell: str) -> None:
     """Of verbs, and of VM names."""

@@ -80,3 +80,15 @@ def test_readme_names_what_building_installs() -> None:
         assert f"`{package}`" in readme
     # the package comes first, then how it is built
     assert readme.index("apt install ./qsysd_") < readme.index("make install") < readme.index("make demo")
+
+
+def test_each_promise_of_the_threat_model_names_a_test_that_exists() -> None:
+    text = (ROOT / "docs/security.md").read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith("| promise")]
+    promises = [row for row in rows if set(row) > set("| -")]
+    assert promises
+    for row in promises:
+        named = re.search(r"\| `(\w+/test_\w+\.py)::(test_\w+)` \|", row)
+        assert named, row
+        source = ROOT / "tests" / named[1]
+        assert source.is_file() and f"def {named[2]}(" in source.read_text(encoding="utf-8"), row
