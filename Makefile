@@ -21,8 +21,8 @@ PACKAGED := $(shell find qsysd templates units debian -not -type d -not -path '*
 # Debian packages that this machine needs: to build, and to run the tests that need no lab.
 BUILD_NEEDS := build-essential debhelper dh-python pybuild-plugin-pyproject python3 python3-click \
   python3-setuptools
-TEST_NEEDS := dbus-daemon dnsmasq-base dnsmasq-utils genisoimage iproute2 nftables openssh-client \
-  python3-gi python3-jinja2 python3-pydbus python3-venv python3-yaml qemu-system-x86 qemu-utils systemd \
+TEST_NEEDS := dbus-daemon dnsmasq-base dnsmasq-utils e2fsprogs genisoimage grub-common grub-pc-bin iproute2 \
+  nftables openssh-client python3-gi python3-jinja2 python3-pydbus python3-venv python3-yaml qemu-system-x86 qemu-utils systemd \
   util-linux
 
 # Root that works in another's clone hands back what it made there; the lab's folder stays root's.
