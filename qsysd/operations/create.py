@@ -9,8 +9,8 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 from qsysd import config, files, network, paths, render, values
-from qsysd.errors import ExistsError, InvalidError, NotFoundError, QsysdError
-from qsysd.operations import control, image, listing, qemu, rendering, transaction
+from qsysd.errors import ExistsError, InvalidError, NotFoundError, QsysdError, StateError
+from qsysd.operations import control, divergence, image, listing, qemu, rendering, transaction
 from qsysd.operations.host import Host
 from qsysd.operations.recovery import recover
 from qsysd.operations.removal import remove_everything
@@ -160,6 +160,13 @@ def complete_nics(host: Host, spec: VMSpec, others: Sequence[Claims]) -> tuple[N
 def _check(host: Host, spec: VMSpec, others: Sequence[Claims]) -> None:
     """Raise what makes a VM impossible before anything is made; tell what is only odd."""
     check_references(host, spec, others)
+    for name in {nic.network for nic in spec.nics}:
+        net = host.store.load_network(name)
+        if not divergence.has_subnet(host, net):
+            raise StateError(
+                f"network {name}: the subnet of its definition, {net.subnet}, is not in effect",
+                hint="qsysd setup",
+            )
     if spec.image:
         host.images.check(spec.image)
         default_user = host.images.get(spec.image).default_user

@@ -7,10 +7,12 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from qsysd import network
+from qsysd import network, render
 from qsysd.errors import QsysdError
+from qsysd.files import read_bytes, read_text
 from qsysd.operations import listing
 from qsysd.operations.host import Host
+from qsysd.spec import NetworkSpec
 from qsysd.store import Claims
 
 
@@ -100,6 +102,19 @@ def _other_images(host: Host) -> Iterator[Divergence]:
                 f"{image.problem or f'its SHA-256 is {image.sha256}'}",
                 f"restore the image with the SHA-256 {summary.image_digest}, or: qsysd delete {name}",
             )
+
+
+def network_differences(host: Host, spec: NetworkSpec) -> dict[str, str]:
+    """Return the files of a network that differ from its definition, each with the text it should have."""
+    files = render.network_files(spec, host.scope)
+    return {path: text for path, text in files.items() if read_bytes(path) != text.encode()}
+
+
+def has_subnet(host: Host, spec: NetworkSpec) -> bool:
+    """Return whether the network was rendered with the subnet that its definition has."""
+    rendered = read_text(host.scope.network_environment(spec.name)) or ""
+    prefix = spec.subnet.partition("/")[2]
+    return f"\nQSYSD_GATEWAY={network.gateway(spec.subnet)}/{prefix}\n" in rendered
 
 
 def cut_off(host: Host, network_name: str, subnet: str) -> list[str]:

@@ -85,11 +85,11 @@ def _devices(host: Host) -> Iterator[Finding]:
     del host
     tun = "/dev/net/tun"
     if not os.path.exists(tun):
-        yield Finding("missing", "TAP", f"there is no {tun}", "modprobe tun")
+        yield Finding("missing", "TAP", f"{tun} does not exist", "modprobe tun")
     elif os.stat(tun).st_mode & 0o006 != 0o006:
         yield Finding("missing", "TAP", f"{tun} is not open to QEMU's users", f"chmod 0666 {tun}")
     else:
-        yield Finding("ok", "TAP", f"{tun} is there")
+        yield Finding("ok", "TAP", f"{tun} exists")
 
 
 def _kvm(host: Host) -> Iterator[Finding]:
@@ -110,7 +110,14 @@ def _networks(host: Host) -> Iterator[Finding]:
         bridge = paths.bridge(name)
         units = (paths.network_unit(name), paths.dhcp_unit(name))
         down = [unit for unit in units if host.systemd.state(unit).active != "active"]
-        if down:
+        if different := divergence.network_differences(host, spec):
+            yield Finding(
+                "warning",
+                f"network {name}",
+                f"its definition is not in effect; files that differ: {', '.join(different)}",
+                "qsysd setup",
+            )
+        elif down:
             yield Finding(
                 "missing",
                 f"network {name}",
@@ -121,7 +128,7 @@ def _networks(host: Host) -> Iterator[Finding]:
             yield Finding(
                 "missing",
                 f"network {name}",
-                f"its bridge {bridge} is not there",
+                f"its bridge {bridge} does not exist",
                 f"systemctl restart {units[0]}",
             )
         else:
@@ -216,5 +223,5 @@ def _definitions(host: Host) -> Iterator[Finding]:
             continue
         if different:
             yield Finding(
-                "warning", name, f"{', '.join(different)} not as its definition says", f"qsysd render {name}"
+                "warning", name, f"{', '.join(different)} differs from its definition", f"qsysd render {name}"
             )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 
-from qsysd import config, network, paths, process, render
-from qsysd.errors import HostError, QsysdError, StateError
-from qsysd.files import read_bytes, read_text, write_atomic
+from qsysd import config, network, paths, process
+from qsysd.errors import ExistsError, HostError, QsysdError, StateError
+from qsysd.files import read_text, write_atomic
 from qsysd.operations import divergence, keys, transaction
 from qsysd.operations.host import Host
 from qsysd.operations.installation import install_helper, install_units
@@ -43,6 +44,7 @@ def setup(host: Host) -> list[str]:
             write_atomic(host.scope.defaults_file, DEFAULTS_TEXT, 0o644)
         keys.host_key(host.scope)
         done += _default_network(host)
+        done += _networks(host)
         done += _renderings(host)
     return done
 
@@ -72,49 +74,66 @@ def _directories(host: Host) -> None:
 
 
 def _group() -> list[str]:
-    """Make the group kvm, which the unit names: systemd refuses a unit with a group that is not there."""
+    """Create the group kvm, which the unit names: systemd refuses a unit whose group does not exist."""
     import grp
 
     try:
         grp.getgrnam("kvm")
     except KeyError:
         process.run(["systemd-sysusers", "--inline", "g kvm - -"])
-        return ["made the group kvm"]
+        return ["created the group kvm"]
     return []
 
 
 def _default_network(host: Host) -> list[str]:
-    """Define the network `default` on a subnet that is free on this host, and bring it up."""
+    """Define the network `default`, if it is not defined, on a subnet that is free on this host."""
     if DEFAULT_NETWORK in host.store.network_names():
-        spec = host.store.load_network(DEFAULT_NETWORK)
-        done = []
-    else:
-        taken = [host.store.load_network(name).subnet for name in host.store.network_names()]
-        spec = NetworkSpec(DEFAULT_NETWORK, NetworkKind.NAT, network.choose_subnet(taken))
-        write_atomic(host.scope.network_definition(spec.name), config.dump_network(spec), 0o644)
-        done = [f"made the network {spec.name} on {spec.subnet}"]
-    if render_network(host, spec):
-        done.append(f"rendered the network {spec.name}")
-    return done + _network_up(host, spec.name, changed=bool(done))
+        return []
+    taken = [host.store.load_network(name).subnet for name in host.store.network_names()]
+    spec = NetworkSpec(DEFAULT_NETWORK, NetworkKind.NAT, network.choose_subnet(taken))
+    write_atomic(host.scope.network_definition(spec.name), config.dump_network(spec), 0o644)
+    return [f"created the network {spec.name} on {spec.subnet}"]
+
+
+def _networks(host: Host) -> list[str]:
+    """Render each network, and bring up those that changed or are down."""
+    done: list[str] = []
+    for name in host.store.network_names():
+        changed = render_network(host, host.store.load_network(name))
+        if changed:
+            done.append(f"rendered the network {name}")
+        done += _network_up(host, name, changed=changed)
+    return done
 
 
 def render_network(host: Host, spec: NetworkSpec) -> bool:
     """Write what a network's definition renders to; return whether anything differed."""
+    _refuse_to_overlap(host, spec)
     _refuse_to_cut_off(host, spec)
     network.prepare(host.scope, spec.name)
-    changed = False
-    for path, text in render.network_files(spec, host.scope).items():
-        if read_bytes(path) != text.encode():
-            write_atomic(path, text, 0o644)
-            changed = True
-    return changed
+    different = divergence.network_differences(host, spec)
+    for path, text in different.items():
+        write_atomic(path, text, 0o644)
+    return bool(different)
+
+
+def _refuse_to_overlap(host: Host, spec: NetworkSpec) -> None:
+    """Raise ExistsError where a network's new subnet overlaps another network's."""
+    if divergence.has_subnet(host, spec):
+        return
+    subnet = ipaddress.ip_network(spec.subnet)
+    for other in set(host.store.network_names()) - {spec.name}:
+        other_subnet = host.store.load_network(other).subnet
+        if subnet.overlaps(ipaddress.ip_network(other_subnet)):
+            raise ExistsError(
+                f"network {spec.name}: the subnet {spec.subnet} overlaps {other_subnet} of network {other}",
+                hint=f"correct {host.scope.network_definition(spec.name)}, then: qsysd setup",
+            )
 
 
 def _refuse_to_cut_off(host: Host, spec: NetworkSpec) -> None:
     """Raise StateError where a network's subnet was changed and VMs have addresses outside of the new one."""
-    rendered = read_text(host.scope.network_environment(spec.name))
-    prefix = spec.subnet.partition("/")[2]
-    if rendered is None or f"\nQSYSD_GATEWAY={network.gateway(spec.subnet)}/{prefix}\n" in rendered:
+    if read_text(host.scope.network_environment(spec.name)) is None or divergence.has_subnet(host, spec):
         return
     names = divergence.cut_off(host, spec.name, spec.subnet)
     if names:

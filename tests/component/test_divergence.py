@@ -11,7 +11,7 @@ from own_host import OwnHost
 
 from qsysd import network, paths
 from qsysd.errors import ExistsError, InvalidError, NotFoundError, StateError
-from qsysd.operations import control, create, define, delete, divergence, inspect, listing, setup
+from qsysd.operations import control, create, define, delete, divergence, doctor, inspect, listing, setup
 
 UNIT = paths.unit("web1")
 
@@ -215,6 +215,56 @@ def test_set_up_refuses_a_subnet_that_cuts_vms_off_and_names_them(vm: OwnHost) -
     delete.delete(vm, ["web1"])
     definition.write_text(text.replace(subnet, "10.99.0.0/24"))
     assert "rendered the network default" in setup.setup(vm)
+
+
+def test_a_subnet_that_is_not_in_effect_is_named_and_gets_no_vms(vm: OwnHost) -> None:
+    definition = Path(vm.scope.network_definition("default"))
+    subnet = vm.store.load_network("default").subnet
+    definition.write_text(definition.read_text().replace(subnet, "10.99.0.0/24"))
+    with pytest.raises(StateError, match=r"the subnet of its definition, 10\.99\.0\.0/24, is not in effect"):
+        create.create(vm, "name: web2\nimage: tiny\nseed: false\n", "x", start=False)
+    assert problems(vm) == {"web1": None}
+    (finding,) = network_findings(vm)
+    assert (finding.level, finding.remedy) == ("warning", "qsysd setup")
+
+
+def network_findings(host: OwnHost) -> list[doctor.Finding]:
+    return [finding for finding in doctor.examine(host) if finding.subject.startswith("network ")]
+
+
+def test_host_access_that_is_not_in_effect_is_named(vm: OwnHost) -> None:
+    definition = Path(vm.scope.network_definition("default"))
+    definition.write_text(definition.read_text().replace("host_access: false", "host_access: true"))
+    (finding,) = network_findings(vm)
+    assert "its definition is not in effect" in finding.message
+    assert vm.scope.network_rules("default") in finding.message
+    setup.setup(vm)
+    assert "not in effect" not in network_findings(vm)[0].message
+
+
+# another network
+
+
+def test_set_up_brings_up_each_network_that_is_defined(vm: OwnHost) -> None:
+    Path(vm.scope.network_definition("lan")).write_text("name: lan\nsubnet: 10.99.0.0/24\n")
+    lan = network_findings(vm)[1]
+    assert (lan.subject, lan.remedy) == ("network lan", "qsysd setup")
+    done = setup.setup(vm)
+    assert {"rendered the network lan", f"started {paths.network_unit('lan')}"} <= set(done)
+    assert vm.fake.state(paths.dhcp_unit("lan")).active == "active"
+    assert setup.setup(vm) == []
+    spec = create.create(
+        vm, "name: web2\nimage: tiny\nseed: false\nnics: [{network: lan}]\n", "x", start=False
+    )
+    assert spec.nics[0].address == "10.99.0.10"
+
+
+def test_set_up_refuses_networks_that_overlap(vm: OwnHost) -> None:
+    subnet = vm.store.load_network("default").subnet
+    Path(vm.scope.network_definition("lan")).write_text(f"name: lan\nsubnet: {subnet}\n")
+    with pytest.raises(ExistsError, match=r"network lan: the subnet .* overlaps"):
+        setup.setup(vm)
+    assert not os.path.exists(vm.scope.network_environment("lan"))
 
 
 def test_nothing_diverges_on_a_host_that_is_in_order(vm: OwnHost) -> None:
