@@ -124,13 +124,11 @@ def pending(host: Host, name: str, *, running: bool) -> list[str]:
     found = []
     _, rendered = rendering.of_definition(host, name)
     if host.store.differences(name, rendered):
-        found.append(
-            f"render: the definition was changed by hand; qsysd render {name} writes what follows from it"
-        )
+        found.append(f"render: rendered files differ from the definition; qsysd render {name} writes them")
     started = host.store.started(name) if running else None
     if started and started.digest != rendered.digest:
         found.append(
-            f"restart: it runs with an older definition; the new one takes effect after qsysd restart {name}"
+            f"restart: QEMU runs with an older rendering; the new one takes effect after qsysd restart {name}"
         )
     found += [
         f"{intent.verb}: a command was killed before its end; the next changing command repairs it"
