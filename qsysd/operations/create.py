@@ -214,7 +214,7 @@ def check_references(host: Host, spec: VMSpec, others: Sequence[Claims]) -> None
 
 def check_unique(host: Host, spec: VMSpec, others: Sequence[Claims]) -> None:
     """Raise where another VM has the UUID, a MAC or an address, or an address is not for a VM."""
-    _check_identity(spec, others)
+    _check_identity(host, spec, others)
     _check_addresses(host, spec, others)
 
 
@@ -232,14 +232,15 @@ def _check_order(spec: VMSpec, others: Sequence[Claims]) -> None:
             ways += [(*way, need) for need in needs.get(way[-1], ())]
 
 
-def _check_identity(spec: VMSpec, others: Sequence[Claims]) -> None:
+def _check_identity(host: Host, spec: VMSpec, others: Sequence[Claims]) -> None:
     """Raise where another VM has the same UUID, or a NIC with the same MAC on the same network."""
     nics = {(nic.network, nic.mac) for nic in spec.nics if nic.mac}
     for other in others:
         if spec.uuid == other.uuid != "":
-            raise ExistsError(
-                f"the UUID {spec.uuid} belongs to the VM {other.name!r}", hint="leave it out to get a new one"
-            )
+            hint = "leave it out to get a new one"
+            if host.store.exists(spec.name):
+                hint = f"if {spec.name} is a copy: {divergence.move_definition(host, spec.name)}"
+            raise ExistsError(f"the UUID {spec.uuid} belongs to the VM {other.name!r}", hint=hint)
         for nic in other.nics:
             if (nic.network, nic.mac) in nics:
                 raise ExistsError(

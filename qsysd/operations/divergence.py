@@ -10,6 +10,7 @@ from typing import NamedTuple
 from qsysd import network, render
 from qsysd.errors import QsysdError
 from qsysd.files import read_bytes, read_text
+from qsysd.names import in_order
 from qsysd.operations import listing
 from qsysd.operations.host import Host
 from qsysd.spec import NetworkSpec
@@ -28,7 +29,7 @@ def find(host: Host) -> Iterator[Divergence]:
     """Yield all that does not agree on this host."""
     yield from _without_parts(host)
     claims = host.store.claims(but="")
-    yield from _duplicates(claims)
+    yield from _duplicates(host, claims)
     yield from _outside_of_subnets(host, claims)
     yield from _other_images(host)
 
@@ -50,25 +51,36 @@ def _without_parts(host: Host) -> Iterator[Divergence]:
             yield Divergence(
                 vm.name,
                 f"{missing} does not exist",
-                f"restore it, or: qsysd delete {vm.name}; a file that was copied to {definition} is no VM: "
-                "mv it to another directory, and qsysd create --file FILE",
+                f"restore it, or: qsysd delete {vm.name}; if the definition is a copy: "
+                f"{move_definition(host, vm.name)}",
             )
 
 
-def _duplicates(claims: list[Claims]) -> Iterator[Divergence]:
-    owners: dict[str, set[str]] = defaultdict(set)
+def _duplicates(host: Host, claims: list[Claims]) -> Iterator[Divergence]:
+    owners: dict[tuple[str, bool], set[str]] = defaultdict(set)  # by claim, and whether `edit` can change it
     for vm in claims:
         if vm.uuid:
-            owners[f"the UUID {vm.uuid}"].add(vm.name)
+            owners[f"the UUID {vm.uuid}", False].add(vm.name)
         for nic in vm.nics:
             if nic.mac:
-                owners[f"the MAC {nic.mac} on network {nic.network}"].add(vm.name)
+                owners[f"the MAC {nic.mac} on network {nic.network}", True].add(vm.name)
             if nic.address:
-                owners[f"the address {nic.address} on network {nic.network}"].add(vm.name)
-    for what, names in owners.items():
+                owners[f"the address {nic.address} on network {nic.network}", True].add(vm.name)
+    copies = {vm.name for vm in claims if not os.path.isdir(host.scope.vm_dir(vm.name))}
+    for (what, can_be_edited), names in owners.items():
         if len(names) > 1:
-            first, *others = sorted(names)
-            yield Divergence(first, f"{what} also belongs to {', '.join(others)}", f"qsysd edit {others[-1]}")
+            first, *others = [*in_order(names - copies), *in_order(names & copies)]
+            last = others[-1]
+            if can_be_edited and last not in copies:
+                remedy = f"qsysd edit {last}"
+            else:
+                remedy = f"if it is a copy: {move_definition(host, last)}"
+            yield Divergence(first, f"{what} also belongs to {', '.join(others)}", remedy)
+
+
+def move_definition(host: Host, name: str) -> str:
+    """Return what to do with a definition that was copied by hand."""
+    return f"mv {host.scope.definition(name)} to another directory, then: qsysd create --file FILE"
 
 
 def _outside_of_subnets(host: Host, claims: list[Claims]) -> Iterator[Divergence]:

@@ -127,7 +127,7 @@ def list_vms(
         units = host.systemd.not_off(*patterns)
         if not named:
             left = {*host.store.undefined(), *filter(paths.is_name, map(paths.vm_of_unit, units))}
-            chosen = [*chosen, *in_order(left - set(chosen))]
+            chosen = in_order({*chosen, *left})
         here = [units[unit] for unit in map(paths.unit, chosen) if unit in units]
         pids = {paths.vm_of_unit(unit): pid for unit, pid in host.systemd.main_pids(here).items()}
         guests = dict.fromkeys(pids, "unknown") | _answers(questions, pids)

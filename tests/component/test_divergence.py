@@ -92,6 +92,11 @@ def test_a_vm_without_a_definition_is_not_started(vm: OwnHost, verb: str) -> Non
     assert "qsysd delete web1" in (caught.value.hint or "")
 
 
+def test_what_is_left_of_a_vm_is_listed_in_order(vm: OwnHost) -> None:
+    os.mkdir(vm.scope.vm_dir("a1"))
+    assert list(problems(vm)) == ["a1", "web1"]
+
+
 def test_other_names_are_still_not_found(vm: OwnHost) -> None:
     for name in ("web2", "../web1", ""):
         for verb in (control.stop, control.kill, delete.delete):
@@ -119,12 +124,23 @@ def test_a_vm_without_its_disk_is_listed_and_named_by_doctor(vm: OwnHost, missin
 def test_a_copied_definition_is_refused_and_named(vm: OwnHost) -> None:
     copied(vm)
     assert problems(vm) == {"web1": None, "web2": "no disk"}
+    moved = f"mv {vm.scope.definition('web2')} to another directory, then: qsysd create --file FILE"
     for verb in (define.render_again, lambda host, names: raise_first(control.start(host, names))):
-        with pytest.raises(ExistsError, match=r"the UUID .* belongs to the VM 'web1'"):
+        with pytest.raises(ExistsError, match=r"the UUID .* belongs to the VM 'web1'") as caught:
             verb(vm, ["web2"])
+        assert caught.value.hint == f"if web2 is a copy: {moved}"
+    assert {each.remedy for each in divergence.find(vm) if each.vm == "web1"} == {f"if it is a copy: {moved}"}
     assert network.hosts(vm.scope, "default", "web2") == []
     assert "web1: the UUID" in found(vm) and "also belongs to web2" in found(vm)
     assert "the address 10." in found(vm) and "the MAC 52:54:00" in found(vm)
+
+
+def test_the_copy_is_to_be_moved_whatever_its_name(vm: OwnHost) -> None:
+    path = copied(vm)
+    path.write_text(path.read_text().replace("web2", "a1"))
+    path.rename(path.with_name("a1.yaml"))
+    remedies = {each.remedy for each in divergence.find(vm) if each.vm == "web1"}
+    assert [f"mv {vm.scope.definition('a1')} to" in remedy for remedy in remedies] == [True]
 
 
 def raise_first(outcomes: list[control.Outcome]) -> None:
