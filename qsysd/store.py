@@ -1,6 +1,6 @@
 """Definitions on disk, and what is rendered from them.
 
-Locks are in operations.transaction; this module takes none.
+Locks are in host.locks; this module takes none.
 """
 
 from __future__ import annotations

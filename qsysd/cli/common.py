@@ -14,15 +14,15 @@ from qsysd.cli.progress import Progress
 from qsysd.errors import InvalidError
 
 if TYPE_CHECKING:
-    from qsysd.operations.control import Outcome
-    from qsysd.operations.host import Host
+    from qsysd.host.context import Host
+    from qsysd.host.unit_jobs import Outcome
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def make_host() -> Host:
     """Return this host, with progress and warnings on standard error."""
-    from qsysd.operations.host import Host
+    from qsysd.host.context import Host
 
     progress = Progress()
     return Host(tell=progress.tell, waiting=progress.waiting)

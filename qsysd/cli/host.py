@@ -93,7 +93,7 @@ def recover() -> None:
     Example:
       sudo qsysd recover
     """
-    from qsysd.operations import recovery
+    from qsysd.host import recovery
 
     host = make_host()
     host.require_root()

@@ -23,8 +23,8 @@ from qsysd.cli.common import (
 )
 
 if TYPE_CHECKING:
+    from qsysd.host.listing import ListedVM
     from qsysd.operations.inspect import VMStatus
-    from qsysd.operations.listing import ListedVM
 
 
 @click.command("list")
@@ -38,7 +38,7 @@ def list_vms(names: Sequence[str], as_json: bool) -> None:
       qsysd list
       qsysd list --json | jq '.[] | select(.guest == "running") | .ip'
     """
-    from qsysd.operations import listing
+    from qsysd.host import listing
 
     host = make_host()
     vms = listing.list_vms(host, names)

@@ -88,8 +88,8 @@ def create(name: str | None, as_json: bool, **options: Any) -> None:
     once and kept. Without options a VM has 1G of memory, one processor, a disk of 10G on its image,
     and a NIC on the network `default`.
     """
+    from qsysd.host import keys
     from qsysd.operations import create as operation
-    from qsysd.operations import keys
 
     host = make_host()
     if options["wait"] and not options["start"]:
@@ -126,7 +126,7 @@ def create(name: str | None, as_json: bool, **options: Any) -> None:
 def _print_created(host: Any, name: str) -> None:
     from dataclasses import asdict
 
-    from qsysd.operations import listing
+    from qsysd.host import listing
 
     print_json(asdict(listing.list_vms(host, [name])[0]))
 

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 from qsysd import network, paths
 from qsysd.errors import NotFoundError, QsysdError, StateError, TimeoutExpired
+from qsysd.host.context import Host
+from qsysd.host.guest_states import guest_state
+from qsysd.host.unit_states import OFF, describe
 from qsysd.operations import logs
-from qsysd.operations.control import OFF, describe
-from qsysd.operations.host import Host
-from qsysd.operations.listing import guest_state
 from qsysd.spec import VMSpec
 
 SSH_PORT = 22

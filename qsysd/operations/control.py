@@ -6,95 +6,20 @@ Each verb takes several VMs and works on them in parallel; one that fails does n
 
 from __future__ import annotations
 
-import os
-import signal
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from qsysd import paths
-from qsysd.errors import HostError, NotFoundError, QsysdError, StateError, TimeoutExpired
-from qsysd.files import sync_directory
-from qsysd.operations import transaction
-from qsysd.operations.host import Host
-from qsysd.systemd import NOT_LOADED, JobResult, UnitState, not_loaded
+from qsysd.errors import NotFoundError, QsysdError, StateError, TimeoutExpired
+from qsysd.host import intents, locks, unit_jobs, unit_states
+from qsysd.host.context import Host
+from qsysd.host.unit_jobs import Outcome
+from qsysd.systemd import JobResult
 
 if TYPE_CHECKING:
     from qsysd.qmp import Monitor
 
-START_TIMEOUT = 180.0  # seconds; the unit's own TimeoutStartSec is 120, and networks may come up before
-KILL_TIMEOUT = 5.0  # seconds that QEMU has to flush its disks after SIGTERM, before SIGKILL
-STOP_MARGIN = 10.0
 MONITOR_TIMEOUT = 5.0
-
-OFF = ("inactive", "failed")
-RUNS_ALREADY = "already running"
-
-
-class Outcome(NamedTuple):
-    """What a verb came to for one VM: `what` in words, or the error."""
-
-    name: str
-    what: str
-    error: QsysdError | None = None
-
-
-def _states(host: Host, names: Sequence[str]) -> dict[str, UnitState]:
-    """Return the unit states of VMs by VM name."""
-    loaded = host.systemd.states([paths.unit(name) for name in names])
-    return {name: loaded.get(paths.unit(name)) or not_loaded(paths.unit(name)) for name in names}
-
-
-def _require(host: Host, names: Iterable[str]) -> None:
-    """Raise NotFoundError unless all VMs are defined."""
-    for name in names:
-        if not host.store.exists(name):
-            host.store.require(name)
-
-
-def require_traces(host: Host, name: str) -> None:
-    """Raise NotFoundError unless a VM is defined, or something is left of one without a definition."""
-    if host.store.exists(name) or name in host.store.undefined():
-        return
-    if not paths.is_name(name) or not is_running(host, name):
-        host.store.require(name)
-
-
-def is_running(host: Host, name: str) -> bool:
-    """Return whether a VM's unit is anything but off."""
-    return host.systemd.state(paths.unit(name)).active not in OFF
-
-
-def prepare(host: Host, states: Iterable[UnitState]) -> None:
-    """Make sure that a start counts as the first one, and uses what is on disk.
-
-    A unit that systemd has not in memory needs neither.
-    """
-    units = [state.name for state in states if state.load != NOT_LOADED]
-    for unit in units:
-        host.systemd.reset_failed(unit)
-    host.systemd.refresh(units)
-
-
-def _run_jobs(host: Host, method: str, names: Sequence[str], timeout: float) -> list[JobResult]:
-    """Run a job for each VM in parallel; during a long wait, show what each job waits for."""
-
-    def tick(seconds: float) -> None:
-        try:
-            states = _states(host, names).values()
-        except QsysdError:
-            return  # the wait itself reports a bus that is gone
-        stopping = [paths.vm_of_unit(state.name) for state in states if state.active == "deactivating"]
-        starting = [paths.vm_of_unit(state.name) for state in states if state.active == "activating"]
-        if stopping:
-            host.waiting(f"{', '.join(stopping)}: waiting for the guest to power off", seconds, "", "")
-        elif starting:
-            host.waiting(f"{', '.join(starting)}: waiting for QEMU to answer", seconds, "", "")
-
-    try:
-        return host.systemd.run_jobs(method, [paths.unit(name) for name in names], timeout=timeout, tick=tick)
-    finally:
-        host.waiting("", 0, "", "")
 
 
 def start(host: Host, names: Sequence[str]) -> list[Outcome]:
@@ -104,119 +29,12 @@ def start(host: Host, names: Sequence[str]) -> list[Outcome]:
     """
     host.require_ready()
     _recover(host)
-    needed_by = dependencies(host, names)
+    needed_by = unit_jobs.dependencies(host, names)
     outcomes = _render_stale(host, list(needed_by))
-    with transaction.locked(host, needed_by, exclusive=False):
+    with locks.locked(host, needed_by, exclusive=False):
         valid = {name: other for name, other in needed_by.items() if name not in outcomes}
-        outcomes |= start_units(host, valid)
-    return [*as_dependencies(outcomes, needed_by, names), *(outcomes[name] for name in names)]
-
-
-def start_units(host: Host, needed_by: Mapping[str, str]) -> dict[str, Outcome]:
-    """Start the units of VMs, ordered as `dependencies` returns them; return the outcomes by name."""
-    names = list(needed_by)
-    _require(host, names)
-    states = _states(host, names)
-    outcomes = {name: Outcome(name, RUNS_ALREADY) for name in names if states[name].active == "active"}
-    rest = [name for name in names if name not in outcomes]
-    prepare(host, [states[name] for name in rest])
-    # A start job for a unit in auto-restart waits for RestartSec; RestartUnit starts it at once.
-    pausing = [name for name in rest if states[name].sub.startswith("auto-restart")]
-    others = [name for name in rest if name not in pausing]
-    # Each VM that others come after may take its own time.
-    chain = 1 + sum(other != "" for other in needed_by.values())
-    stopping = [state for state in states.values() if state.active == "deactivating"]
-    timeout = chain * START_TIMEOUT + _stop_limit(host, stopping)
-    for method, group in (("StartUnit", others), ("RestartUnit", pausing)):
-        outcomes |= _start_jobs(host, method, group, "started", timeout)
-    return outcomes
-
-
-def dependencies(host: Host, names: Sequence[str]) -> dict[str, str]:
-    """Return VMs and all existing VMs that they depend on, each with a VM that depends on it, or "".
-
-    Dependencies come first: systemd orders a new job only by the jobs that it already has.
-    """
-    needs: dict[str, list[str]] = {}
-    needed_by = dict.fromkeys(names, "")
-    todo = list(names)
-    while todo:
-        name = todo.pop()
-        if name in needs:
-            continue
-        wanted = host.store.depends_on(name)
-        needs[name] = [other for other in wanted if host.store.exists(other)]
-        for other in wanted:
-            if other in needs[name]:
-                needed_by[other] = needed_by.get(other) or name
-            else:
-                host.tell(f"warning: {name} depends on {other}, which does not exist")
-        todo += needs[name]
-    return {name: needed_by[name] for name in _sorted_by_order(needs, needed_by)}
-
-
-def _sorted_by_order(after: Mapping[str, Sequence[str]], names: Iterable[str]) -> list[str]:
-    """Return the names so that each comes after those in `after[name]`; as they are if that is a cycle."""
-    if not any(after.values()):
-        return list(names)
-    from graphlib import CycleError, TopologicalSorter
-
-    try:
-        return list(TopologicalSorter(after).static_order())
-    except CycleError:
-        return list(names)
-
-
-def as_dependencies(
-    outcomes: Mapping[str, Outcome], needed_by: Mapping[str, str], names: Sequence[str]
-) -> list[Outcome]:
-    """Return the outcomes of those VMs that were started only because one of `names` depends on them."""
-    return [
-        outcomes[name]._replace(what=f"{outcomes[name].what} ({other} depends on it)")
-        for name, other in needed_by.items()
-        if name not in names and outcomes[name].what != RUNS_ALREADY
-    ]
-
-
-def _start_jobs(
-    host: Host, method: str, names: Sequence[str], what: str, timeout: float
-) -> dict[str, Outcome]:
-    """Run StartUnit or RestartUnit for VMs in parallel; return the outcome of each by name."""
-    if not names:
-        return {}
-    results = _run_jobs(host, method, names, timeout)
-    return {
-        name: Outcome(name, what)
-        if result.done
-        else Outcome(name, "", _start_error(host, name, result, timeout))
-        for name, result in zip(names, results, strict=True)
-    }
-
-
-def _start_error(host: Host, name: str, result: JobResult, timeout: float) -> QsysdError:
-    hint = f"qsysd logs {name}"
-    if result.result == "canceled":
-        return StateError(f"{name}: the start was canceled by another command")
-    if result.result == "waiting":
-        return TimeoutExpired(f"{name}: not started within {timeout:.0f} s", hint=hint)
-    if result.result == "not-found":
-        return HostError(f"{name}: systemd has no unit {result.unit}", hint="qsysd setup")
-    if result.refusal:
-        return QsysdError(f"{name}: {result.refusal}", hint=f"systemctl status {result.unit}")
-    if result.result == "dependency":
-        return QsysdError(f"{name} did not start: a unit that it needs did not", hint=hint)
-    from qsysd import process
-    from qsysd.operations import journal, qemu
-
-    try:
-        # Of a program that is not there, systemd says nothing in the unit's own journal.
-        process.require(qemu.PROGRAM)
-    except HostError as error:
-        return HostError(f"{name} did not start: {error.message}", hint=error.hint)
-    words = journal.failure(host, paths.unit(name))
-    if words.startswith("qemu") and "No such file or directory" in words:
-        words += " (QEMU sees its own files only; BindReadOnlyPaths= in a drop-in shows it more)"
-    return QsysdError(f"{name} did not start: {words or f'systemd says {result.result}'}", hint=hint)
+        outcomes |= unit_jobs.start_units(host, valid)
+    return [*unit_jobs.as_dependencies(outcomes, needed_by, names), *(outcomes[name] for name in names)]
 
 
 def restart(host: Host, names: Sequence[str]) -> list[Outcome]:
@@ -224,13 +42,13 @@ def restart(host: Host, names: Sequence[str]) -> list[Outcome]:
     host.require_ready()
     _recover(host)
     outcomes = _render_stale(host, names)
-    with transaction.locked(host, names, exclusive=False):
-        _require(host, names)
-        states = _states(host, names)
+    with locks.locked(host, names, exclusive=False):
+        unit_states.require(host, names)
+        states = unit_states.states(host, names)
         rest = [name for name in names if name not in outcomes]
-        prepare(host, [states[name] for name in rest])
-        timeout = START_TIMEOUT + _stop_limit(host, [states[name] for name in rest])
-        outcomes |= _start_jobs(host, "RestartUnit", rest, "restarted", timeout)
+        unit_jobs.prepare(host, [states[name] for name in rest])
+        timeout = unit_jobs.START_TIMEOUT + unit_jobs.stop_limit(host, [states[name] for name in rest])
+        outcomes |= unit_jobs.start_jobs(host, "RestartUnit", rest, "restarted", timeout)
     return [outcomes[name] for name in names]
 
 
@@ -238,47 +56,23 @@ def stop(host: Host, names: Sequence[str]) -> list[Outcome]:
     """Power VMs off gracefully, and at each VM's own timeout by force. They need no definition."""
     host.require_root()
     _recover(host)
-    with transaction.locked(host, names, exclusive=False):
+    with locks.locked(host, names, exclusive=False):
         for name in names:
-            require_traces(host, name)
-        states = _states(host, names)
-        outcomes = {name: Outcome(name, "already off") for name in names if states[name].active in OFF}
+            unit_states.require_traces(host, name)
+        states = unit_states.states(host, names)
+        outcomes = {
+            name: Outcome(name, "already off") for name in names if states[name].active in unit_states.OFF
+        }
         rest = [name for name in names if name not in outcomes]
         if rest:
-            rest, timeout = _stop_plan(host, rest, [states[name] for name in rest])
-            results = _run_jobs(host, "StopUnit", rest, timeout)
+            rest, timeout = unit_jobs.stop_plan(host, rest, [states[name] for name in rest])
+            results = unit_jobs.run_jobs(host, "StopUnit", rest, timeout)
             for name, result in zip(rest, results, strict=True):
                 outcomes[name] = _stopped(name, result)
                 if states[name].active == "activating" and result.done:
                     # A start that was ended on purpose is no failure.
                     host.systemd.reset_failed(paths.unit(name))
     return [outcomes[name] for name in names]
-
-
-def _stop_limit(host: Host, states: Sequence[UnitState]) -> float:
-    """Return the seconds after which systemd has ended those of these units that are not off."""
-    running = [state for state in states if state.active not in OFF]
-    names = [paths.vm_of_unit(state.name) for state in running]
-    return _stop_plan(host, names, running)[1] if running else 0.0
-
-
-def _stop_plan(host: Host, names: Sequence[str], states: Sequence[UnitState]) -> tuple[list[str], float]:
-    """Return VMs in the order to stop them, and the seconds after which systemd has ended all for sure.
-
-    systemd orders a job by those that it has already: a VM that others depend on is not to begin
-    before their jobs are there.
-    """
-    plans = host.systemd.stop_plans(states)
-    # TimeoutStopSec counts for ExecStop, and again for SIGTERM and for SIGKILL.
-    limits = [3 * plan.timeout for plan in plans]
-    known = {paths.unit(name): name for name in names}
-    after = {
-        name: [known[unit] for unit in plan.after if unit in known]
-        for name, plan in zip(names, plans, strict=True)
-    }
-    if not any(after.values()):
-        return list(names), max(limits) + STOP_MARGIN
-    return _sorted_by_order(after, names)[::-1], sum(limits) + STOP_MARGIN
 
 
 def _stopped(name: str, result: JobResult) -> Outcome:
@@ -300,64 +94,21 @@ def kill(host: Host, names: Sequence[str]) -> list[Outcome]:
     They need no definition.
     """
     host.require_root()
-    with transaction.locked(host, names, exclusive=False):
+    with locks.locked(host, names, exclusive=False):
         for name in names:
-            require_traces(host, name)
-        states = _states(host, names)
-        power_off(host, names)
-    return [Outcome(name, "already off" if states[name].active in OFF else "killed") for name in names]
-
-
-def power_off(host: Host, names: Sequence[str]) -> None:
-    """Switch VMs off without their guests' consent; quiet for those that are off.
-
-    The job to stop comes first, so that systemd does not take the death for a crash. Raises
-    QsysdError when one cannot be ended.
-    """
-    units = [paths.unit(name) for name in names]
-    running = [state.name for state in host.systemd.states(units).values() if state.active not in OFF]
-    if not running:
-        return
-
-    def signal_all(number: int, who: str) -> None:
-        for unit in running:
-            # In the steps before and after QEMU there is no main process to signal.
-            with suppress(QsysdError):
-                host.systemd.kill(unit, number, who=who)
-
-    results = host.systemd.run_jobs(
-        "StopUnit", running, timeout=KILL_TIMEOUT, enqueued=lambda: signal_all(signal.SIGTERM, "main")
-    )
-    running = [result.unit for result in results if not result.done]
-    if running:
-        results = host.systemd.run_jobs(
-            "StopUnit", running, timeout=KILL_TIMEOUT, enqueued=lambda: signal_all(signal.SIGKILL, "all")
-        )
-    for result in results:
-        if not result.done:
-            raise QsysdError(f"{result.unit} cannot be ended", hint=f"systemctl status {result.unit}")
-    for unit in units:
-        host.systemd.reset_failed(unit)
+            unit_states.require_traces(host, name)
+        states = unit_states.states(host, names)
+        unit_jobs.power_off(host, names)
+    return [
+        Outcome(name, "already off" if states[name].active in unit_states.OFF else "killed") for name in names
+    ]
 
 
 def _recover(host: Host) -> None:
-    if transaction.pending(host.scope):
-        # Imported here: it imports this module, to switch off what it removes.
-        from qsysd.operations.recovery import recover
+    if intents.pending(host.scope):
+        from qsysd.host.recovery import recover
 
         recover(host)
-
-
-def reload_dhcp(host: Host, network: str) -> None:
-    """Let a network's dnsmasq forget entries: it reads new ones by itself, but drops none.
-
-    By a signal, as the unit's ExecReload does, and not by a job: a reload job waits for the stop jobs of all
-    VMs on the network, and all their start jobs wait for it. A guest that ignores its power button would
-    delay them for its stop_timeout.
-    """
-    unit = paths.dhcp_unit(network)
-    if host.systemd.state(unit).active == "active":
-        host.systemd.kill(unit, signal.SIGHUP)
 
 
 def _render_stale(host: Host, names: Sequence[str]) -> dict[str, Outcome]:
@@ -368,10 +119,10 @@ def _render_stale(host: Host, names: Sequence[str]) -> dict[str, Outcome]:
     failed: dict[str, Outcome] = {}
     for name in names:
         if host.store.is_stale(name):
-            from qsysd.operations import define
+            from qsysd.host import rendering
 
             try:
-                define.render_again(host, [name])
+                rendering.render_again(host, [name])
             except QsysdError as error:
                 failed[name] = Outcome(name, "", error)
     return failed
@@ -386,12 +137,12 @@ def ask(host: Host, name: str, action: Callable[[Monitor], str]) -> Outcome:
     from qsysd.wire import socket_path
 
     try:
-        _require(host, [name])
-        state = _states(host, [name])[name]
+        unit_states.require(host, [name])
+        state = unit_states.states(host, [name])[name]
         if state.active != "active":
             raise StateError(
-                f"{name} is not running: it is {describe(state)}",
-                hint=f"qsysd start {name}" if state.active in OFF else f"qsysd status {name}",
+                f"{name} is not running: it is {unit_states.describe(state)}",
+                hint=f"qsysd start {name}" if state.active in unit_states.OFF else f"qsysd status {name}",
             )
         pid = host.systemd.main_pid(state)
         path = socket_path(host.scope, name, host.scope.monitor(name, "cli"))
@@ -407,19 +158,10 @@ def ask(host: Host, name: str, action: Callable[[Monitor], str]) -> Outcome:
         return Outcome(name, "", error)
 
 
-def describe(state: UnitState) -> str:
-    """Return a unit's state in a word or two."""
-    if state.sub.startswith("auto-restart"):
-        return "between a crash and its restart"
-    return {"deactivating": "stopping", "activating": "starting", "inactive": "off"}.get(
-        state.active, state.active
-    )
-
-
 def _each(host: Host, names: Sequence[str], action: Callable[[Monitor], str]) -> list[Outcome]:
     host.require_root()
-    _require(host, names)
-    with transaction.locked(host, names, exclusive=False):
+    unit_states.require(host, names)
+    with locks.locked(host, names, exclusive=False):
         return [ask(host, name, action) for name in names]
 
 
@@ -470,25 +212,18 @@ def disable(host: Host, names: Sequence[str]) -> list[Outcome]:
     return _enabling(host, names, "disabled")
 
 
-def sync_links(host: Host) -> None:
-    """Make the links durable that systemd creates and removes to start VMs at host boot."""
-    for directory in (host.scope.wants_dir, host.scope.unit_dir):
-        if os.path.isdir(directory):
-            sync_directory(directory)
-
-
 def _enabling(host: Host, names: Sequence[str], what: str) -> list[Outcome]:
     host.require_root()
-    with transaction.locked(host, names):
+    with locks.locked(host, names):
         for name in names:
             if what == "enabled":
-                _require(host, [name])
+                unit_states.require(host, [name])
             else:
-                require_traces(host, name)
+                unit_states.require_traces(host, name)
         units = [paths.unit(name) for name in names]
         if what == "enabled":
             host.systemd.enable(units)
         else:
             host.systemd.disable(units)
-        sync_links(host)
+        unit_jobs.sync_links(host)
     return [Outcome(name, what) for name in names]

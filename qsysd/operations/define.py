@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from qsysd import config, paths, render
 from qsysd.errors import InvalidError, QsysdError
-from qsysd.operations import control, create, rendering, transaction
-from qsysd.operations.host import Host
-from qsysd.operations.recovery import recover
+from qsysd.host import allocation, checks, locks, rendering, unit_jobs, unit_states
+from qsysd.host.context import Host
+from qsysd.host.recovery import recover
 from qsysd.spec import VMSpec
 
 
@@ -22,23 +22,25 @@ def edit(host: Host, name: str, text: str, *, before: str) -> bool:
     """
     host.require_root()
     recover(host)
-    with transaction.locked(host, [name]), transaction.locked(host, [paths.ADDRESSES]):
+    with locks.locked(host, [name]), locks.locked(host, [paths.ADDRESSES]):
         if host.store.require(name) != before:
             raise QsysdError(f"{name} was changed by somebody else meanwhile", hint=f"qsysd edit {name}")
         old = config.parse_vm(before, host.scope.definition(name), name=name, defaults=host.store.defaults())
         new = config.parse_vm(text, f"{name}.yaml", name=name, defaults=host.store.defaults())
-        new = replace(new, uuid=new.uuid or old.uuid, machine=create.pinned(host, new.machine or old.machine))
+        new = replace(
+            new, uuid=new.uuid or old.uuid, machine=allocation.pinned(host, new.machine or old.machine)
+        )
         # The digest of the image may be removed, never replaced.
         new = replace(new, image_digest=old.image_digest if new.image_digest else None)
         _check_kept(old, new)
         others = host.store.claims(but=name)
-        new = replace(new, nics=create.complete_nics(host, new, others))
-        create.check_references(host, new, others)
+        new = replace(new, nics=allocation.complete_nics(host, new, others))
+        checks.check_references(host, new, others)
         host.store.write_definition(new)
         rendering.write(host, new, render.vm(new, host.scope))
-        _refresh(host, [name])
+        unit_jobs.refresh(host, [name])
         _warn_of_first_boot(host, old, new)
-        return control.is_running(host, name)
+        return unit_states.is_running(host, name)
 
 
 def _warn_of_first_boot(host: Host, old: VMSpec, new: VMSpec) -> None:
@@ -65,11 +67,6 @@ def _check_kept(old: VMSpec, new: VMSpec) -> None:
             )
 
 
-def _refresh(host: Host, names: Sequence[str]) -> None:
-    """Let systemd see changed drop-ins of loaded units: also `systemctl start` must use them."""
-    host.systemd.refresh([paths.unit(name) for name in names])
-
-
 def check(host: Host, names: Sequence[str]) -> dict[str, list[str]]:
     """Return per VM the files that are not what its definition renders to. Raises InvalidError."""
     return {name: host.store.differences(name, rendering.of_definition(host, name)[1]) for name in names}
@@ -77,29 +74,6 @@ def check(host: Host, names: Sequence[str]) -> dict[str, list[str]]:
 
 def render_again(host: Host, names: Sequence[str]) -> dict[str, list[str]]:
     """Write what definitions render to; return per VM the files that were not so. Raises InvalidError."""
-    changed, errors = render_each(host, names)
-    for error in errors.values():
-        raise error
-    return changed
-
-
-def render_each(host: Host, names: Sequence[str]) -> tuple[dict[str, list[str]], dict[str, QsysdError]]:
-    """Write what definitions render to; return per VM the files that were not so, and what prevented it.
-
-    systemd reads changed drop-ins once for all of them.
-    """
     host.require_root()
     recover(host)
-    changed: dict[str, list[str]] = {}
-    errors: dict[str, QsysdError] = {}
-    with transaction.locked(host, names):
-        for name in names:
-            try:
-                spec, rendered = rendering.of_definition(host, name)
-                if host.store.is_changed_by_hand(name):
-                    create.check_unique(host, spec, host.store.claims(but=name))
-                changed[name] = rendering.write(host, spec, rendered)
-            except QsysdError as error:
-                errors[name] = error
-        _refresh(host, list(changed))
-    return changed, errors
+    return rendering.render_again(host, names)

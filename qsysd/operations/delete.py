@@ -11,12 +11,12 @@ from typing import NamedTuple
 from qsysd import paths, trees
 from qsysd.errors import QsysdError
 from qsysd.files import SyncedTogether
+from qsysd.host import intents, locks
+from qsysd.host.context import Host
+from qsysd.host.recovery import is_known, recover
+from qsysd.host.removal import files, remove_all
+from qsysd.host.unit_states import require_traces
 from qsysd.names import natural_key
-from qsysd.operations import transaction
-from qsysd.operations.control import require_traces
-from qsysd.operations.host import Host
-from qsysd.operations.recovery import is_known, recover
-from qsysd.operations.removal import files, remove_all
 from qsysd.values import human_size, printable
 
 LISTED_MAX = 100  # files of a VM's directory that are named; its QEMU can create millions
@@ -98,7 +98,7 @@ def delete(host: Host, names: Sequence[str]) -> Deleted:
     """
     host.require_root()
     recover(host)
-    with transaction.locked(host, names):
+    with locks.locked(host, names):
         for name in names:
             require_traces(host, name)
             trees.refuse_mounts(host.scope.vm_dir(name))
@@ -106,15 +106,15 @@ def delete(host: Host, names: Sequence[str]) -> Deleted:
         for name in names:
             # A delete that fails is not undone: the intent stays, and the next command completes it.
             try:
-                transaction.begin(host, name, "delete")
+                intents.begin(host, name, "delete")
             except QsysdError as error:
                 # A full disk: to delete is the way out of it, and can be repeated if it is killed.
                 host.tell(f"warning: {error.message}")
         with SyncedTogether():
             failed = remove_all(host, names)
-        for intent in transaction.pending(host.scope):
+        for intent in intents.pending(host.scope):
             if intent.name in names and intent.name not in failed and is_known(intent):
-                transaction.end(intent)
+                intents.end(intent)
     return Deleted(kept, {name: _as_error(name, error) for name, error in failed.items()})
 
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from qsysd import acceleration, network, paths, process, tampering, taps, values
 from qsysd.errors import QsysdError
-from qsysd.operations import divergence, installation, recovery, transaction
-from qsysd.operations.host import Host
-from qsysd.operations.qemu import PROGRAM
+from qsysd.host import divergence, helper_install, intents, recovery, rendering
+from qsysd.host.context import Host
+from qsysd.host.machine_types import PROGRAM
 
 FREE_SPACE_LOW = 5 * 1024**3  # bytes; a Debian guest takes a few GiB as it lives
 PROGRAMS = ("qemu-img", "ip", "nft", "dnsmasq", "dhcp_release", "genisoimage", "ssh", "ssh-keygen")
@@ -73,7 +73,7 @@ def _programs(host: Host) -> Iterator[Finding]:
 
 def _setup(host: Host) -> Iterator[Finding]:
     needed = [host.scope.vms_dir, host.scope.intents_dir, host.scope.network_definition("default")]
-    found = [path for path in needed if not os.path.exists(path)] + installation.differences(host)
+    found = [path for path in needed if not os.path.exists(path)] + helper_install.differences(host)
     for path in found:
         problem = "is not as this version installs it" if os.path.lexists(path) else "does not exist"
         yield Finding("missing", "set-up", f"{path} {problem}", "qsysd setup")
@@ -183,7 +183,7 @@ def _sockets(host: Host) -> Iterator[Finding]:
 
 
 def _half_made(host: Host) -> Iterator[Finding]:
-    for intent in transaction.pending(host.scope):
+    for intent in intents.pending(host.scope):
         if recovery.is_known(intent):
             yield Finding(
                 "warning", intent.name, f"a {intent.verb} is under way, or was killed", "qsysd recover"
@@ -195,7 +195,7 @@ def _half_made(host: Host) -> Iterator[Finding]:
                 f"{intent.path} was left by a {intent.verb} of another version of qsysd",
                 f"qsysd recover of that version; or, once {intent.name} is in order: rm {intent.path}",
             )
-    for path in transaction.unrecognized(host.scope):
+    for path in intents.unrecognized(host.scope):
         yield Finding(
             "warning",
             "intents",
@@ -210,8 +210,6 @@ def _divergence(host: Host) -> Iterator[Finding]:
 
 
 def _definitions(host: Host) -> Iterator[Finding]:
-    from qsysd.operations import rendering
-
     for name in host.store.names():
         try:
             spec, rendered = rendering.of_definition(host, name)

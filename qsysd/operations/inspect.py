@@ -10,11 +10,11 @@ from typing import Any
 
 from qsysd import paths
 from qsysd.errors import QsysdError
+from qsysd.host import intents
+from qsysd.host.context import Host
+from qsysd.host.listing import ListedVM, list_vms
 from qsysd.images import formats
 from qsysd.names import natural_key
-from qsysd.operations import transaction
-from qsysd.operations.host import Host
-from qsysd.operations.listing import ListedVM, list_vms
 
 STATUS_MONITOR_TIMEOUT = 2.0
 
@@ -119,7 +119,7 @@ def pending(host: Host, name: str, *, running: bool) -> list[str]:
 
     Raises InvalidError where the definition itself is not valid.
     """
-    from qsysd.operations import rendering
+    from qsysd.host import rendering
 
     found = []
     _, rendered = rendering.of_definition(host, name)
@@ -132,7 +132,7 @@ def pending(host: Host, name: str, *, running: bool) -> list[str]:
         )
     found += [
         f"{intent.verb}: a command was killed before its end; the next changing command repairs it"
-        for intent in transaction.pending(host.scope)
+        for intent in intents.pending(host.scope)
         if (intent.kind, intent.name) == ("vm", name)
     ]
     return found

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from qsysd import paths, process, values
 from qsysd.errors import QsysdError
 from qsysd.files import hint
-from qsysd.operations.host import Host
+from qsysd.host.context import Host
 
 POLL_INTERVAL = 0.2  # seconds
 LINE_LENGTH = 400  # bytes; console lines are rarely longer

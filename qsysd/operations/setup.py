@@ -8,10 +8,10 @@ import os
 from qsysd import config, network, paths, process
 from qsysd.errors import ExistsError, HostError, QsysdError, StateError
 from qsysd.files import read_text, write_atomic
-from qsysd.operations import divergence, keys, transaction
-from qsysd.operations.host import Host
-from qsysd.operations.installation import install_helper, install_units
-from qsysd.operations.recovery import recover
+from qsysd.host import divergence, journal, keys, locks, rendering
+from qsysd.host.context import Host
+from qsysd.host.helper_install import install_helper, install_units
+from qsysd.host.recovery import recover
 from qsysd.spec import NetworkKind, NetworkSpec
 
 DEFAULT_NETWORK = "default"
@@ -34,7 +34,7 @@ def setup(host: Host) -> list[str]:
     """
     host.require_root()
     done: list[str] = []
-    with transaction.locked(host, [paths.SETUP]):
+    with locks.locked(host, [paths.SETUP]):
         _directories(host)
         recover(host)
         done += _group()
@@ -154,8 +154,6 @@ def _network_up(host: Host, name: str, *, changed: bool) -> list[str]:
             host.systemd.reset_failed(unit)
             (result,) = host.systemd.run_jobs("RestartUnit", [unit], timeout=60)
             if not result.done:
-                from qsysd.operations import journal
-
                 words = journal.failure(host, unit)
                 raise QsysdError(
                     f"{unit} did not start: {words or result.result}", hint=f"systemctl status {unit}"
@@ -165,9 +163,7 @@ def _network_up(host: Host, name: str, *, changed: bool) -> list[str]:
 
 def _renderings(host: Host) -> list[str]:
     """Render the VMs again, for a new version's templates; running VMs go on with what they have."""
-    from qsysd.operations import define
-
-    changed, errors = define.render_each(host, host.store.names())
+    changed, errors = rendering.render_each(host, host.store.names())
     for error in errors.values():
         host.tell(f"warning: {error.message}")
     return [f"rendered {name}" for name, files in changed.items() if files]

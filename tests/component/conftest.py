@@ -11,8 +11,9 @@ from image_files import BOOT_SIGNATURE
 from own_host import OwnHost
 from stand_ins import StandIns
 
+from qsysd.host import machine_types
 from qsysd.images import Images
-from qsysd.operations import qemu, setup
+from qsysd.operations import setup
 from qsysd.paths import Scope
 
 
@@ -33,7 +34,7 @@ def set_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
         host = OwnHost(Scope(""))
         os.makedirs(host.scope.unit_dir)
         setup.setup(host)
-        qemu.pinned_machine(host.scope, "q35")  # remembered from here on
+        machine_types.pinned_machine(host.scope, "q35")  # remembered from here on
         Path("tiny.raw").write_bytes(bytes(510) + BOOT_SIGNATURE + b"\1" * 65024)
         Images(host.scope).import_file("tiny.raw", "tiny", default_user="me")
         os.unlink("tiny.raw")

@@ -23,8 +23,9 @@ from typing import Any
 
 from own_host import OwnHost
 
-from qsysd.operations import control, create, define, delete, image, inspect, keys, listing, recovery, setup
-from qsysd.operations.host import Host
+from qsysd.host import keys, listing, recovery
+from qsysd.host.context import Host
+from qsysd.operations import control, create, define, delete, image, inspect, setup
 from qsysd.paths import Scope, dhcp_unit, unit
 
 VM = "killed1"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fake_systemd import FakeSystemd
 
-from qsysd.operations.host import Host
+from qsysd.host.context import Host
 from qsysd.paths import Scope
 
 

@@ -26,7 +26,7 @@ def main() -> None:
     """Run the command line."""
     import qsysd.cli
     from qsysd import paths
-    from qsysd.operations.host import Host
+    from qsysd.host.context import Host
 
     def systemd(host: Host) -> Any:
         from fake_systemd import FakeSystemd

@@ -19,7 +19,8 @@ from stand_ins import StandIns
 from test_transaction import plant_strange
 
 import qsysd
-from qsysd.operations import define, installation, transaction
+from qsysd.host import helper_install, intents
+from qsysd.operations import define
 
 ROOT = os.path.dirname(os.path.dirname(qsysd.__file__))
 HERE = os.path.dirname(own_qsysd.__file__)
@@ -104,7 +105,7 @@ def test_what_does_nothing_loads_nothing(run: Run, words: str) -> None:
     # a near verb is looked for by difflib
     assert not found & (HEAVY - {"difflib"} if words == "zzz" else HEAVY)
     own = {name for name in found if name.startswith("qsysd.") and not name.startswith("qsysd.cli")}
-    assert own <= {"qsysd.errors", "qsysd.paths", "qsysd.operations", "qsysd.operations.host"}
+    assert own <= {"qsysd.errors", "qsysd.paths", "qsysd.host", "qsysd.host.context"}
 
 
 @pytest.mark.parametrize("words", ["list", "list --json", "start web1", "stop web1", "kill web1"])
@@ -125,7 +126,7 @@ def test_what_is_done_often_loads_little(run: Run, words: str) -> None:
     ],
 )
 def test_the_helper_loads_little(host: OwnHost, verb: str, more: set[str]) -> None:
-    python, *options, path = installation.helper_command(host)
+    python, *options, path = helper_install.helper_command(host)
     done = subprocess.run(
         [python, *options, "-X", "importtime", path, verb, "web1"],
         capture_output=True,
@@ -240,11 +241,11 @@ def test_a_polite_end_undoes_what_is_half_done(
     )
     while not log.exists():
         assert process.poll() is None
-    assert transaction.pending(host.scope)
+    assert intents.pending(host.scope)
     process.send_signal(number)
     _, words = process.communicate(timeout=20)
     assert (process.returncode, words.strip()) == (130, "interrupted")
-    assert transaction.pending(host.scope) == []
+    assert intents.pending(host.scope) == []
     assert host.store.names() == []
     assert not os.path.exists(host.scope.vm_dir("web1"))
 
@@ -317,7 +318,7 @@ def test_two_people_delete_one_vm(run: Run, host: OwnHost) -> None:
     done = at_once(("delete", "web1", "--yes"), ("delete", "web1", "--yes"))
     assert sorted(each.returncode for each in done) == [0, 3]
     assert host.store.names() == []
-    assert transaction.pending(host.scope) == []
+    assert intents.pending(host.scope) == []
 
 
 def test_a_vm_is_deleted_while_others_work_on_it(run: Run, host: OwnHost) -> None:

@@ -20,18 +20,9 @@ from samples import KEY
 
 from qsysd import paths
 from qsysd.errors import HostError, InvalidError, NotFoundError, QsysdError, StateError, TimeoutExpired
-from qsysd.operations import (
-    access,
-    control,
-    create,
-    define,
-    delete,
-    inspect,
-    journal,
-    listing,
-    transaction,
-)
-from qsysd.operations.control import Outcome
+from qsysd.host import intents, journal, listing, unit_jobs
+from qsysd.host.unit_jobs import Outcome
+from qsysd.operations import access, control, create, define, delete, inspect
 from qsysd.store import Started
 
 UNIT = paths.unit("web1")
@@ -87,7 +78,7 @@ def test_a_start_waits_for_the_stop_before_it_however_long_that_may_take(
     vm.fake.set(UNIT, state, state)
     getattr(control, verb)(vm, ["web1", "web2"])
     # TimeoutStopSec counts for ExecStop, and again for the exit that follows.
-    assert vm.fake.timeouts[0] >= 2 * 600 + control.START_TIMEOUT
+    assert vm.fake.timeouts[0] >= 2 * 600 + unit_jobs.START_TIMEOUT
 
 
 @pytest.fixture
@@ -387,7 +378,7 @@ def test_a_list_asks_systemd_once_for_all(vm: OwnHost) -> None:
 
 
 def test_a_list_only_reports_what_was_killed(vm: OwnHost) -> None:
-    transaction.begin(vm, "web2", "delete")
+    intents.begin(vm, "web2", "delete")
     assert len(listing.list_vms(vm)) == 2
     assert os.path.exists(vm.scope.intent("web2", "delete"))
     (status,) = inspect.status(vm, ["web2"])

@@ -17,8 +17,9 @@ from stand_ins import StandIns
 
 from qsysd import config, network, paths, process, render, roots, seed, taps
 from qsysd.errors import ExistsError, HostError, InvalidError, NotFoundError, QsysdError
+from qsysd.host import intents, journal, unit_states
 from qsysd.images.formats import read_header
-from qsysd.operations import control, create, define, delete, journal, listing, transaction
+from qsysd.operations import control, create, define, delete
 from qsysd.operations.create import ensure_image
 from qsysd.spec import VMSpec
 
@@ -44,7 +45,7 @@ def unchanged(host: OwnHost) -> Callable[[], None]:
 
     def check() -> None:
         assert files() == before
-        assert transaction.pending(host.scope) == []
+        assert intents.pending(host.scope) == []
         assert not [call for call in host.fake.calls if call.startswith("StartUnit")]
 
     return check
@@ -66,7 +67,7 @@ def test_a_vm_with_all_that_belongs_to_it(host: OwnHost) -> None:
     assert os.path.exists(scope.seed("web1"))
     assert os.path.lexists(os.path.join(scope.wants_dir, "qemu-vm@web1.service"))
     assert host.fake.state("qemu-vm@web1.service").active == "active"
-    assert transaction.pending(scope) == []
+    assert intents.pending(scope) == []
     assert define.check(host, ["web1"]) == {"web1": []}
     assert host.told == []
 
@@ -99,7 +100,7 @@ def test_a_new_vm_counts_as_started_for_the_first_time_and_reloads_nothing(host:
 def test_a_vm_can_be_left_off_and_out_of_host_boot(host: OwnHost) -> None:
     make(host, start=False, enable=False)
     assert host.fake.state("qemu-vm@web1.service").active == "inactive"
-    assert listing.enabled_names(host) == set()
+    assert unit_states.enabled_names(host) == set()
 
 
 def test_a_definition_that_was_kept_makes_the_same_vm_again(host: OwnHost) -> None:
@@ -210,7 +211,7 @@ def test_a_vm_of_more_memory_than_the_host_is_told_at_create(host: OwnHost) -> N
 
 def test_what_a_killed_command_left_is_removed_first(host: OwnHost) -> None:
     make(host, start=False)
-    transaction.begin(host, "web1", "create")
+    intents.begin(host, "web1", "create")
     make(host)
     assert host.told == ["web1: a create was killed; what it left has been removed"]
     assert host.fake.state("qemu-vm@web1.service").active == "active"
@@ -287,7 +288,7 @@ def test_no_image_is_built_for_a_vm_that_could_not_be_made(
     host: OwnHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     built: list[str] = []
-    monkeypatch.setattr("qsysd.operations.image.build", lambda host, name: built.append(name))
+    monkeypatch.setattr("qsysd.host.base_images.build", lambda host, name: built.append(name))
     make(host)
     with pytest.raises(ExistsError):
         ensure_image(host, "name: web1\nimage: debian\n", "")
@@ -394,7 +395,7 @@ def test_a_qemu_that_does_not_start_leaves_nothing(host: OwnHost, monkeypatch: p
         make(host)
     assert caught.value.hint == "nothing was created; fix the error and run the command again"
     assert files() == before
-    assert listing.enabled_names(host) == set()
+    assert unit_states.enabled_names(host) == set()
     assert host.fake.state("qemu-vm@web1.service").active == "inactive"
 
 
@@ -420,7 +421,7 @@ def test_a_disk_that_fills_up_leaves_nothing(host: OwnHost, room: int) -> None:
         with pytest.raises(QsysdError, match="No space left"):
             make(host, start=False)
         assert files() == before
-        assert transaction.pending(host.scope) == []
+        assert intents.pending(host.scope) == []
 
 
 @pytest.mark.needs_root
@@ -437,7 +438,7 @@ def test_a_vm_can_be_deleted_on_a_full_disk(host: OwnHost) -> None:
         create.create(host, "name: web1\ndisks: [{size: 1M}]\nnics: []\nseed: false\n", "x", start=False)
         wire.run("dd", "if=/dev/zero", f"of={host.scope.vms_dir}/full", "bs=4k", check=False)
         with pytest.raises(QsysdError, match="No space left"):
-            transaction.begin(host, "web2", "create")
+            intents.begin(host, "web2", "create")
         delete.delete(host, ["web1"])
         assert os.listdir(host.scope.vms_dir) == ["full"]
         assert host.store.names() == []
@@ -465,12 +466,12 @@ def test_a_bus_that_goes_in_the_middle_keeps_a_note_for_the_next_command(host: O
     with pytest.raises(HostError, match="the system bus cannot be reached"):
         make(host)
     # nothing could be asked of systemd: the next command, with a bus, brings it to its end
-    assert [intent.name for intent in transaction.pending(host.scope)] == ["web1"]
+    assert [intent.name for intent in intents.pending(host.scope)] == ["web1"]
     assert "web1: the failed create could not be undone yet" in host.told[0]
     other = OwnHost(host.scope)
     control.start(other, [])
     assert files() == before
-    assert transaction.pending(host.scope) == []
+    assert intents.pending(host.scope) == []
 
 
 def test_ctrl_c_leaves_nothing(

@@ -11,18 +11,8 @@ import pytest
 from own_host import OwnHost
 
 from qsysd.errors import QsysdError
-from qsysd.operations import (
-    control,
-    create,
-    define,
-    delete,
-    doctor,
-    image,
-    inspect,
-    listing,
-    recovery,
-    setup,
-)
+from qsysd.host import listing, recovery
+from qsysd.operations import control, create, define, delete, doctor, image, inspect, setup
 from qsysd.paths import Scope
 
 VM = "name: {}\nimage: tiny\nmemory: 64M\ndisks: [{{size: 1M}}, {{size: 1M}}]\nnics: [{{}}]\n"
@@ -161,7 +151,7 @@ def test_vms_that_are_damaged_are_deleted_and_no_other_notices(vms: OwnHost, dam
 
 
 def test_one_vm_that_cannot_be_deleted_keeps_no_other(vms: OwnHost, monkeypatch: pytest.MonkeyPatch) -> None:
-    from qsysd.operations import removal
+    from qsysd.host import removal
 
     real = removal._remove_files
 

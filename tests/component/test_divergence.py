@@ -11,7 +11,8 @@ from own_host import OwnHost
 
 from qsysd import network, paths
 from qsysd.errors import ExistsError, InvalidError, NotFoundError, StateError
-from qsysd.operations import control, create, define, delete, divergence, doctor, inspect, listing, setup
+from qsysd.host import divergence, listing, unit_jobs
+from qsysd.operations import control, create, define, delete, doctor, inspect, setup
 
 UNIT = paths.unit("web1")
 
@@ -143,7 +144,7 @@ def test_the_copy_is_to_be_moved_whatever_its_name(vm: OwnHost) -> None:
     assert [f"mv {vm.scope.definition('a1')} to" in remedy for remedy in remedies] == [True]
 
 
-def raise_first(outcomes: list[control.Outcome]) -> None:
+def raise_first(outcomes: list[unit_jobs.Outcome]) -> None:
     for outcome in outcomes:
         if outcome.error:
             raise outcome.error

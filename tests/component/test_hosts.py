@@ -19,21 +19,9 @@ from stand_ins import StandIns
 
 from qsysd import acceleration, process
 from qsysd.errors import HostError, QsysdError, StateError
+from qsysd.host import base_images, helper_install, intents, journal, keys, machine_types
 from qsysd.images.formats import BrokenImageError, backing_chain, read_header
-from qsysd.operations import (
-    create,
-    delete,
-    doctor,
-    image,
-    inspect,
-    installation,
-    journal,
-    keys,
-    logs,
-    qemu,
-    setup,
-    transaction,
-)
+from qsysd.operations import create, delete, doctor, image, inspect, logs, setup
 from qsysd.paths import Scope
 
 # set-up
@@ -123,16 +111,16 @@ def current(host: OwnHost) -> str:
 
 def upgrade(host: OwnHost, monkeypatch: pytest.MonkeyPatch, version: int) -> list[str]:
     """Install the helper of another version."""
-    monkeypatch.setattr(installation, "HELPER_MAIN", f"# version {version}\n{HELPER_MAIN}")
-    return installation.install_helper(host)
+    monkeypatch.setattr(helper_install, "HELPER_MAIN", f"# version {version}\n{HELPER_MAIN}")
+    return helper_install.install_helper(host)
 
 
-HELPER_MAIN = installation.HELPER_MAIN
+HELPER_MAIN = helper_install.HELPER_MAIN
 
 
 def run_helper(host: OwnHost, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the helper as a unit does."""
-    command = installation.helper_command(host)
+    command = helper_install.helper_command(host)
     return subprocess.run([*command, *arguments], check=False, capture_output=True, text=True, env={})
 
 
@@ -155,7 +143,7 @@ def test_the_last_step_starts_python_only_for_something_to_do(
     if root:
         os.mkdir(host.scope.root_dir("web1"))
     done = subprocess.run(
-        ["/bin/sh", installation.after_stop(host), "web1"],
+        ["/bin/sh", helper_install.after_stop(host), "web1"],
         check=False,
         capture_output=True,
         text=True,
@@ -167,7 +155,7 @@ def test_the_last_step_starts_python_only_for_something_to_do(
 
 def test_the_helper_is_compiled_and_open_to_the_vms_users(host: OwnHost) -> None:
     directory = Path(host.scope.helper_dir, current(host))
-    assert len(list(directory.glob("qsysd/__pycache__/*.pyc"))) == len(installation.HELPER_MODULES)
+    assert len(list(directory.glob("qsysd/__pycache__/*.pyc"))) == len(helper_install.HELPER_MODULES)
     for path in [directory, *directory.rglob("*")]:
         assert path.stat().st_mode & 0o004, path
 
@@ -190,8 +178,8 @@ def test_an_upgrade_switches_at_one_blow_and_keeps_the_one_before(
 def test_a_downgrade_uses_the_one_before_again(host: OwnHost, monkeypatch: pytest.MonkeyPatch) -> None:
     first = current(host)
     upgrade(host, monkeypatch, 2)
-    monkeypatch.setattr(installation, "HELPER_MAIN", HELPER_MAIN)
-    assert installation.install_helper(host)
+    monkeypatch.setattr(helper_install, "HELPER_MAIN", HELPER_MAIN)
+    assert helper_install.install_helper(host)
     assert current(host) == first
     assert run_helper(host, "stop", "web1").returncode == 0
 
@@ -210,7 +198,8 @@ def test_current_leads_to_a_whole_helper_at_every_moment_of_an_upgrade(
             directory = os.path.join(host.scope.helper_dir, "current")
             seen.append(
                 all(
-                    os.path.exists(f"{directory}/qsysd/{module}.py") for module in installation.HELPER_MODULES
+                    os.path.exists(f"{directory}/qsysd/{module}.py")
+                    for module in helper_install.HELPER_MODULES
                 )
             )
             return result
@@ -232,8 +221,8 @@ def test_what_a_killed_installation_left_is_not_in_the_way(
     if left == "directory":
         upgrade(host, monkeypatch, 2)
         digest = current(host)
-        monkeypatch.setattr(installation, "HELPER_MAIN", HELPER_MAIN)
-        installation.install_helper(host)
+        monkeypatch.setattr(helper_install, "HELPER_MAIN", HELPER_MAIN)
+        helper_install.install_helper(host)
         shutil.rmtree(os.path.join(host.scope.helper_dir, digest))
         os.makedirs(os.path.join(host.scope.helper_dir, f"{digest}.part", "qsysd"))
     elif left == "link":
@@ -298,7 +287,7 @@ def test_what_is_not_as_installed_is_named_by_doctor_and_installed_again_by_set_
 ) -> None:
     path = INSTALLED[what](host)
     HARMS[harm](path)
-    found = installation.differences(host)
+    found = helper_install.differences(host)
     if harm in ("cut off", "not UTF-8") and what == "digests":
         assert all("__pycache__" in name for name in found) and found
     else:
@@ -306,7 +295,7 @@ def test_what_is_not_as_installed_is_named_by_doctor_and_installed_again_by_set_
     messages = [each.message for each in doctor.examine(host) if each.remedy == "qsysd setup"]
     assert all(any(name in message for message in messages) for name in found)
     assert any(line.startswith("installed ") for line in setup.setup(host))
-    assert installation.differences(host) == []
+    assert helper_install.differences(host) == []
     assert run_helper(host, "stop", "web1").returncode == 0
     assert setup.setup(host) == []
     assert not Path("elsewhere").exists() or Path("elsewhere").read_bytes()
@@ -314,16 +303,16 @@ def test_what_is_not_as_installed_is_named_by_doctor_and_installed_again_by_set_
 
 def test_a_directory_of_the_helper_that_others_can_write_is_installed_again(host: OwnHost) -> None:
     helper_file(host, "qsysd").chmod(0o777)
-    assert installation.differences(host) == [str(helper_file(host, "qsysd"))]
-    assert installation.install_helper(host)
-    assert installation.differences(host) == []
+    assert helper_install.differences(host) == [str(helper_file(host, "qsysd"))]
+    assert helper_install.install_helper(host)
+    assert helper_install.differences(host) == []
 
 
 def test_a_helper_that_is_damaged_again_is_installed_again(host: OwnHost) -> None:
     for _ in range(3):
         helper_file(host, "qsysd/helper.py").write_text("def broken(:", encoding="utf-8")
         in_use = current(host)
-        assert installation.install_helper(host)
+        assert helper_install.install_helper(host)
         # a stop that began before goes on with what it began with
         assert in_use in helpers(host) and len(helpers(host)) == 2
         assert run_helper(host, "stop", "web1").returncode == 0
@@ -431,14 +420,14 @@ def test_machine_types_are_asked_of_qemu_once_and_again_when_it_changes(
     )
     stand_ins.add("qemu-system-x86_64", f"printf '{text.format(1, 1)}'")
     for _ in range(2):
-        assert qemu.pinned_machine(host.scope, "q35") == "pc-q35-1"
-    assert qemu.pinned_machine(host.scope, "microvm") == "microvm"
-    assert qemu.pinned_machine(host.scope, "pc-q35-1") == "pc-q35-1"
+        assert machine_types.pinned_machine(host.scope, "q35") == "pc-q35-1"
+    assert machine_types.pinned_machine(host.scope, "microvm") == "microvm"
+    assert machine_types.pinned_machine(host.scope, "pc-q35-1") == "pc-q35-1"
     assert len(stand_ins.calls("qemu-system-x86_64")) == 1
     stand_ins.add("qemu-system-x86_64", f"printf '{text.format(20, 20)}'")
-    assert qemu.pinned_machine(host.scope, "q35") == "pc-q35-20"
+    assert machine_types.pinned_machine(host.scope, "q35") == "pc-q35-20"
     with pytest.raises(HostError, match="no machine type 'q36'"):
-        qemu.pinned_machine(host.scope, "q36")
+        machine_types.pinned_machine(host.scope, "q36")
 
 
 @pytest.mark.parametrize(
@@ -451,7 +440,7 @@ def test_machine_types_that_are_damaged_are_asked_for_again(host: OwnHost, conte
         (path / "in-the-way").mkdir(parents=True)
     else:
         path.write_bytes(content)
-    assert qemu.pinned_machine(host.scope, "q35").startswith("pc-q35-")
+    assert machine_types.pinned_machine(host.scope, "q35").startswith("pc-q35-")
     assert json.loads(path.read_text(encoding="utf-8")) if content is not None else path.is_dir()
 
 
@@ -657,7 +646,7 @@ def test_a_disk_that_is_none_is_not_waited_for(
     with pytest.raises(BrokenImageError):
         read_header(str(disk))
     # the image counts as used: the definition says so
-    found = image.users(host, "tiny")
+    found = base_images.users(host, "tiny")
     assert found.vms == ["web1"] and "disk0.qcow2" in found.unknown["web1"]
     with pytest.raises(StateError, match="image tiny is in use by VM web1"):
         image.remove(host, ["tiny"])
@@ -763,7 +752,7 @@ def test_doctor_finds_half_made_and_broken_vms(healthy: OwnHost) -> None:
     Path(healthy.scope.environment("web1")).write_text("", encoding="utf-8")
     create.create(healthy, "name: web2\nimage: tiny\ndisks: [{}]\n", "x", start=False)
     Path(healthy.scope.definition("web2")).write_text("name: web2\nmemory: no\n", encoding="utf-8")
-    transaction.begin(healthy, "web3", "delete")
+    intents.begin(healthy, "web3", "delete")
     findings = {finding.subject: finding for finding in doctor.examine(healthy)}
     assert findings["web1"].remedy == "qsysd render web1"
     assert "web2.yaml:2: memory" in findings["web2"].message

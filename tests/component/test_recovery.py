@@ -10,8 +10,9 @@ from own_host import OwnHost
 from test_transaction import Holder, plant_strange
 
 from qsysd.errors import QsysdError
-from qsysd.operations import control, create, delete, doctor, inspect, listing, recovery, setup, transaction
-from qsysd.operations.recovery import REPAIRS, Repair
+from qsysd.host import intents, listing, locks, recovery
+from qsysd.host.recovery import REPAIRS, Repair
+from qsysd.operations import control, create, delete, doctor, inspect, setup
 
 VM = "name: {}\nimage: tiny\nmemory: 64M\ndisks: [{{size: 1M}}]\nnics: [{{}}]\n"
 
@@ -42,7 +43,7 @@ def repairs(monkeypatch: pytest.MonkeyPatch) -> Repairs:
 
 def pending(host: OwnHost) -> list[str]:
     """Return the files of the intents that are left."""
-    return [os.path.basename(intent.path) for intent in transaction.pending(host.scope)]
+    return [os.path.basename(intent.path) for intent in intents.pending(host.scope)]
 
 
 def old_form(host: OwnHost, name: str, text: str) -> None:
@@ -52,7 +53,7 @@ def old_form(host: OwnHost, name: str, text: str) -> None:
 
 def test_each_verb_has_a_repair_of_its_own(host: OwnHost, repairs: Repairs) -> None:
     for name, verb in (("web1", "create"), ("web2", "delete"), ("web3", "edit")):
-        transaction.begin(host, name, verb)
+        intents.begin(host, name, verb)
     old_form(host, "web4", '{"verb": "delete"}')
     old_form(host, "web5", "")
     assert len(recovery.recover(host)) == 5
@@ -102,7 +103,7 @@ def test_a_vm_that_cannot_be_repaired_is_named_and_left_and_the_others_go_on(
 ) -> None:
     repairs.errors["web1"] = error
     for name in ("web1", "web2"):
-        transaction.begin(host, name, "delete")
+        intents.begin(host, name, "delete")
     first, second = recovery.recover(host)
     assert (first.error, second.error) == (error, None)
     assert pending(host) == ["vm.web1.delete.json"]
@@ -115,14 +116,14 @@ def test_a_vm_that_cannot_be_repaired_is_named_and_left_and_the_others_go_on(
 def test_a_lock_that_is_damaged_blocks_no_other_vm(host: OwnHost, repairs: Repairs) -> None:
     os.makedirs(f"{host.scope.lock('web1')}/in-the-way")
     for name in ("web1", "web2"):
-        transaction.begin(host, name, "delete")
+        intents.begin(host, name, "delete")
     first, second = recovery.recover(host)
     assert str(first.error) == f"{host.scope.lock('web1')}: Is a directory" and second.error is None
     assert repairs.done == ["delete web2"]
 
 
 def test_a_command_that_is_at_work_is_left_alone(host: OwnHost, repairs: Repairs) -> None:
-    transaction.begin(host, "web1", "create")
+    intents.begin(host, "web1", "create")
     holder = Holder("web1").wait()
     try:
         assert recovery.recover(host) == []
@@ -134,11 +135,11 @@ def test_a_command_that_is_at_work_is_left_alone(host: OwnHost, repairs: Repairs
 
 
 def test_what_is_being_repaired_is_locked(host: OwnHost, monkeypatch: pytest.MonkeyPatch) -> None:
-    transaction.begin(host, "web1", "create")
+    intents.begin(host, "web1", "create")
     free: list[bool] = []
 
     def repair(host: OwnHost, name: str) -> None:
-        with transaction.lock_if_free(host, name) as held:
+        with locks.lock_if_free(host, name) as held:
             free.append(held)
 
     monkeypatch.setitem(REPAIRS, ("vm", "create"), Repair(repair, ""))  # type: ignore[arg-type]
@@ -150,13 +151,13 @@ def test_a_command_that_has_just_ended_well_is_not_undone(
     host: OwnHost, repairs: Repairs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # its intent is listed, and removed when its lock is ours
-    begun = transaction.begin(host, "web1", "create")
-    real = transaction._try_lock
+    begun = intents.begin(host, "web1", "create")
+    real = locks._try_lock
 
     def try_lock(descriptor: int, exclusive: bool) -> bool:
-        transaction.end(begun)
+        intents.end(begun)
         return real(descriptor, exclusive)
 
-    monkeypatch.setattr(transaction, "_try_lock", try_lock)
+    monkeypatch.setattr(locks, "_try_lock", try_lock)
     assert recovery.recover(host) == []
     assert repairs.done == []

@@ -17,16 +17,16 @@ import qsysd
 from qsysd import paths
 from qsysd.errors import QsysdError, TimeoutExpired
 from qsysd.files import remove, write_atomic
-from qsysd.operations import transaction
+from qsysd.host import intents, locks
 from qsysd.paths import Scope
 
 PACKAGE = os.path.dirname(os.path.dirname(qsysd.__file__))
 HOLD = """
 import sys
-from qsysd.operations import transaction
-from qsysd.operations.host import Host
+from qsysd.host import locks
+from qsysd.host.context import Host
 from qsysd.paths import Scope
-with transaction.locked(Host(Scope("")), sys.argv[2:], exclusive=sys.argv[1] == "exclusive"):
+with locks.locked(Host(Scope("")), sys.argv[2:], exclusive=sys.argv[1] == "exclusive"):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -88,13 +88,13 @@ def host(scope: Scope) -> OwnHost:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give up waiting for a lock at once, and say so before."""
-    monkeypatch.setattr(transaction, "LOCK_TIMEOUT", 0.1)
-    monkeypatch.setattr(transaction, "TELL_AFTER", 0.0)
+    monkeypatch.setattr(locks, "LOCK_TIMEOUT", 0.1)
+    monkeypatch.setattr(locks, "TELL_AFTER", 0.0)
 
 
 def is_free(host: OwnHost, *names: str, exclusive: bool = True) -> bool:
     """Tell whether a command would get these locks at once."""
-    with contextlib.suppress(TimeoutExpired), transaction.locked(host, names, exclusive=exclusive):
+    with contextlib.suppress(TimeoutExpired), locks.locked(host, names, exclusive=exclusive):
         return True
     return False
 
@@ -108,7 +108,7 @@ def test_what_another_command_changes_is_waited_for_and_that_is_told(
 ) -> None:
     hold("web1").wait()
     words = "web1: another qsysd command has been at work"
-    with pytest.raises(TimeoutExpired, match=words) as caught, transaction.locked(host, ["web1"]):
+    with pytest.raises(TimeoutExpired, match=words) as caught, locks.locked(host, ["web1"]):
         raise AssertionError("two commands hold one lock")
     assert caught.value.code == 6
     assert host.told == ["web1: waiting for another qsysd command to end"]
@@ -138,7 +138,7 @@ def test_a_lock_dies_with_its_holder(host: OwnHost, hold: Callable[..., Holder])
 
 @pytest.mark.usefixtures("impatient")
 def test_what_a_command_starts_does_not_inherit_its_locks(host: OwnHost) -> None:
-    with transaction.locked(host, ["web1"]):
+    with locks.locked(host, ["web1"]):
         child = subprocess.Popen(["sleep", "1000"], close_fds=False)
     try:
         assert is_free(host, "web1")
@@ -151,22 +151,22 @@ def test_a_lock_is_got_when_its_holder_ends(host: OwnHost, hold: Callable[..., H
     holder = hold("web1").wait()
     timer = threading.Timer(0.1, holder.release)
     timer.start()
-    with transaction.locked(host, ["web1"]):
+    with locks.locked(host, ["web1"]):
         assert holder.process.wait(20) == 0
     timer.join()
 
 
 def test_a_lock_file_is_never_removed(host: OwnHost) -> None:
-    with transaction.locked(host, ["web1"]):
+    with locks.locked(host, ["web1"]):
         before = os.stat(host.scope.lock("web1")).st_ino
-    with transaction.locked(host, ["web1"]):
+    with locks.locked(host, ["web1"]):
         assert os.stat(host.scope.lock("web1")).st_ino == before
     assert os.listdir(host.scope.locks_dir)
 
 
 def test_an_error_inside_lets_the_locks_go(host: OwnHost, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transaction, "LOCK_TIMEOUT", 0.1)
-    with pytest.raises(ZeroDivisionError), transaction.locked(host, ["web1", "web2"]):
+    monkeypatch.setattr(locks, "LOCK_TIMEOUT", 0.1)
+    with pytest.raises(ZeroDivisionError), locks.locked(host, ["web1", "web2"]):
         raise ZeroDivisionError
     assert is_free(host, "web1", "web2")
 
@@ -183,26 +183,26 @@ def test_locks_of_a_kind_are_taken_inside_those_of_another(host: OwnHost) -> Non
     for number in range(300):
         name = f"vm{number}"
         with (
-            transaction.locked(host, [paths.SETUP]),
-            transaction.locked(host, [name]),
-            transaction.locked(host, [f"image:{name}"], exclusive=False),
-            transaction.locked(host, [paths.ADDRESSES]),
+            locks.locked(host, [paths.SETUP]),
+            locks.locked(host, [name]),
+            locks.locked(host, [f"image:{name}"], exclusive=False),
+            locks.locked(host, [paths.ADDRESSES]),
         ):
             assert len(os.listdir(host.scope.locks_dir)) >= 4
 
 
 def test_locks_are_always_taken_in_one_order(host: OwnHost, monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[str] = []
-    real = transaction._open_lock
+    real = locks._open_lock
 
     def open_lock(scope: Scope, name: str) -> int:
         taken.append(name)
         return real(scope, name)
 
-    monkeypatch.setattr(transaction, "_open_lock", open_lock)
+    monkeypatch.setattr(locks, "_open_lock", open_lock)
     names = [f"web{number}" for number in range(9)]
     for order in (names, names[::-1], names[3:] + names[:3]):
-        with transaction.locked(host, order):
+        with locks.locked(host, order):
             pass
     assert taken[:9] == taken[9:18] == taken[18:]
     assert sorted(taken[:9]) == names
@@ -222,7 +222,7 @@ def test_no_permission_says_what_to_do(host: OwnHost, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(os, "open", refuse)
     words = "Permission denied"
-    with pytest.raises(QsysdError, match=words) as caught, transaction.locked(host, ["web1"]):
+    with pytest.raises(QsysdError, match=words) as caught, locks.locked(host, ["web1"]):
         raise AssertionError("there is no lock")
     assert caught.value.hint == "run it as root: sudo qsysd …"
 
@@ -232,11 +232,11 @@ def test_no_permission_says_what_to_do(host: OwnHost, monkeypatch: pytest.Monkey
 
 def found(host: OwnHost) -> list[tuple[str, str, str]]:
     """Return kind, name and verb of each intent on disk."""
-    return [intent[:3] for intent in transaction.pending(host.scope)]
+    return [intent[:3] for intent in intents.pending(host.scope)]
 
 
 def test_an_intent_exists_while_a_change_is_incomplete(host: OwnHost) -> None:
-    with transaction.intent(host, "web1", "create", lambda: None):
+    with intents.intent(host, "web1", "create", lambda: None):
         assert found(host) == [("vm", "web1", "create")]
         assert os.listdir(host.scope.intents_dir) == ["vm.web1.create.json"]
     assert found(host) == []
@@ -248,7 +248,7 @@ def test_an_error_is_undone_and_then_the_intent_is_removed(host: OwnHost) -> Non
     def undo() -> None:
         seen.append(found(host))
 
-    with pytest.raises(ZeroDivisionError), transaction.intent(host, "web1", "create", undo):
+    with pytest.raises(ZeroDivisionError), intents.intent(host, "web1", "create", undo):
         raise ZeroDivisionError
     assert seen == [[("vm", "web1", "create")]]
     assert found(host) == []
@@ -260,7 +260,7 @@ def test_ctrl_c_is_undone(host: OwnHost) -> None:
     def undo() -> None:
         undone.append("web1")
 
-    with pytest.raises(KeyboardInterrupt), transaction.intent(host, "web1", "create", undo):
+    with pytest.raises(KeyboardInterrupt), intents.intent(host, "web1", "create", undo):
         raise KeyboardInterrupt
     assert undone == ["web1"]
     assert found(host) == []
@@ -276,7 +276,7 @@ def test_an_undo_that_fails_leaves_the_intent_for_the_next_command(
         raise error
 
     wanted = KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else ZeroDivisionError
-    with pytest.raises(wanted), transaction.intent(host, "web1", "create", undo):
+    with pytest.raises(wanted), intents.intent(host, "web1", "create", undo):
         raise ZeroDivisionError
     assert found(host) == [("vm", "web1", "create")]
 
@@ -289,12 +289,12 @@ def test_an_intent_is_durable_before_the_first_effect_and_gone_for_good_after_th
 
     def sync(descriptor: int) -> None:
         path = os.readlink(f"/proc/self/fd/{descriptor}")
-        synced.append(f"{os.path.basename(path)} {len(transaction.pending(host.scope))}")
+        synced.append(f"{os.path.basename(path)} {len(intents.pending(host.scope))}")
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", sync)
     os.makedirs("etc")
-    with transaction.intent(host, "web1", "create", lambda: None):
+    with intents.intent(host, "web1", "create", lambda: None):
         assert synced == ["vm.web1.create.json 1", "intents 1"]
         write_atomic("etc/file", "text", 0o644)
         assert synced[2:] == ["file.part 1"]
@@ -311,12 +311,12 @@ def test_what_an_undo_removes_is_durable_before_the_intent_is_removed(
 
     def sync(descriptor: int) -> None:
         path = os.readlink(f"/proc/self/fd/{descriptor}")
-        synced.append(f"{os.path.basename(path)} {len(transaction.pending(host.scope))}")
+        synced.append(f"{os.path.basename(path)} {len(intents.pending(host.scope))}")
 
     def undo() -> None:
         remove("etc/file")
 
-    with pytest.raises(ZeroDivisionError), transaction.intent(host, "web1", "create", undo):
+    with pytest.raises(ZeroDivisionError), intents.intent(host, "web1", "create", undo):
         write_atomic("etc/file", "text", 0o644)
         monkeypatch.setattr(os, "fsync", sync)
         raise ZeroDivisionError
@@ -332,14 +332,14 @@ def test_an_intent_that_cannot_be_written_is_an_error_and_leaves_none(
     monkeypatch.setattr(os, "fsync", full)
     words = r"vm\.web1\.create\.json cannot be written: No space left"
     with pytest.raises(QsysdError, match=words) as caught:
-        transaction.begin(host, "web1", "create")
+        intents.begin(host, "web1", "create")
     assert caught.value.hint == "the disk is full: free some space and try again"
     assert found(host) == []
 
 
 def test_a_host_without_intents_has_none(scope: Scope) -> None:
-    assert transaction.pending(scope) == []
-    assert transaction.unrecognized(scope) == []
+    assert intents.pending(scope) == []
+    assert intents.unrecognized(scope) == []
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"[]", b"null", b"{}", b'"create"', b"\xff\xfe", b"[" * 99999])
@@ -373,18 +373,18 @@ def plant_strange(scope: Scope) -> set[str]:
     ):
         (folder / name).touch()
     os.close(os.open(os.fsencode(folder) + b"/\xff\xfe.json", os.O_CREAT | os.O_WRONLY))
-    return {os.path.basename(path) for path in transaction.unrecognized(scope)}
+    return {os.path.basename(path) for path in intents.unrecognized(scope)}
 
 
 def test_what_is_no_intent_is_named_and_in_the_way_of_none(host: OwnHost) -> None:
     names = plant_strange(host.scope)
     assert names == set(os.listdir(host.scope.intents_dir)) and len(names) == 12
     assert found(host) == []
-    begun = [transaction.begin(host, name, "delete") for name in ("web1", "web2")]
+    begun = [intents.begin(host, name, "delete") for name in ("web1", "web2")]
     assert [intent.name for intent in begun] == ["web1", "web2"]
     assert found(host) == [("vm", "web1", "delete"), ("vm", "web2", "delete")]
     for intent in begun:
-        transaction.end(intent)
+        intents.end(intent)
     # what was in an intent's place is kept under another name
     moved = {"vm.web1.delete.json": "vm.web1.delete.json.1", "vm.web2.delete.json": "vm.web2.delete.json.1"}
     assert set(os.listdir(host.scope.intents_dir)) == {moved.get(name, name) for name in names}
@@ -394,5 +394,5 @@ def test_what_is_no_intent_is_named_and_in_the_way_of_none(host: OwnHost) -> Non
 def test_a_file_in_the_place_of_all_intents_is_named(host: OwnHost) -> None:
     os.rmdir(host.scope.intents_dir)
     Path(host.scope.intents_dir).touch()
-    assert transaction.pending(host.scope) == []
-    assert transaction.unrecognized(host.scope) == [host.scope.intents_dir]
+    assert intents.pending(host.scope) == []
+    assert intents.unrecognized(host.scope) == [host.scope.intents_dir]

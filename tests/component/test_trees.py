@@ -13,7 +13,8 @@ from own_host import OwnHost
 
 from qsysd import trees
 from qsysd.errors import QsysdError, StateError
-from qsysd.operations import control, create, delete, transaction
+from qsysd.host import intents
+from qsysd.operations import control, create, delete
 
 DEFINITION = "name: {}\ndisks: [{{size: 1M}}]\nnics: []\nseed: false\n"
 
@@ -123,7 +124,7 @@ def test_a_vm_with_deeply_nested_directories_is_deleted_and_blocks_no_other_verb
     nest(make(host, "web1"), 1500)
     delete.delete(host, ["web1"])
     assert os.listdir(host.scope.vms_dir) == []
-    assert transaction.pending(host.scope) == []
+    assert intents.pending(host.scope) == []
     make(host, "web2")
 
 
@@ -141,7 +142,7 @@ def test_delete_refuses_a_vm_with_a_mount_in_its_directory_before_anything_is_re
             delete.delete(host, ["web2", "web1"])
         assert (directory / "data" / "precious").exists()
         assert host.store.names() == ["web1", "web2"]
-        assert transaction.pending(host.scope) == []
+        assert intents.pending(host.scope) == []
 
 
 @pytest.mark.needs_root
@@ -149,7 +150,7 @@ def test_a_killed_delete_that_cannot_be_finished_blocks_no_other_vm(host: OwnHos
     directory = make(host, "web1")
     make(host, "web2")
     with wire.namespace():
-        transaction.begin(host, "web1", "delete")
+        intents.begin(host, "web1", "delete")
         (directory / "data").mkdir()
         wire.run("mount", "-t", "tmpfs", "tmpfs", str(directory / "data"))
         (directory / "data" / "precious").touch()

@@ -48,8 +48,9 @@ OPTIONS = "--image base --disk 8M --disk 1M --memory 64M --qemu-arg=-S --stop-ti
 CHECK = """\
 import json, os, struct, sys
 from qsysd.images.formats import backing_chain
-from qsysd.operations import define, recovery, rendering
-from qsysd.operations.host import Host
+from qsysd.host import recovery, rendering
+from qsysd.host.context import Host
+from qsysd.operations import define
 
 host = Host()
 scope = host.scope

@@ -33,9 +33,10 @@ from qsysd.errors import (
     QsysdError,
     TimeoutExpired,
 )
-from qsysd.operations import access, control, create, define, delete, doctor, image, listing, setup
-from qsysd.operations.control import Outcome
-from qsysd.operations.host import Host
+from qsysd.host import checks, listing
+from qsysd.host.context import Host
+from qsysd.host.unit_jobs import Outcome
+from qsysd.operations import access, control, create, define, delete, doctor, image, setup
 from qsysd.paths import Scope
 from qsysd.spec import Accel, Disk, Kernel, Nic, VMSpec
 
@@ -53,7 +54,7 @@ class OwnHost(Host):
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> OwnHost:
     """Let commands work on a host below a directory, with the VMs web1 and web2."""
     scope = Scope(str(tmp_path))
-    monkeypatch.setattr("qsysd.operations.host.Host", partial(OwnHost, scope))
+    monkeypatch.setattr("qsysd.host.context.Host", partial(OwnHost, scope))
     monkeypatch.setattr("qsysd.paths.Scope", lambda: scope)
     made = OwnHost(scope)
     for path in (scope.definitions_dir, scope.networks_dir, scope.unit_dir, scope.images_dir, scope.vms_dir):
@@ -358,7 +359,7 @@ def test_a_wrong_image_is_one_error_with_what_to_type(
     monkeypatch: pytest.MonkeyPatch, host: OwnHost, name: str, status: int, error: str, hint: str
 ) -> None:
     monkeypatch.setattr(create, "_check_free", lambda host, name: None)
-    monkeypatch.setattr(create, "check_references", lambda host, spec, others: None)
+    monkeypatch.setattr(checks, "check_references", lambda host, spec, others: None)
     assert run_main(monkeypatch, "create", "web3", "--image", name) == (
         status,
         f"error: {error}\nhint: {hint}\n",
@@ -470,7 +471,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
     monkeypatch.setattr(create, "create", call)
     monkeypatch.setattr(create, "ensure_image", lambda host, text, source: None)
-    monkeypatch.setattr("qsysd.operations.keys.for_new_guest", lambda scope: ["ssh-rsa AAAA mine"])
+    monkeypatch.setattr("qsysd.host.keys.for_new_guest", lambda scope: ["ssh-rsa AAAA mine"])
     return found
 
 

@@ -10,7 +10,7 @@ from samples import KEY, vm
 
 from qsysd import config
 from qsysd.errors import InvalidError
-from qsysd.operations import keys
+from qsysd.host import keys
 
 RSA = "ssh-rsa AAAAB3NzaC1yc2EAAAADAQABAAABgQC7 me@work"
 HARDWARE = "sk-ssh-ed25519@openssh.com AAAAGnNrLXNzaC1lZDI1NTE5QG9wZW5zc2guY29tAAAAIA== key"

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from qsysd.operations import installation
+from qsysd.host import helper_install
 
-PACKAGE = Path(installation.__file__).parents[1]
+PACKAGE = Path(helper_install.__file__).parents[1]
 
 # A module imports from lower floors only; within a package its modules may import each other.
 FLOORS = (
@@ -20,7 +20,8 @@ FLOORS = (
     ("acceleration", "antispoof", "bridges", "qmp", "roots", "tampering", "taps"),
     ("config", "qemuargs", "seed"),
     ("images", "network", "render", "store", "systemd"),
-    ("helper", "operations"),
+    ("helper", "host"),
+    ("operations",),
     ("cli",),
     ("__main__",),
 )
@@ -192,7 +193,7 @@ def _closure(module: str, *, lazy: bool) -> set[str]:
 
 
 def test_the_helper_is_installed_with_all_that_it_imports() -> None:
-    assert _closure("helper", lazy=True) | {"__init__"} == set(installation.HELPER_MODULES)
+    assert _closure("helper", lazy=True) | {"__init__"} == set(helper_install.HELPER_MODULES)
 
 
 def test_the_helper_stays_on_the_lowest_floors() -> None:

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import os
-import stat
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from qsysd import paths
+from qsysd.host import guest_states, intents, unit_states
+from qsysd.host.context import Host
 from qsysd.names import in_order
-from qsysd.operations import control, transaction
-from qsysd.operations.host import Host
 from qsysd.store import Summary
 from qsysd.systemd import UnitState, not_loaded
-from qsysd.wire import MonitorError, RunStateQuestion, socket_path
 
 LIST_MONITOR_TIMEOUT = 0.5  # seconds; a hung QEMU shows as such and does not hold up the list
 NO_DEFINITION = "no definition"
 NO_DISK = "no disk"
-QUESTIONS = 200  # at once: a process may have 1024 files open
 
 
 @dataclass(frozen=True)
@@ -47,67 +43,6 @@ class ListedVM:
     problem: str | None = None
 
 
-def guest_state(host: Host, name: str, pid: int, timeout: float) -> str:
-    """Return QMP's run state: running, paused, io-error, …; `unknown` when QEMU does not answer in time.
-
-    pid: QEMU's. timeout: seconds.
-    """
-    return guest_states(host, {name: pid}, timeout)[name]
-
-
-def guest_states(host: Host, pids: Mapping[str, int], timeout: float) -> dict[str, str]:
-    """Return the run states of VMs by name, asked all at once. pids: those of their QEMUs by VM name."""
-    states: dict[str, str] = {}
-    names = list(pids)
-    for start in range(0, len(names), QUESTIONS):
-        with _asked(host, names[start : start + QUESTIONS], timeout) as questions:
-            states |= _answers(questions, pids)
-    return dict.fromkeys(pids, "unknown") | states
-
-
-@contextmanager
-def _asked(host: Host, names: Iterable[str], timeout: float) -> Iterator[dict[str, RunStateQuestion]]:
-    """Ask those of the VMs that have a monitor; close the connections afterwards."""
-    with ExitStack() as connections:
-        questions: dict[str, RunStateQuestion] = {}
-        for name in names:
-            path = socket_path(host.scope, name, host.scope.monitor(name, "cli"))
-            if _is_socket(path):
-                with suppress(MonitorError):
-                    question = RunStateQuestion(path, timeout=timeout)
-                    questions[name] = connections.enter_context(question)
-        yield questions
-
-
-def _is_socket(path: str) -> bool:
-    """Return whether a monitor exists, and is not a link that a compromised QEMU has put in its place.
-
-    Root connects before it has QEMU's pid, and must not connect to what such a link leads to.
-    """
-    try:
-        return stat.S_ISSOCK(os.lstat(path).st_mode)
-    except OSError:
-        return False
-
-
-def _answers(questions: Mapping[str, RunStateQuestion], pids: Mapping[str, int]) -> dict[str, str]:
-    states: dict[str, str] = {}
-    for name, question in questions.items():
-        if name in pids:
-            with suppress(MonitorError):
-                states[name] = question.answer(peer=pids[name])
-    return states
-
-
-def enabled_names(host: Host) -> set[str]:
-    """Return the VMs that start at host boot, by systemd's links."""
-    try:
-        entries = os.listdir(host.scope.wants_dir)
-    except OSError:
-        return set()
-    return {paths.vm_of_unit(entry) for entry in entries if entry.startswith("qemu-vm@")}
-
-
 def list_vms(
     host: Host, names: Iterable[str] = (), *, timeout: float = LIST_MONITOR_TIMEOUT
 ) -> list[ListedVM]:
@@ -119,10 +54,10 @@ def list_vms(
     """
     named = list(names)
     for name in named:
-        control.require_traces(host, name)
+        unit_states.require_traces(host, name)
     chosen = named or host.store.names()
     # The QEMUs answer while systemd is asked.
-    with _asked(host, chosen[:QUESTIONS], timeout) as questions:
+    with guest_states.asked(host, chosen[: guest_states.QUESTIONS], timeout) as questions:
         patterns = map(paths.unit, named) if named else [paths.UNIT_PATTERN]
         units = host.systemd.not_off(*patterns)
         if not named:
@@ -130,9 +65,11 @@ def list_vms(
             chosen = in_order({*chosen, *left})
         here = [units[unit] for unit in map(paths.unit, chosen) if unit in units]
         pids = {paths.vm_of_unit(unit): pid for unit, pid in host.systemd.main_pids(here).items()}
-        guests = dict.fromkeys(pids, "unknown") | _answers(questions, pids)
-    guests |= guest_states(host, {name: pids[name] for name in pids if name not in questions}, timeout)
-    enabled = enabled_names(host)
+        guests = dict.fromkeys(pids, "unknown") | guest_states.answers(questions, pids)
+    guests |= guest_states.guest_states(
+        host, {name: pids[name] for name in pids if name not in questions}, timeout
+    )
+    enabled = unit_states.enabled_names(host)
     return [
         _listed(host, name, units.get(paths.unit(name)), pids.get(name), guests.get(name), name in enabled)
         for name in chosen
@@ -173,5 +110,5 @@ def _problem(host: Host, summary: Summary) -> str | None:
     disks = (host.scope.overlay(name, index) for index in range(summary.disks))
     if os.path.isdir(host.scope.vm_dir(name)) and all(map(os.path.lexists, disks)):
         return None
-    is_pending = any((intent.kind, intent.name) == ("vm", name) for intent in transaction.pending(host.scope))
+    is_pending = any((intent.kind, intent.name) == ("vm", name) for intent in intents.pending(host.scope))
     return None if is_pending else NO_DISK

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from qsysd import process, values
-from qsysd.operations.host import Host
+from qsysd.host.context import Host
 
 _TIMEOUT = 20.0
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from qsysd import config, network, render, seed
-from qsysd.errors import InvalidError
-from qsysd.operations.control import reload_dhcp
-from qsysd.operations.host import Host
+from qsysd.errors import InvalidError, QsysdError
+from qsysd.host import checks, locks
+from qsysd.host.context import Host
+from qsysd.host.unit_jobs import refresh, reload_dhcp
 from qsysd.render import Rendered
 from qsysd.spec import Nic, VMSpec
 
@@ -61,3 +62,31 @@ def _write_hosts(host: Host, spec: VMSpec, before: tuple[Nic, ...] | None) -> No
 def _entries(nics: Iterable[Nic], name: str) -> list[tuple[str, str]]:
     """Return the MACs and addresses of the NICs on a network."""
     return [(nic.mac, nic.address) for nic in nics if nic.network == name and nic.address]
+
+
+def render_again(host: Host, names: Sequence[str]) -> dict[str, list[str]]:
+    """Write what definitions render to; return per VM the files that were not so. Raises InvalidError."""
+    changed, errors = render_each(host, names)
+    for error in errors.values():
+        raise error
+    return changed
+
+
+def render_each(host: Host, names: Sequence[str]) -> tuple[dict[str, list[str]], dict[str, QsysdError]]:
+    """Write what definitions render to; return per VM the files that were not so, and what prevented it.
+
+    systemd reads changed drop-ins once for all of them.
+    """
+    changed: dict[str, list[str]] = {}
+    errors: dict[str, QsysdError] = {}
+    with locks.locked(host, names):
+        for name in names:
+            try:
+                spec, rendered = of_definition(host, name)
+                if host.store.is_changed_by_hand(name):
+                    checks.check_unique(host, spec, host.store.claims(but=name))
+                changed[name] = write(host, spec, rendered)
+            except QsysdError as error:
+                errors[name] = error
+        refresh(host, list(changed))
+    return changed, errors

@@ -13,8 +13,8 @@ from contextlib import suppress
 from qsysd import network, paths, roots, taps, trees
 from qsysd.errors import HostError, QsysdError, TimeoutExpired
 from qsysd.files import remove, sync_directory
-from qsysd.operations.control import power_off, reload_dhcp, sync_links
-from qsysd.operations.host import Host
+from qsysd.host.context import Host
+from qsysd.host.unit_jobs import power_off, reload_dhcp, sync_links
 
 
 def remove_everything(host: Host, name: str) -> None:

@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 from qsysd.errors import QsysdError
 from qsysd.files import SyncedTogether
-from qsysd.operations import transaction
-from qsysd.operations.control import reload_dhcp
-from qsysd.operations.host import Host
-from qsysd.operations.removal import remove_everything
-from qsysd.operations.transaction import Intent
+from qsysd.host import intents, locks
+from qsysd.host.context import Host
+from qsysd.host.intents import Intent
+from qsysd.host.removal import remove_everything
+from qsysd.host.unit_jobs import reload_dhcp
 
 
 class Repair(NamedTuple):
@@ -53,7 +53,7 @@ def recover(host: Host) -> list[Recovered]:
 
     A VM whose lock is held belongs to a command that is still at work, and is left to it.
     """
-    found = [result for intent in transaction.pending(host.scope) if (result := _recovered(host, intent))]
+    found = [result for intent in intents.pending(host.scope) if (result := _recovered(host, intent))]
     for intent, error in found:
         if error:
             words = error.message if isinstance(error, QsysdError) else f"{type(error).__name__}: {error}"
@@ -76,13 +76,13 @@ def _recovered(host: Host, intent: Intent) -> Recovered | None:
     if not is_known(intent):
         return None
     try:
-        with transaction.lock_if_free(host, intent.name) as free:
+        with locks.lock_if_free(host, intent.name) as free:
             # With the lock held, the intent may not exist any more: its command has just ended well.
             if not free or not os.path.lexists(intent.path):
                 return None
             with SyncedTogether():
                 REPAIRS[intent.kind, intent.verb].function(host, intent.name)
-            transaction.end(intent)
+            intents.end(intent)
     except Exception as error:  # whatever a broken VM can raise: it must not block the others
         return Recovered(intent, error)
     return Recovered(intent)

@@ -17,8 +17,8 @@ from contextlib import suppress
 from qsysd import paths, process, render, trees
 from qsysd.errors import QsysdError
 from qsysd.files import SyncedTogether, read_bytes, read_text, sync_directory, sync_file, write_atomic
-from qsysd.operations.host import Host
-from qsysd.operations.qemu import PROGRAM
+from qsysd.host.context import Host
+from qsysd.host.machine_types import PROGRAM
 
 PACKAGE = os.path.dirname(os.path.dirname(__file__))
 

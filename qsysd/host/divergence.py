@@ -10,9 +10,9 @@ from typing import NamedTuple
 from qsysd import network, render
 from qsysd.errors import QsysdError
 from qsysd.files import read_bytes, read_text
+from qsysd.host import listing
+from qsysd.host.context import Host
 from qsysd.names import in_order
-from qsysd.operations import listing
-from qsysd.operations.host import Host
 from qsysd.spec import NetworkSpec
 from qsysd.store import Claims
 

@@ -1,0 +1,1 @@
+"""The steps that change or examine one host; the verbs in `operations` are made of them."""

@@ -1,0 +1,66 @@
+"""What a new VM gets once and keeps: UUID, machine type, MACs, addresses, the size of its disk."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import replace
+
+from qsysd import network, values
+from qsysd.host import machine_types
+from qsysd.host.context import Host
+from qsysd.spec import Defaults, Disk, Nic, VMSpec
+from qsysd.store import Claims
+
+
+def complete(
+    host: Host, spec: VMSpec, defaults: Defaults, others: Sequence[Claims], ssh_keys: Sequence[str] = ()
+) -> VMSpec:
+    """Return the spec with what is made once and kept: UUID, machine type, MACs, addresses, disk size."""
+    base = host.images.get(spec.image) if spec.image else None
+    disks = spec.disks
+    if base and not disks:
+        disks = (Disk(max(defaults.disk_size, base.virtual_size)),)
+    user, seeded = spec.user, spec.seed
+    if base:
+        user = user or base.default_user
+        seeded = spec.seed and base.cloud_init
+    return replace(
+        spec,
+        uuid=spec.uuid or str(uuid.uuid4()),
+        machine=pinned(host, spec.machine or "q35"),
+        image_digest=(base.sha256 or None) if base else None,
+        disks=disks,
+        nics=complete_nics(host, spec, others),
+        seed=seeded,
+        user=user,
+        ssh_keys=tuple(dict.fromkeys([*spec.ssh_keys, *(ssh_keys if seeded else ())])),
+    )
+
+
+def pinned(host: Host, machine: str) -> str:
+    """Return a machine type that stays what it is when QEMU is upgraded."""
+    return machine if "-" in machine else machine_types.pinned_machine(host.scope, machine)
+
+
+def complete_nics(host: Host, spec: VMSpec, others: Sequence[Claims]) -> tuple[Nic, ...]:
+    """Return a VM's NICs, each with a MAC and, where its network gives them, an address of its own."""
+    known_nics = [*spec.nics, *(nic for other in others for nic in other.nics)]
+    taken = {(nic.network, nic.address) for nic in known_nics if nic.address}
+    macs = {nic.mac for nic in known_nics}
+    result = []
+    for nic in spec.nics:
+        mac = nic.mac
+        while not mac or (not nic.mac and mac in macs):
+            mac = values.new_mac()
+        macs.add(mac)
+        address = nic.address
+        if address is None:
+            subnet = host.store.load_network(nic.network).subnet
+            claimed = [known for name, known in taken if name == nic.network and known]
+            # dnsmasq gives nobody an address that another MAC still holds
+            leased = [lease.address for lease in network.leases(host.scope, nic.network)]
+            address = network.allocate(subnet, [*claimed, *leased])
+            taken.add((nic.network, address))
+        result.append(Nic(nic.network, mac, address))
+    return tuple(result)

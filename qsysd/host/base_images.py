@@ -1,0 +1,59 @@
+"""Base images: built where they do not exist, and the VMs that use them."""
+
+from __future__ import annotations
+
+import os
+
+from qsysd import image_names, paths
+from qsysd.errors import NotFoundError
+from qsysd.host import locks
+from qsysd.host.context import Host
+from qsysd.images import Image, Users
+from qsysd.names import in_order
+
+
+def users(host: Host, name: str) -> Users:
+    """Return the VMs whose disks or definitions use an image.
+
+    A VM with a disk that cannot be read uses the image that its definition names, and no other.
+    """
+    overlays = {vm: _disks(host, vm) for vm in host.store.names()}
+    named = [vm for vm in host.store.names() if host.store.summary(vm).image == name]
+    found = host.images.users(name, overlays)
+    return Users(in_order({*found.vms, *named}), found.unknown)
+
+
+def _disks(host: Host, vm: str) -> list[str]:
+    try:
+        names = os.listdir(host.scope.vm_dir(vm))
+    except FileNotFoundError:
+        return []
+    return [os.path.join(host.scope.vm_dir(vm), name) for name in names if paths.is_disk(name)]
+
+
+def ensure(host: Host, name: str) -> bool:
+    """Build an image that does not exist and has a recipe. Return whether it was built.
+
+    Raises NotFoundError for one that has none.
+    """
+    if host.images.exists(name):
+        return False
+    if name not in image_names.RECIPES:
+        raise NotFoundError(
+            f"image {name} does not exist",
+            hint=image_names.instead(name, [*host.images.names(), *image_names.RECIPES]),
+        )
+    host.tell(f"image {name} does not exist on this host yet: building it, once")
+    build(host, name)
+    return True
+
+
+def build(
+    host: Host, recipe: str, *, name: str | None = None, suite: str | None = None, size: int | None = None
+) -> Image:
+    """Build an image from a recipe, under the image's lock. size: bytes of the virtual disk.
+
+    Raises InvalidError, ExistsError, HostError, QsysdError.
+    """
+    with locks.locked(host, [f"image:{name or recipe}"]):
+        return host.images.build(recipe, name=name, suite=suite, size=size, progress=host.tell)

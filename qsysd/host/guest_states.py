@@ -1,0 +1,66 @@
+"""The run states of guests: asked from their QEMUs, all at once."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+
+from qsysd.host.context import Host
+from qsysd.wire import MonitorError, RunStateQuestion, socket_path
+
+QUESTIONS = 200  # at once: a process may have 1024 files open
+
+
+def guest_state(host: Host, name: str, pid: int, timeout: float) -> str:
+    """Return QMP's run state: running, paused, io-error, …; `unknown` when QEMU does not answer in time.
+
+    pid: QEMU's. timeout: seconds.
+    """
+    return guest_states(host, {name: pid}, timeout)[name]
+
+
+def guest_states(host: Host, pids: Mapping[str, int], timeout: float) -> dict[str, str]:
+    """Return the run states of VMs by name, asked all at once. pids: those of their QEMUs by VM name."""
+    states: dict[str, str] = {}
+    names = list(pids)
+    for start in range(0, len(names), QUESTIONS):
+        with asked(host, names[start : start + QUESTIONS], timeout) as questions:
+            states |= answers(questions, pids)
+    return dict.fromkeys(pids, "unknown") | states
+
+
+@contextmanager
+def asked(host: Host, names: Iterable[str], timeout: float) -> Iterator[dict[str, RunStateQuestion]]:
+    """Ask those of the VMs that have a monitor; close the connections afterwards."""
+    with ExitStack() as connections:
+        questions: dict[str, RunStateQuestion] = {}
+        for name in names:
+            path = socket_path(host.scope, name, host.scope.monitor(name, "cli"))
+            if _is_socket(path):
+                with suppress(MonitorError):
+                    question = RunStateQuestion(path, timeout=timeout)
+                    questions[name] = connections.enter_context(question)
+        yield questions
+
+
+def _is_socket(path: str) -> bool:
+    """Return whether a monitor exists, and is not a link that a compromised QEMU has put in its place.
+
+    Root connects before it has QEMU's pid, and must not connect to what such a link leads to.
+    """
+    try:
+        return stat.S_ISSOCK(os.lstat(path).st_mode)
+    except OSError:
+        return False
+
+
+def answers(questions: Mapping[str, RunStateQuestion], pids: Mapping[str, int]) -> dict[str, str]:
+    """Return the run states that were answered. pids: those of the QEMUs that may answer, by VM name."""
+    states: dict[str, str] = {}
+    for name, question in questions.items():
+        if name in pids:
+            with suppress(MonitorError):
+                states[name] = question.answer(peer=pids[name])
+    return states

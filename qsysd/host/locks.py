@@ -1,0 +1,84 @@
+"""Locks of VMs, images and the host: flock(2) on files that are never unlinked.
+
+A lock dies with its holder and needs no cleaning up.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+
+from qsysd.errors import QsysdError, TimeoutExpired
+from qsysd.files import hint
+from qsysd.host.context import Host
+from qsysd.paths import Scope
+
+LOCK_TIMEOUT = 600.0  # seconds; longer than any stop takes
+TELL_AFTER = 2.0  # seconds of waiting after which the person is told what for
+_POLL = 0.01
+
+
+def _open_lock(scope: Scope, name: str) -> int:
+    try:
+        os.makedirs(scope.locks_dir, mode=0o700, exist_ok=True)
+        return os.open(scope.lock(name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        place = scope.locks_dir if isinstance(error, PermissionError) else scope.lock(name)
+        raise QsysdError(
+            f"{place}: {error.strerror}", hint=hint(error) or f"mv {place} {place}.damaged"
+        ) from error
+
+
+def _try_lock(descriptor: int, exclusive: bool) -> bool:
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+@contextmanager
+def locked(host: Host, names: Iterable[str], *, exclusive: bool = True) -> Iterator[None]:
+    """Hold the locks of some names.
+
+    Changing what is on disk takes them exclusively; starting, stopping and the like share them, so
+    that `kill` gets through while a `stop` waits. All are taken in one order, so no two commands
+    wait for each other; who takes locks inside others goes from SETUP to VMs, images and ADDRESSES.
+    Raises TimeoutExpired.
+    """
+    by_file = {host.scope.lock(name): name for name in names}
+    with ExitStack() as held:
+        for path in sorted(by_file):
+            descriptor = _open_lock(host.scope, by_file[path])
+            held.callback(os.close, descriptor)
+            _wait_for_lock(host, descriptor, by_file[path], exclusive)
+        yield
+
+
+@contextmanager
+def lock_if_free(host: Host, name: str) -> Iterator[bool]:
+    """Hold the exclusive lock of a name unless another command does; yield whether it is held."""
+    descriptor = _open_lock(host.scope, name)
+    try:
+        yield _try_lock(descriptor, exclusive=True)
+    finally:
+        os.close(descriptor)
+
+
+def _wait_for_lock(host: Host, descriptor: int, name: str, exclusive: bool) -> None:
+    started = time.monotonic()
+    told = False
+    while not _try_lock(descriptor, exclusive):
+        waited = time.monotonic() - started
+        if waited > LOCK_TIMEOUT:
+            raise TimeoutExpired(
+                f"{name}: another qsysd command has been at work for {LOCK_TIMEOUT / 60:.0f} min",
+                hint="see what it waits for: ps -C qsysd",
+            )
+        if waited > TELL_AFTER and not told:
+            host.tell(f"{name}: waiting for another qsysd command to end")
+            told = True
+        time.sleep(_POLL)

@@ -1,0 +1,56 @@
+"""The states of VMs' units, asked from systemd at this moment, and whether VMs exist."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+
+from qsysd import paths
+from qsysd.host.context import Host
+from qsysd.systemd import UnitState, not_loaded
+
+OFF = ("inactive", "failed")
+
+
+def states(host: Host, names: Sequence[str]) -> dict[str, UnitState]:
+    """Return the unit states of VMs by VM name."""
+    loaded = host.systemd.states([paths.unit(name) for name in names])
+    return {name: loaded.get(paths.unit(name)) or not_loaded(paths.unit(name)) for name in names}
+
+
+def require(host: Host, names: Iterable[str]) -> None:
+    """Raise NotFoundError unless all VMs are defined."""
+    for name in names:
+        if not host.store.exists(name):
+            host.store.require(name)
+
+
+def require_traces(host: Host, name: str) -> None:
+    """Raise NotFoundError unless a VM is defined, or something is left of one without a definition."""
+    if host.store.exists(name) or name in host.store.undefined():
+        return
+    if not paths.is_name(name) or not is_running(host, name):
+        host.store.require(name)
+
+
+def is_running(host: Host, name: str) -> bool:
+    """Return whether a VM's unit is anything but off."""
+    return host.systemd.state(paths.unit(name)).active not in OFF
+
+
+def describe(state: UnitState) -> str:
+    """Return a unit's state in a word or two."""
+    if state.sub.startswith("auto-restart"):
+        return "between a crash and its restart"
+    return {"deactivating": "stopping", "activating": "starting", "inactive": "off"}.get(
+        state.active, state.active
+    )
+
+
+def enabled_names(host: Host) -> set[str]:
+    """Return the VMs that start at host boot, by systemd's links."""
+    try:
+        entries = os.listdir(host.scope.wants_dir)
+    except OSError:
+        return set()
+    return {paths.vm_of_unit(entry) for entry in entries if entry.startswith("qemu-vm@")}
