@@ -20,13 +20,13 @@ def ip(name: str, as_json: bool) -> None:
     Example:
       ping $(qsysd ip web1)
     """
-    from qsysd.operations import access
+    from qsysd.operations import guest
 
     host = make_host()
     if as_json:
-        print_json({"name": name, "addresses": access.addresses(host, name)})
+        print_json({"name": name, "addresses": guest.addresses(host, name)})
     else:
-        click.echo(access.address(host, name))
+        click.echo(guest.address(host, name))
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
@@ -44,12 +44,12 @@ def ssh(name: str, words: Sequence[str], user: str | None) -> None:
       qsysd ssh web1 -- systemctl is-system-running
     """
     from qsysd import process
-    from qsysd.operations import access
+    from qsysd.operations import guest
 
     host = make_host()
-    access.require_running(host, name)
-    command = access.ssh_command(host, host.store.load(name), user=user, command=words)
-    access.wait_before_ssh(host, name)
+    guest.require_running(host, name)
+    command = guest.ssh_command(host, host.store.load(name), user=user, command=words)
+    guest.wait_before_ssh(host, name)
     sys.exit(process.foreground(command))
 
 
@@ -63,10 +63,10 @@ def console(name: str) -> None:
       qsysd console web1
     """
     from qsysd.cli.terminal import talk
-    from qsysd.operations import access
+    from qsysd.operations import guest
     from qsysd.wire import socket_path
 
     host = make_host()
     host.require_root()
-    peer = access.require_running(host, name)
+    peer = guest.require_running(host, name)
     talk(socket_path(host.scope, name, host.scope.console(name)), name, peer=peer)

@@ -15,10 +15,10 @@ def _verb(name: str, text: str) -> click.Command:
     @click.command(name, help=text)
     @vms_arguments
     def command(names: Sequence[str], everything: bool) -> None:
-        from qsysd.operations import control
+        from qsysd.operations import power
 
         host = make_host()
-        report(getattr(control, name)(host, chosen(host, names, everything)))
+        report(getattr(power, name)(host, chosen(host, names, everything)))
 
     return command
 

@@ -24,7 +24,7 @@ from qsysd.cli.common import (
 
 if TYPE_CHECKING:
     from qsysd.host.listing import ListedVM
-    from qsysd.operations.inspect import VMStatus
+    from qsysd.operations.query import VMStatus
 
 
 @click.command("list")
@@ -38,10 +38,10 @@ def list_vms(names: Sequence[str], as_json: bool) -> None:
       qsysd list
       qsysd list --json | jq '.[] | select(.guest == "running") | .ip'
     """
-    from qsysd.host import listing
+    from qsysd.operations import query
 
     host = make_host()
-    vms = listing.list_vms(host, names)
+    vms = query.list_vms(host, names)
     if as_json:
         print_json([asdict(vm) for vm in vms])
         return
@@ -109,10 +109,10 @@ def status(names: Sequence[str], everything: bool, as_json: bool) -> None:
       qsysd status web1
       qsysd status --all --json
     """
-    from qsysd.operations import inspect
+    from qsysd.operations import query
 
     host = make_host()
-    found = inspect.status(host, chosen(host, names, everything))
+    found = query.status(host, chosen(host, names, everything))
     if as_json:
         print_json([asdict(vm) for vm in found])
         return
@@ -174,10 +174,10 @@ def show(name: str, as_json: bool) -> None:
       qsysd show web1
       qsysd show web1 >web1.yaml
     """
-    from qsysd.operations import inspect
+    from qsysd.operations import query
 
     host = make_host()
-    text = inspect.show(host, name)
+    text = query.show(host, name)
     if as_json:
         from qsysd import config
 

@@ -34,13 +34,14 @@ def logs(names: Sequence[str], everything: bool, lines: int, follow: bool, only:
       qsysd logs web1 --console --follow
       qsysd logs web1 web2 --unit
     """
+    from qsysd.host.console_log import ConsoleLog
     from qsysd.operations import logs as operation
 
     host = make_host()
     vms = chosen(host, names, everything)
     for vm in vms:
         host.store.require(vm)
-    consoles: dict[str, operation.ConsoleLog] = {}
+    consoles: dict[str, ConsoleLog] = {}
     cursors: dict[str, str] = {}
     for vm in vms:
         if only != "console":
@@ -51,7 +52,7 @@ def logs(names: Sequence[str], everything: bool, lines: int, follow: bool, only:
         if only != "unit":
             if only is None or len(vms) > 1:
                 click.echo(f"── {vm}: the guest's console ──")
-            consoles[vm] = operation.ConsoleLog(host.scope.console_log(vm))
+            consoles[vm] = ConsoleLog(host.scope.console_log(vm))
             for line in consoles[vm].tail(lines):
                 click.echo(line)
     if follow:

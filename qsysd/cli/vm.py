@@ -114,9 +114,9 @@ def create(name: str | None, as_json: bool, **options: Any) -> None:
             + (f" at {address}" if address else "")
         )
     if options["wait"]:
-        from qsysd.operations import access
+        from qsysd.operations import guest
 
-        seconds = access.wait(host, spec.name, timeout=options["wait_timeout"])
+        seconds = guest.wait(host, spec.name, timeout=options["wait_timeout"])
         if not as_json:
             click.echo(f"{spec.name}: answers on SSH after {seconds:.0f} s; qsysd ssh {spec.name}")
     if as_json:
@@ -126,9 +126,9 @@ def create(name: str | None, as_json: bool, **options: Any) -> None:
 def _print_created(host: Any, name: str) -> None:
     from dataclasses import asdict
 
-    from qsysd.host import listing
+    from qsysd.operations import query
 
-    print_json(asdict(listing.list_vms(host, [name])[0]))
+    print_json(asdict(query.list_vms(host, [name])[0]))
 
 
 def _definition(name: str | None, options: dict[str, Any]) -> tuple[str, str]:
@@ -224,13 +224,13 @@ def edit(name: str, file: Any) -> None:
       qsysd edit web1
       qsysd edit web1 --file web1.yaml
     """
-    from qsysd.operations import define
+    from qsysd.operations import edit as operation
 
     host = make_host()
     host.require_root()
     before = host.store.require(name)
     if file:
-        waits = define.edit(host, name, file.read(), before=before)
+        waits = operation.edit(host, name, file.read(), before=before)
     else:
         text = _edit_text(before, name)
         while True:
@@ -238,7 +238,7 @@ def edit(name: str, file: Any) -> None:
                 click.echo(f"{name}: not changed")
                 return
             try:
-                waits = define.edit(host, name, text, before=before)
+                waits = operation.edit(host, name, text, before=before)
                 break
             except QsysdError as error:
                 if not is_terminal():
@@ -292,12 +292,12 @@ def render(names: Sequence[str], everything: bool, check: bool, as_json: bool) -
       qsysd render --check
       qsysd render web1
     """
-    from qsysd.operations import define
+    from qsysd.operations import edit as operation
 
     host = make_host()
     host.require_root()
     vms = chosen(host, names, everything) if names else host.store.names()
-    differences = (define.check if check else define.render_again)(host, vms)
+    differences = (operation.check if check else operation.render_again)(host, vms)
     if as_json:
         print_json(differences)
     else:

@@ -35,7 +35,7 @@ def find(host: Host) -> Iterator[Divergence]:
 
 
 def _without_parts(host: Host) -> Iterator[Divergence]:
-    for vm in listing.list_vms(host):
+    for vm in listing.listed(host):
         definition = host.scope.definition(vm.name)
         if vm.problem == listing.NO_DEFINITION:
             runs = "it runs" if vm.pid else "it is off"

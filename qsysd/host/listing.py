@@ -1,4 +1,4 @@
-"""The list of VMs: asked from systemd and QEMU at this moment, never cached, 100 VMs within 100 ms."""
+"""VMs as systemd and QEMU see them: asked at this moment, never cached, 100 VMs within 100 ms."""
 
 from __future__ import annotations
 
@@ -43,9 +43,7 @@ class ListedVM:
     problem: str | None = None
 
 
-def list_vms(
-    host: Host, names: Iterable[str] = (), *, timeout: float = LIST_MONITOR_TIMEOUT
-) -> list[ListedVM]:
+def listed(host: Host, names: Iterable[str] = (), *, timeout: float = LIST_MONITOR_TIMEOUT) -> list[ListedVM]:
     """Return the VMs of this host, or those named. Raises NotFoundError for a name that is none.
 
     Something that is left of a VM without a definition counts as a VM.

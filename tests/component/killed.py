@@ -23,9 +23,9 @@ from typing import Any
 
 from own_host import OwnHost
 
-from qsysd.host import keys, listing, recovery
+from qsysd.host import keys, recovery
 from qsysd.host.context import Host
-from qsysd.operations import control, create, define, delete, image, inspect, setup
+from qsysd.operations import create, delete, edit, image, power, query, setup
 from qsysd.paths import Scope, dhcp_unit, unit
 
 VM = "killed1"
@@ -93,7 +93,7 @@ def run_edit(host: Host) -> None:
     last = max(index for index, line in enumerate(lines) if line.startswith("- network: default"))
     text = "\n".join(lines[:last] + lines[last + 3 :]) + "\nstop_timeout: 7s\n"
     text = text.replace("stop_timeout: 90s\n", "").replace("ssh_keys:\n", f"ssh_keys:\n- {ANOTHER_KEY}\n")
-    define.edit(host, VM, text, before=before)
+    edit.edit(host, VM, text, before=before)
 
 
 def run_setup(host: Host) -> None:
@@ -180,9 +180,9 @@ def killed_before(verb: str, number: int) -> str | None:
 def state() -> str:
     """Return what the next command finds: `pending` when something is left to recover."""
     host = make_host()
-    listed = [vm.name for vm in listing.list_vms(host)]
+    listed = [vm.name for vm in query.list_vms(host)]
     for name in listed:
-        inspect.status(host, [name])
+        query.status(host, [name])
     return ",".join(listed)
 
 
@@ -215,7 +215,7 @@ def finish(verb: str) -> None:
     if verb == "setup":
         setup.setup(host)
     if verb == "edit":
-        (outcome,) = control.start(host, [VM])
+        (outcome,) = power.start(host, [VM])
         assert outcome.error is None, outcome
     image.list_images(host)
 

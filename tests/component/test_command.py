@@ -20,7 +20,7 @@ from test_transaction import plant_strange
 
 import qsysd
 from qsysd.host import helper_install, intents
-from qsysd.operations import define
+from qsysd.operations import edit
 
 ROOT = os.path.dirname(os.path.dirname(qsysd.__file__))
 HERE = os.path.dirname(own_qsysd.__file__)
@@ -310,7 +310,7 @@ def at_once(*lines: tuple[str, ...]) -> list[subprocess.CompletedProcess[str]]:
 def test_two_people_make_one_vm(run: Run, host: OwnHost) -> None:
     done = at_once(CREATE, CREATE, CREATE)
     assert sorted(each.returncode for each in done) == [0, 4, 4]
-    assert define.check(host, ["web1"]) == {"web1": []}
+    assert edit.check(host, ["web1"]) == {"web1": []}
 
 
 def test_two_people_delete_one_vm(run: Run, host: OwnHost) -> None:

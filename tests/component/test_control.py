@@ -22,7 +22,8 @@ from qsysd import paths
 from qsysd.errors import HostError, InvalidError, NotFoundError, QsysdError, StateError, TimeoutExpired
 from qsysd.host import intents, journal, listing, unit_jobs
 from qsysd.host.unit_jobs import Outcome
-from qsysd.operations import access, control, create, define, delete, inspect
+from qsysd.operations import create, delete, edit, power, query
+from qsysd.operations import guest as guest_verbs
 from qsysd.store import Started
 
 UNIT = paths.unit("web1")
@@ -59,14 +60,14 @@ def one(outcomes: list[Outcome]) -> str | QsysdError:
 
 def test_a_start_counts_as_the_first_one_and_uses_what_is_on_disk(vm: OwnHost) -> None:
     vm.fake.set(UNIT, "failed", "failed")
-    assert one(control.start(vm, ["web1"])) == "started"
+    assert one(power.start(vm, ["web1"])) == "started"
     calls = [call.split()[0] for call in vm.fake.calls if "web1" in call]
     assert calls.index("ResetFailedUnit") < calls.index("refresh") < calls.index("StartUnit")
 
 
 def test_what_runs_is_not_started_again(vm: OwnHost) -> None:
     vm.fake.set(UNIT, "active", "running")
-    assert [outcome.what for outcome in control.start(vm, ["web1", "web2"])] == ["already running", "started"]
+    assert [outcome.what for outcome in power.start(vm, ["web1", "web2"])] == ["already running", "started"]
     assert jobs(vm) == ["StartUnit web2"]
 
 
@@ -76,7 +77,7 @@ def test_a_start_waits_for_the_stop_before_it_however_long_that_may_take(
 ) -> None:
     vm.fake.stop_timeout = 600
     vm.fake.set(UNIT, state, state)
-    getattr(control, verb)(vm, ["web1", "web2"])
+    getattr(power, verb)(vm, ["web1", "web2"])
     # TimeoutStopSec counts for ExecStop, and again for the exit that follows.
     assert vm.fake.timeouts[0] >= 2 * 600 + unit_jobs.START_TIMEOUT
 
@@ -93,27 +94,27 @@ def chain(vm: OwnHost) -> OwnHost:
 
 
 def test_start_starts_dependencies_first_and_names_them(chain: OwnHost) -> None:
-    assert [f"{outcome.name}: {outcome.what}" for outcome in control.start(chain, ["web3"])] == [
+    assert [f"{outcome.name}: {outcome.what}" for outcome in power.start(chain, ["web3"])] == [
         "db1: started (app1 depends on it)", "app1: started (web3 depends on it)", "web3: started",
     ]  # fmt: skip
     assert jobs(chain) == ["StartUnit db1", "StartUnit app1", "StartUnit web3"]
     chain.fake.calls.clear()
     # In the order of the names, and nothing about what runs already unless it was named.
     chain.fake.set(paths.unit("web3"), "inactive", "dead")
-    outcomes = control.start(chain, ["web3", "db1"])
+    outcomes = power.start(chain, ["web3", "db1"])
     assert [outcome.what for outcome in outcomes] == ["started", "already running"]
 
 
 def test_a_dependency_that_fails_is_reported_and_does_not_prevent_the_start(chain: OwnHost) -> None:
     chain.fake.results[paths.unit("db1")] = "failed"
-    first, second, third = control.start(chain, ["web3"])
+    first, second, third = power.start(chain, ["web3"])
     assert isinstance(first.error, QsysdError)
     assert (first.name, second.what, third.what) == ("db1", "started (web3 depends on it)", "started")
 
 
 def test_a_dependency_that_does_not_exist_is_only_a_warning(chain: OwnHost) -> None:
     delete.delete(chain, ["db1"])
-    assert one(control.start(chain, ["app1"])) == "started"
+    assert one(power.start(chain, ["app1"])) == "started"
     assert chain.told == ["warning: app1 depends on db1, which does not exist"]
 
 
@@ -126,14 +127,14 @@ def test_create_starts_dependencies_first(chain: OwnHost) -> None:
 
 @pytest.mark.parametrize("verb", ["restart", "enable"])
 def test_other_verbs_leave_dependencies_alone(chain: OwnHost, verb: str) -> None:
-    getattr(control, verb)(chain, ["web3"])
+    getattr(power, verb)(chain, ["web3"])
     assert not [call for call in chain.fake.calls if "db1" in call or "app1" in call]
 
 
 @pytest.mark.parametrize("sub", ["auto-restart", "auto-restart-queued"])
 def test_a_person_does_not_wait_for_the_pause_before_a_restart(vm: OwnHost, sub: str) -> None:
     vm.fake.set(UNIT, "activating", sub)
-    assert one(control.start(vm, ["web1"])) == "started"
+    assert one(power.start(vm, ["web1"])) == "started"
     assert jobs(vm) == ["RestartUnit web1"]
 
 
@@ -143,7 +144,7 @@ def test_a_definition_that_is_not_valid_hinders_no_other_vm(vm: OwnHost, verb: s
     path.write_text("name: web1\nmemory: x\n", encoding="utf-8")
     later = os.stat(vm.scope.environment("web1")).st_mtime_ns + 1_000_000_000
     os.utime(path, ns=(later, later))
-    first, second = getattr(control, verb)(vm, ["web1", "web2"])
+    first, second = getattr(power, verb)(vm, ["web1", "web2"])
     assert isinstance(first.error, InvalidError)
     assert "web1.yaml:2: memory" in first.error.message
     assert second.what == f"{verb}ed"
@@ -164,7 +165,7 @@ def test_a_start_that_fails_is_told_as_what_it_is(
     vm: OwnHost, result: str, kind: type[QsysdError], words: str
 ) -> None:
     vm.fake.results[UNIT] = result
-    first, second = control.start(vm, ["web1", "web2"])
+    first, second = power.start(vm, ["web1", "web2"])
     assert type(first.error) is kind
     assert re.search(words, first.error.message)
     # the other one is started all the same
@@ -174,7 +175,7 @@ def test_a_start_that_fails_is_told_as_what_it_is(
 def test_qemus_own_words_are_shown(vm: OwnHost, monkeypatch: pytest.MonkeyPatch) -> None:
     vm.fake.results[UNIT] = "failed"
     monkeypatch.setattr(journal, "failure", lambda host, unit: f"qemu-system-x86_64: {unit}")
-    error = one(control.start(vm, ["web1"]))
+    error = one(power.start(vm, ["web1"]))
     assert isinstance(error, QsysdError)
     assert error.message == "web1 did not start: qemu-system-x86_64: qemu-vm@web1.service"
     assert error.hint == "qsysd logs web1"
@@ -184,7 +185,7 @@ def test_a_file_that_qemu_is_not_shown_is_told_as_such(vm: OwnHost, monkeypatch:
     words = "qemu-system-x86_64: -cdrom /srv/x.iso: Could not open '/srv/x.iso': No such file or directory"
     vm.fake.results[UNIT] = "failed"
     monkeypatch.setattr(journal, "failure", lambda host, unit: words)
-    error = one(control.start(vm, ["web1"]))
+    error = one(power.start(vm, ["web1"]))
     assert isinstance(error, QsysdError)
     assert words in error.message
     assert "BindReadOnlyPaths= in a drop-in" in error.message
@@ -195,7 +196,7 @@ def test_a_file_that_qemu_is_not_shown_is_told_as_such(vm: OwnHost, monkeypatch:
 )
 def test_one_unknown_name_and_nothing_is_done(vm: OwnHost, verb: str) -> None:
     with pytest.raises(NotFoundError, match="there is no VM 'web3'"):
-        getattr(control, verb)(vm, ["web1", "web3"])
+        getattr(power, verb)(vm, ["web1", "web3"])
     assert jobs(vm) == []
     assert not [call for call in vm.fake.calls if "UnitFiles" in call]
 
@@ -205,7 +206,7 @@ def test_one_unknown_name_and_nothing_is_done(vm: OwnHost, verb: str) -> None:
 
 def test_a_stop(vm: OwnHost) -> None:
     vm.fake.set(UNIT, "active", "running")
-    assert [outcome.what for outcome in control.stop(vm, ["web1", "web2"])] == ["stopped", "already off"]
+    assert [outcome.what for outcome in power.stop(vm, ["web1", "web2"])] == ["stopped", "already off"]
     assert jobs(vm) == ["StopUnit web1"]
 
 
@@ -219,14 +220,14 @@ def test_a_stop(vm: OwnHost) -> None:
 def test_a_stop_that_fails(vm: OwnHost, result: str, kind: type[QsysdError], words: str) -> None:
     vm.fake.set(UNIT, "active", "running")
     vm.fake.results[UNIT] = result
-    error = one(control.stop(vm, ["web1"]))
+    error = one(power.stop(vm, ["web1"]))
     assert type(error) is kind
     assert words in error.message
 
 
 def test_a_kill_asks_systemd_first_so_that_the_death_is_no_crash(vm: OwnHost) -> None:
     vm.fake.set(UNIT, "active", "running")
-    assert one(control.kill(vm, ["web1"])) == "killed"
+    assert one(power.kill(vm, ["web1"])) == "killed"
     assert jobs(vm) == ["StopUnit web1", f"KillUnit web1 main {int(signal.SIGTERM)}"]
 
 
@@ -234,7 +235,7 @@ def test_a_kill_ends_in_the_unanswerable_signal(vm: OwnHost) -> None:
     vm.fake.set(UNIT, "active", "running")
     vm.fake.results[UNIT] = "waiting"
     with pytest.raises(QsysdError, match=r"qemu-vm@web1\.service cannot be ended"):
-        control.kill(vm, ["web1"])
+        power.kill(vm, ["web1"])
     assert jobs(vm)[-1] == f"KillUnit web1 all {int(signal.SIGKILL)}"
 
 
@@ -245,10 +246,10 @@ def test_a_kill_gets_through_while_a_stop_waits(vm: OwnHost) -> None:
 
     def during(method: str, unit: str) -> None:
         vm.fake.during = lambda method, unit: None
-        killed.append(one(control.kill(other, ["web1"])))
+        killed.append(one(power.kill(other, ["web1"])))
 
     vm.fake.during = during
-    assert one(control.stop(vm, ["web1"])) == "stopped"
+    assert one(power.stop(vm, ["web1"])) == "stopped"
     assert killed == ["killed"]
     assert other.told == []
 
@@ -285,7 +286,7 @@ def test_verbs_inside_a_vm(
 ) -> None:
     answers = {"query-status": {"status": state}, "stop": {}, "cont": {}, "system_reset": {}}
     peer = monitor(lambda connection: connection.serve(answers))
-    assert one(getattr(control, verb)(vm, ["web1"])) == what
+    assert one(getattr(power, verb)(vm, ["web1"])) == what
     assert [name for name in peer.commands if name not in ("qmp_capabilities", "query-status")] == commands
 
 
@@ -298,7 +299,7 @@ def test_verbs_inside_a_vm(
 )  # fmt: skip
 def test_what_does_not_run_has_no_inside(vm: OwnHost, verb: str, active: str, sub: str, words: str) -> None:
     vm.fake.set(UNIT, active, sub)
-    error = one(getattr(control, verb)(vm, ["web1"]))
+    error = one(getattr(power, verb)(vm, ["web1"]))
     assert isinstance(error, StateError)
     assert f"web1 is not running: it is {words}" in error.message
 
@@ -309,7 +310,7 @@ def test_a_refusal_of_qemu_is_quoted_and_the_next_vm_is_asked(vm: OwnHost, monit
 
     answers = {"query-status": {"status": "shutdown"}, "cont": refuse}
     monitor(lambda connection: connection.serve(answers))
-    outcomes = control.resume(vm, ["web1", "web2"])
+    outcomes = power.resume(vm, ["web1", "web2"])
     assert (
         outcomes[0].error
         and outcomes[0].error.message == "web1: cont: Resetting the Virtual Machine is required"
@@ -321,7 +322,7 @@ def test_a_refusal_of_qemu_is_quoted_and_the_next_vm_is_asked(vm: OwnHost, monit
 def test_a_monitor_that_is_of_no_use_is_told(
     vm: OwnHost, monitor: Serve, monkeypatch: pytest.MonkeyPatch, script: str
 ) -> None:
-    monkeypatch.setattr(control, "MONITOR_TIMEOUT", 0.1)
+    monkeypatch.setattr(power, "MONITOR_TIMEOUT", 0.1)
     released = threading.Event()
 
     def busy(connection: Connection) -> None:
@@ -337,12 +338,12 @@ def test_a_monitor_that_is_of_no_use_is_told(
         "silent": silent,
     }
     monitor(scripts[script])
-    error = one(control.pause(vm, ["web1"]))
+    error = one(power.pause(vm, ["web1"]))
     assert isinstance(error, QsysdError)
     assert error.code == 1
     assert error.hint == "qsysd logs web1"
     # a list tells of the others all the same
-    assert [each.guest for each in listing.list_vms(vm, timeout=0.1)] == ["unknown", None]
+    assert [each.guest for each in listing.listed(vm, timeout=0.1)] == ["unknown", None]
     released.set()
 
 
@@ -350,11 +351,11 @@ def test_a_monitor_of_another_process_is_not_spoken_with(vm: OwnHost, monitor: S
     # a QEMU that was taken over may have put a link to another VM's socket in its socket's place
     peer = monitor(lambda connection: connection.serve({"query-status": {"status": "running"}, "stop": {}}))
     vm.fake.main_process = os.getppid()
-    error = one(control.pause(vm, ["web1"]))
+    error = one(power.pause(vm, ["web1"]))
     assert isinstance(error, QsysdError)
     assert "is not that of process" in error.message
     assert peer.commands == []
-    assert listing.list_vms(vm, ["web1"])[0].guest == "unknown"
+    assert query.list_vms(vm, ["web1"])[0].guest == "unknown"
 
 
 def test_a_link_to_another_monitor_is_not_asked(vm: OwnHost, monitor: Serve) -> None:
@@ -362,7 +363,7 @@ def test_a_link_to_another_monitor_is_not_asked(vm: OwnHost, monitor: Serve) -> 
     path = vm.scope.monitor("web1", "cli")
     os.rename(path, f"{path}.other")
     os.symlink(f"{path}.other", path)
-    assert listing.list_vms(vm, ["web1"])[0].guest == "unknown"
+    assert query.list_vms(vm, ["web1"])[0].guest == "unknown"
     assert peer.clients == 0
 
 
@@ -370,7 +371,7 @@ def test_a_link_to_another_monitor_is_not_asked(vm: OwnHost, monitor: Serve) -> 
 
 
 def test_a_list_asks_systemd_once_for_all(vm: OwnHost) -> None:
-    found = listing.list_vms(vm)
+    found = query.list_vms(vm)
     assert [(each.name, each.active, each.guest, each.pid) for each in found] == [
         ("web1", "inactive", None, None), ("web2", "inactive", None, None),
     ]  # fmt: skip
@@ -379,9 +380,9 @@ def test_a_list_asks_systemd_once_for_all(vm: OwnHost) -> None:
 
 def test_a_list_only_reports_what_was_killed(vm: OwnHost) -> None:
     intents.begin(vm, "web2", "delete")
-    assert len(listing.list_vms(vm)) == 2
+    assert len(query.list_vms(vm)) == 2
     assert os.path.exists(vm.scope.intent("web2", "delete"))
-    (status,) = inspect.status(vm, ["web2"])
+    (status,) = query.status(vm, ["web2"])
     assert status.pending == [
         "delete: a command was killed before its end; the next changing command repairs it"
     ]
@@ -390,8 +391,8 @@ def test_a_list_only_reports_what_was_killed(vm: OwnHost) -> None:
 def test_a_broken_vm_is_in_the_list_and_its_status_tells_why(vm: OwnHost) -> None:
     Path(vm.scope.definition("web1")).write_text("name: web1\nmemory: x\n", encoding="utf-8")
     os.unlink(vm.scope.environment("web1"))
-    assert [each.name for each in listing.list_vms(vm)] == ["web1", "web2"]
-    (status,) = inspect.status(vm, ["web1"])
+    assert [each.name for each in query.list_vms(vm)] == ["web1", "web2"]
+    (status,) = query.status(vm, ["web1"])
     assert status.problem
     assert "web1.yaml:2: memory" in status.problem
 
@@ -401,10 +402,10 @@ def test_what_waits_for_a_restart_is_pending(vm: OwnHost) -> None:
     os.makedirs(vm.scope.notes_dir)
     note = Path(vm.scope.note("web1"))
     note.write_text(f"{vm.store.summary('web1').digest}\n", encoding="utf-8")
-    assert inspect.pending(vm, "web1", running=True) == []
+    assert query.pending(vm, "web1", running=True) == []
     note.write_text("0123456789abcdef\n", encoding="utf-8")
-    assert inspect.pending(vm, "web1", running=True)[0].startswith("restart: ")
-    assert inspect.pending(vm, "web1", running=False) == []
+    assert query.pending(vm, "web1", running=True)[0].startswith("restart: ")
+    assert query.pending(vm, "web1", running=False) == []
 
 
 def test_list_and_status_show_what_runs_and_what_is_pending(vm: OwnHost) -> None:
@@ -413,26 +414,26 @@ def test_list_and_status_show_what_runs_and_what_is_pending(vm: OwnHost) -> None
     note = Path(vm.scope.note("web1"))
     lines = ("0123456789abcdef", "QSYSD_MEMORY_MIB=512", "QSYSD_CPUS=1", "QSYSD_ACCELERATOR=kvm")
     note.write_text("\n".join(lines) + "\n", encoding="ascii")
-    (shown,) = inspect.status(vm, ["web1"])
+    (shown,) = query.status(vm, ["web1"])
     assert (shown.memory_mib, shown.pending_memory_mib) == (512, 1024)
     assert (shown.cpus, shown.pending_cpus) == (1, None)
     assert shown.accelerator == "kvm"
     assert [disk["size"] for disk in shown.disks] == [65536]
     # its note is of no importance once it is off
     vm.fake.set(UNIT, "inactive", "dead")
-    (shown,) = inspect.status(vm, ["web1"])
+    (shown,) = query.status(vm, ["web1"])
     assert (shown.memory_mib, shown.pending_memory_mib, shown.accelerator) == (1024, None, "")
 
 
 def test_edit_names_what_takes_effect_at_the_first_boot_only(vm: OwnHost) -> None:
     before = vm.store.require("web1")
-    define.edit(vm, "web1", re.sub("user: .*", f"user: bob\nssh_keys: [{KEY}]", before), before=before)
+    edit.edit(vm, "web1", re.sub("user: .*", f"user: bob\nssh_keys: [{KEY}]", before), before=before)
     keys, user = vm.told
     assert "ssh_keys takes effect at the guest's first boot only" in keys
     assert "user is the login of qsysd ssh; it is not created in the guest" in user
     vm.told.clear()
     before = vm.store.require("web1")
-    define.edit(vm, "web1", before.replace("1G", "2G"), before=before)
+    edit.edit(vm, "web1", before.replace("1G", "2G"), before=before)
     assert vm.told == []
 
 
@@ -443,10 +444,10 @@ def test_edit_names_what_takes_effect_at_the_first_boot_only(vm: OwnHost) -> Non
 def guest(vm: OwnHost, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
     """Return the listener that is the guest's ssh port, of a VM that runs."""
     vm.fake.set(UNIT, "active", "running")
-    monkeypatch.setattr(access, "address", lambda host, name: "127.0.0.1")
-    monkeypatch.setattr(access, "PROBE_PAUSE", 0.01)
+    monkeypatch.setattr(guest_verbs, "address", lambda host, name: "127.0.0.1")
+    monkeypatch.setattr(guest_verbs, "PROBE_PAUSE", 0.01)
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        monkeypatch.setattr(access, "SSH_PORT", listener.getsockname()[1])
+        monkeypatch.setattr(guest_verbs, "SSH_PORT", listener.getsockname()[1])
         yield listener
 
 
@@ -467,7 +468,7 @@ def answer(listener: socket.socket, *greetings: bytes) -> threading.Thread:
 def test_a_guest_is_waited_for_until_ssh_answers(vm: OwnHost, guest: socket.socket) -> None:
     # a port that is open is not yet an ssh server
     thread = answer(guest, b"", b"HTTP/1.1 400", b"SSH-2.0-OpenSSH_9.2\r\n")
-    assert access.wait(vm, "web1", timeout=60) < 60
+    assert guest_verbs.wait(vm, "web1", timeout=60) < 60
     thread.join()
 
 
@@ -478,7 +479,7 @@ def test_a_guest_that_never_answers_is_kept_and_the_way_to_continue_named(
     with pytest.raises(
         TimeoutExpired, match=r"web1: no answer on SSH at 127\.0\.0\.1 within 0 s: .*; the VM is kept"
     ) as caught:
-        access.wait(vm, "web1", timeout=0.05)
+        guest_verbs.wait(vm, "web1", timeout=0.05)
     assert caught.value.hint == "qsysd ssh web1 continues waiting; qsysd logs web1 --console shows the boot"
     assert vm.waits == [""]
 
@@ -486,12 +487,12 @@ def test_a_guest_that_never_answers_is_kept_and_the_way_to_continue_named(
 def test_a_wait_for_ssh_shows_the_last_line_of_the_console(
     vm: OwnHost, guest: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(access, "UPDATE_INTERVAL", 0)
+    monkeypatch.setattr(guest_verbs, "UPDATE_INTERVAL", 0)
     Path(vm.scope.console_log("web1")).write_text("Booting\nStarting \x1b[31mnetwork\n\n", encoding="utf-8")
     shown: list[tuple[str, str, str]] = []
     vm.waiting = lambda what, _seconds, state, detail: shown.append((what, state, detail))
     thread = answer(guest, b"", b"SSH-2.0-OpenSSH_9.2\r\n")
-    access.wait(vm, "web1")
+    guest_verbs.wait(vm, "web1")
     thread.join()
     what, state, detail = shown[0]
     assert (what, detail) == ("web1: waiting for SSH", "Starting network")
@@ -506,15 +507,15 @@ def test_a_guest_that_has_answered_is_not_tried_again_before_each_ssh(
     note = Path(vm.scope.note("web1"))
     note.write_text("0123456789abcdef\nQSYSD_CPUS=1\n", encoding="ascii")
     thread = answer(guest, b"SSH-2.0-OpenSSH_10.0\r\n")
-    access.wait_before_ssh(vm, "web1")
+    guest_verbs.wait_before_ssh(vm, "web1")
     thread.join()
     # nobody answers any more, and nobody is asked
-    access.wait_before_ssh(vm, "web1")
+    guest_verbs.wait_before_ssh(vm, "web1")
     assert vm.store.started("web1") == Started("0123456789abcdef", None, 1, "", ssh_answered=True)
     # until the next start
     note.write_text("0123456789abcdef\n", encoding="ascii")
     thread = answer(guest, b"SSH-2.0-OpenSSH_10.0\r\n")
-    access.wait_before_ssh(vm, "web1")
+    guest_verbs.wait_before_ssh(vm, "web1")
     thread.join()
 
 
@@ -528,7 +529,7 @@ def test_a_wait_names_what_the_job_waits_for_at_the_moment(vm: OwnHost) -> None:
             vm.fake.tick(2.0)
 
     vm.fake.during = during
-    assert one(control.restart(vm, ["web1"])) == "restarted"
+    assert one(power.restart(vm, ["web1"])) == "restarted"
     assert vm.waits == [
         "web1: waiting for the guest to power off",
         "web1: waiting for QEMU to answer",
@@ -540,15 +541,15 @@ def test_a_vm_that_goes_off_meanwhile_is_not_waited_for(vm: OwnHost, guest: sock
     guest.close()
     vm.fake.set(UNIT, "failed", "failed")
     with pytest.raises(StateError, match="web1 is not running"):
-        access.wait(vm, "web1", timeout=60)
+        guest_verbs.wait(vm, "web1", timeout=60)
 
 
 def test_a_vm_on_no_network_has_no_address(vm: OwnHost) -> None:
     create.create(vm, "name: alone\nimage: tiny\ndisks: [{}]\nnics: []\n", "x", start=False)
     with pytest.raises(NotFoundError, match="alone has no address") as caught:
-        access.address(vm, "alone")
+        guest_verbs.address(vm, "alone")
     assert caught.value.hint == "qsysd console alone"
-    assert access.addresses(vm, "alone") == []
+    assert guest_verbs.addresses(vm, "alone") == []
 
 
 # the console

@@ -19,7 +19,8 @@ from qsysd import config, network, paths, process, render, roots, seed, taps
 from qsysd.errors import ExistsError, HostError, InvalidError, NotFoundError, QsysdError
 from qsysd.host import intents, journal, unit_states
 from qsysd.images.formats import read_header
-from qsysd.operations import control, create, define, delete
+from qsysd.operations import create, delete, power
+from qsysd.operations import edit as edit_verb
 from qsysd.operations.create import ensure_image
 from qsysd.spec import VMSpec
 
@@ -68,7 +69,7 @@ def test_a_vm_with_all_that_belongs_to_it(host: OwnHost) -> None:
     assert os.path.lexists(os.path.join(scope.wants_dir, "qemu-vm@web1.service"))
     assert host.fake.state("qemu-vm@web1.service").active == "active"
     assert intents.pending(scope) == []
-    assert define.check(host, ["web1"]) == {"web1": []}
+    assert edit_verb.check(host, ["web1"]) == {"web1": []}
     assert host.told == []
 
 
@@ -155,7 +156,7 @@ def test_two_commands_that_make_one_vm_make_one(host: OwnHost) -> None:
         thread.join()
     assert sorted(isinstance(outcome, VMSpec) for outcome in outcomes) == [False, False, True]
     assert outcomes.count(ExistsError) == 2
-    assert define.check(host, ["web1"]) == {"web1": []}
+    assert edit_verb.check(host, ["web1"]) == {"web1": []}
 
 
 def test_an_address_that_a_broken_definition_had_is_not_given_away(host: OwnHost) -> None:
@@ -469,7 +470,7 @@ def test_a_bus_that_goes_in_the_middle_keeps_a_note_for_the_next_command(host: O
     assert [intent.name for intent in intents.pending(host.scope)] == ["web1"]
     assert "web1: the failed create could not be undone yet" in host.told[0]
     other = OwnHost(host.scope)
-    control.start(other, [])
+    power.start(other, [])
     assert files() == before
     assert intents.pending(host.scope) == []
 
@@ -492,13 +493,13 @@ def test_ctrl_c_leaves_nothing(
 def edit(host: OwnHost, name: str, old: str, new: str) -> bool:
     before = host.store.require(name)
     assert old in before
-    return define.edit(host, name, before.replace(old, new), before=before)
+    return edit_verb.edit(host, name, before.replace(old, new), before=before)
 
 
 def test_an_edit_is_in_all_that_follows_from_it(host: OwnHost) -> None:
     make(host)
     edit(host, "web1", "stop_timeout: 90s", "stop_timeout: 7s\ncpu: host")
-    assert define.check(host, ["web1"]) == {"web1": []}
+    assert edit_verb.check(host, ["web1"]) == {"web1": []}
     environment = Path(host.scope.environment("web1")).read_text(encoding="utf-8")
     assert "QSYSD_STOP_TIMEOUT=7\n" in environment
     assert "TimeoutStopSec=37s" in Path(host.scope.drop_in("web1")).read_text(encoding="utf-8")
@@ -507,7 +508,7 @@ def test_an_edit_is_in_all_that_follows_from_it(host: OwnHost) -> None:
 def test_an_edit_of_a_vm_that_runs_waits_for_a_restart(host: OwnHost) -> None:
     make(host)
     assert edit(host, "web1", "cpus: 1", "cpus: 2") is True
-    control.kill(host, ["web1"])
+    power.kill(host, ["web1"])
     assert edit(host, "web1", "cpus: 2", "cpus: 3") is False
 
 
@@ -531,7 +532,7 @@ def test_what_cannot_be_edited_is_refused_and_nothing_changes(
     with pytest.raises(QsysdError, match=words):
         edit(host, "web1", old, new)
     assert host.store.require("web1") == before
-    assert define.check(host, ["web1"]) == {"web1": []}
+    assert edit_verb.check(host, ["web1"]) == {"web1": []}
 
 
 def test_an_edit_keeps_what_was_made_once(host: OwnHost) -> None:
@@ -541,7 +542,7 @@ def test_an_edit_keeps_what_was_made_once(host: OwnHost) -> None:
         for line in host.store.require("web1").splitlines(keepends=True)
         if not line.startswith(("uuid", "machine"))
     )
-    define.edit(host, "web1", text, before=host.store.require("web1"))
+    edit_verb.edit(host, "web1", text, before=host.store.require("web1"))
     assert host.store.load("web1") == spec
 
 
@@ -554,9 +555,9 @@ def test_an_alias_of_a_machine_type_is_pinned_by_an_edit_too(host: OwnHost) -> N
 def test_two_people_who_edit_at_once_do_not_undo_each_other(host: OwnHost) -> None:
     make(host)
     before = host.store.require("web1")
-    define.edit(host, "web1", before.replace("cpus: 1", "cpus: 2"), before=before)
+    edit_verb.edit(host, "web1", before.replace("cpus: 1", "cpus: 2"), before=before)
     with pytest.raises(QsysdError, match="was changed by somebody else meanwhile"):
-        define.edit(host, "web1", before.replace("cpus: 1", "cpus: 3"), before=before)
+        edit_verb.edit(host, "web1", before.replace("cpus: 1", "cpus: 3"), before=before)
     assert host.store.load("web1").cpus == 2
 
 
@@ -575,7 +576,7 @@ def test_a_nic_that_goes_takes_its_entry_along(host: OwnHost) -> None:
     assert len(network.hosts(host.scope, "default", "web1")) == 2
     before = host.store.require("web1")
     kept = config.dump_vm(replace(spec, nics=spec.nics[:1]))
-    define.edit(host, "web1", kept, before=before)
+    edit_verb.edit(host, "web1", kept, before=before)
     assert network.hosts(host.scope, "default", "web1") == [(spec.nics[0].mac, spec.nics[0].address)]
     assert "KillUnit qsysd-dhcp@default.service main 1" in host.fake.calls
 
@@ -586,7 +587,7 @@ def test_a_definition_that_was_changed_by_hand_is_in_force_at_the_next_start(hos
     path.write_text(path.read_text(encoding="utf-8").replace("cpus: 1", "cpus: 3"), encoding="utf-8")
     later = os.stat(host.scope.environment("web1")).st_mtime_ns + 1_000_000_000
     os.utime(path, ns=(later, later))
-    control.start(host, ["web1"])
+    power.start(host, ["web1"])
     assert host.store.summary("web1").cpus == 3
 
 

@@ -11,8 +11,8 @@ import pytest
 from own_host import OwnHost
 
 from qsysd.errors import QsysdError
-from qsysd.host import listing, recovery
-from qsysd.operations import control, create, define, delete, doctor, image, inspect, setup
+from qsysd.host import recovery
+from qsysd.operations import create, delete, doctor, edit, image, power, query, setup
 from qsysd.paths import Scope
 
 VM = "name: {}\nimage: tiny\nmemory: 64M\ndisks: [{{size: 1M}}, {{size: 1M}}]\nnics: [{{}}]\n"
@@ -105,10 +105,10 @@ def vms(made: Path, scope: Scope, monkeypatch: pytest.MonkeyPatch) -> OwnHost:
     return OwnHost(scope)
 
 
-def statuses(host: OwnHost) -> dict[str, inspect.VMStatus]:
+def statuses(host: OwnHost) -> dict[str, query.VMStatus]:
     """Return the status of each VM that is listed."""
-    names = [vm.name for vm in listing.list_vms(host)]
-    return {status.name: status for status in inspect.status(host, names)}
+    names = [vm.name for vm in query.list_vms(host)]
+    return {status.name: status for status in query.status(host, names)}
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -119,14 +119,14 @@ def test_vms_that_are_damaged_are_deleted_and_no_other_notices(vms: OwnHost, dam
     names = [name for name in (*PLACES, HEALTHY) if name != "bad-definition" or damage != "missing"]
 
     assert set(statuses(vms)) == {*PLACES, HEALTHY}
-    for verb in (control.start, control.stop, control.restart):
+    for verb in (power.start, power.stop, power.restart):
         # A damaged VM may fail, with an error of its own.
         assert {each.name: each.error for each in verb(vms, names)}[HEALTHY] is None
         for path in places.values():
             put(path, damage)
     status = statuses(vms)[HEALTHY]
     assert (status.active, status.memory_mib, status.problem, status.pending) == ("active", 64, None, [])
-    assert define.check(vms, [HEALTHY]) == {HEALTHY: []}
+    assert edit.check(vms, [HEALTHY]) == {HEALTHY: []}
     assert doctor.examine(vms)
     create.create(vms, VM.format("another"), "x", start=False)
     assert recovery.recover(vms) == []

@@ -11,8 +11,8 @@ from own_host import OwnHost
 
 from qsysd import network, paths
 from qsysd.errors import ExistsError, InvalidError, NotFoundError, StateError
-from qsysd.host import divergence, listing, unit_jobs
-from qsysd.operations import control, create, define, delete, doctor, inspect, setup
+from qsysd.host import divergence, unit_jobs
+from qsysd.operations import create, delete, doctor, edit, power, query, setup
 
 UNIT = paths.unit("web1")
 
@@ -33,7 +33,7 @@ def copied(host: OwnHost, *without: str) -> Path:
 
 
 def problems(host: OwnHost) -> dict[str, str | None]:
-    return {listed.name: listed.problem for listed in listing.list_vms(host)}
+    return {listed.name: listed.problem for listed in query.list_vms(host)}
 
 
 def found(host: OwnHost) -> str:
@@ -50,9 +50,9 @@ def remove_definition(host: OwnHost, *, state: str = "active") -> None:
 
 def test_a_vm_without_a_definition_is_listed_and_named_by_doctor(vm: OwnHost) -> None:
     remove_definition(vm)
-    (listed,) = listing.list_vms(vm)
+    (listed,) = query.list_vms(vm)
     assert (listed.name, listed.active, listed.problem) == ("web1", "active", "no definition")
-    (status,) = inspect.status(vm, ["web1"])
+    (status,) = query.status(vm, ["web1"])
     assert status.problem is not None and "web1 has no definition" in status.problem
     assert "web1: it has no definition" in found(vm)
     assert "it runs, and it starts at host boot" in found(vm)
@@ -78,18 +78,18 @@ def test_whatever_is_left_of_a_vm_is_listed_and_deleted(host: OwnHost, trace: st
 @pytest.mark.parametrize("verb", ["stop", "kill"])
 def test_a_vm_without_a_definition_is_switched_off(vm: OwnHost, verb: str) -> None:
     remove_definition(vm)
-    (outcome,) = getattr(control, verb)(vm, ["web1"])
+    (outcome,) = getattr(power, verb)(vm, ["web1"])
     assert outcome.error is None
     assert vm.fake.state(UNIT).active == "inactive"
-    (outcome,) = control.disable(vm, ["web1"])
-    assert not listing.list_vms(vm)[0].enabled
+    (outcome,) = power.disable(vm, ["web1"])
+    assert not query.list_vms(vm)[0].enabled
 
 
 @pytest.mark.parametrize("verb", ["start", "restart", "enable", "pause"])
 def test_a_vm_without_a_definition_is_not_started(vm: OwnHost, verb: str) -> None:
     remove_definition(vm, state="inactive")
     with pytest.raises(NotFoundError, match="web1 has no definition") as caught:
-        getattr(control, verb)(vm, ["web1"])
+        getattr(power, verb)(vm, ["web1"])
     assert "qsysd delete web1" in (caught.value.hint or "")
 
 
@@ -100,7 +100,7 @@ def test_what_is_left_of_a_vm_is_listed_in_order(vm: OwnHost) -> None:
 
 def test_other_names_are_still_not_found(vm: OwnHost) -> None:
     for name in ("web2", "../web1", ""):
-        for verb in (control.stop, control.kill, delete.delete):
+        for verb in (power.stop, power.kill, delete.delete):
             with pytest.raises(NotFoundError, match="there is no VM"):
                 verb(vm, [name])
 
@@ -126,7 +126,7 @@ def test_a_copied_definition_is_refused_and_named(vm: OwnHost) -> None:
     copied(vm)
     assert problems(vm) == {"web1": None, "web2": "no disk"}
     moved = f"mv {vm.scope.definition('web2')} to another directory, then: qsysd create --file FILE"
-    for verb in (define.render_again, lambda host, names: raise_first(control.start(host, names))):
+    for verb in (edit.render_again, lambda host, names: raise_first(power.start(host, names))):
         with pytest.raises(ExistsError, match=r"the UUID .* belongs to the VM 'web1'") as caught:
             verb(vm, ["web2"])
         assert caught.value.hint == f"if web2 is a copy: {moved}"
@@ -153,7 +153,7 @@ def raise_first(outcomes: list[unit_jobs.Outcome]) -> None:
 def test_a_definition_that_create_has_not_completed_is_refused_with_what_to_do(vm: OwnHost) -> None:
     path = copied(vm, "uuid")
     with pytest.raises(InvalidError, match="no VM was created from it") as caught:
-        define.render_again(vm, ["web2"])
+        edit.render_again(vm, ["web2"])
     assert f"mv {path}" in (caught.value.hint or "")
     with pytest.raises(ExistsError, match="no VM was created from it"):
         create.create(vm, path.read_text(), str(path), start=False)
@@ -187,7 +187,7 @@ def test_an_address_changed_by_hand_to_another_vms_is_refused(vm: OwnHost) -> No
     path = Path(vm.scope.definition("web2"))
     path.write_text(path.read_text().replace(str(second), str(first)))
     with pytest.raises(ExistsError, match=f"{first} belongs to the VM 'web1'"):
-        define.render_again(vm, ["web2"])
+        edit.render_again(vm, ["web2"])
 
 
 # another image
@@ -205,9 +205,9 @@ def test_an_image_that_is_another_than_at_create_is_named_by_doctor(vm: OwnHost)
 def test_the_digest_of_the_image_can_be_removed_but_not_replaced(vm: OwnHost) -> None:
     before = vm.store.require("web1")
     digest = str(vm.store.load("web1").image_digest)
-    define.edit(vm, "web1", before.replace(digest, "f" * 64), before=before)
+    edit.edit(vm, "web1", before.replace(digest, "f" * 64), before=before)
     assert vm.store.require("web1") == before
-    define.edit(vm, "web1", before.replace(f"image_digest: {digest}\n", ""), before=before)
+    edit.edit(vm, "web1", before.replace(f"image_digest: {digest}\n", ""), before=before)
     assert vm.store.load("web1").image_digest is None
     assert found(vm) == ""
 

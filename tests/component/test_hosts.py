@@ -19,9 +19,9 @@ from stand_ins import StandIns
 
 from qsysd import acceleration, process
 from qsysd.errors import HostError, QsysdError, StateError
-from qsysd.host import base_images, helper_install, intents, journal, keys, machine_types
+from qsysd.host import base_images, console_log, helper_install, intents, journal, keys, machine_types
 from qsysd.images.formats import BrokenImageError, backing_chain, read_header
-from qsysd.operations import create, delete, doctor, image, inspect, logs, setup
+from qsysd.operations import create, delete, doctor, image, query, setup
 from qsysd.paths import Scope
 
 # set-up
@@ -596,7 +596,7 @@ def test_odd_file_names_are_shown_and_deleted(host: OwnHost, taken_over: Path) -
     for line in delete.contents(host, "web1"):
         assert line.isprintable()
         line.encode()
-    assert json.dumps(inspect.status(host, ["web1"])[0].disks).count("qcow2") == 1
+    assert json.dumps(query.status(host, ["web1"])[0].disks).count("qcow2") == 1
     delete.delete(host, ["web1"])
     assert not taken_over.exists()
 
@@ -651,7 +651,7 @@ def test_a_disk_that_is_none_is_not_waited_for(
     with pytest.raises(StateError, match="image tiny is in use by VM web1"):
         image.remove(host, ["tiny"])
     assert image.info(host, "tiny")[1] == found
-    inspect.status(host, ["web1"])
+    query.status(host, ["web1"])
 
 
 def test_a_chain_that_leads_elsewhere_is_not_followed_into_pipes_and_devices(tmp_path: Path) -> None:
@@ -670,20 +670,20 @@ def test_a_console_log_that_is_none_is_not_waited_for(
 ) -> None:
     plant(Path(os.path.abspath(taken_over), "console.log"))
     with pytest.raises(QsysdError, match=r"console\.log"):
-        logs.console_tail(host, "web1", 10)
+        console_log.console_tail(host, "web1", 10)
 
 
 def test_the_end_of_a_console_log_is_shown_without_what_plays_with_a_terminal(
     host: OwnHost, taken_over: Path
 ) -> None:
-    assert logs.console_tail(host, "web1", 10) == []
+    assert console_log.console_tail(host, "web1", 10) == []
     log = taken_over / "console.log"
     log.write_bytes(
         b"".join(b"line %d\r\n" % number for number in range(5000)) + b"\x1b[2Jlast\xff\x1b]0;x\x07 login: "
     )
-    tail = logs.console_tail(host, "web1", 3)
+    tail = console_log.console_tail(host, "web1", 3)
     assert tail == ["line 4998", "line 4999", "last\ufffd login: "]
-    assert logs.console_tail(host, "web1", 0) == []
+    assert console_log.console_tail(host, "web1", 0) == []
 
 
 # doctor

@@ -13,8 +13,9 @@ from stand_ins import StandIns
 
 from qsysd.cli import command
 from qsysd.errors import QsysdError
+from qsysd.host import console_log
+from qsysd.host.console_log import ConsoleLog
 from qsysd.operations import create, logs
-from qsysd.operations.logs import ConsoleLog
 
 
 @pytest.fixture
@@ -61,8 +62,8 @@ def test_a_console_is_followed_when_it_is_trimmed_and_when_it_is_replaced(log: P
 
 def test_a_console_without_line_breaks_is_shown_in_pieces(log: Path) -> None:
     console = ConsoleLog(str(log))
-    append(log, "x" * (logs.LINE_MAX + 1))
-    assert console.new_lines() == ["x" * (logs.LINE_MAX + 1)]
+    append(log, "x" * (console_log.LINE_MAX + 1))
+    assert console.new_lines() == ["x" * (console_log.LINE_MAX + 1)]
     append(log, "y\n")
     assert console.new_lines() == ["y"]
 

@@ -10,9 +10,9 @@ from own_host import OwnHost
 from test_transaction import Holder, plant_strange
 
 from qsysd.errors import QsysdError
-from qsysd.host import intents, listing, locks, recovery
+from qsysd.host import intents, locks, recovery
 from qsysd.host.recovery import REPAIRS, Repair
-from qsysd.operations import control, create, delete, doctor, inspect, setup
+from qsysd.operations import create, delete, doctor, power, query, setup
 
 VM = "name: {}\nimage: tiny\nmemory: 64M\ndisks: [{{size: 1M}}]\nnics: [{{}}]\n"
 
@@ -69,7 +69,7 @@ def test_an_intent_of_another_version_is_left_alone_and_reported(host: OwnHost) 
         Path(host.scope.intents_dir, name).write_text('{"pid": 1}', encoding="utf-8")
     assert recovery.recover(host) == []
     assert pending(host) == ["network.default.create.json", "vm.web1.clone.json"]
-    assert control.stop(host, ["web1"])[0].error is None
+    assert power.stop(host, ["web1"])[0].error is None
     found = [finding for finding in doctor.examine(host) if "another version of qsysd" in finding.message]
     assert [finding.subject for finding in found] == ["default", "web1"]
     assert found[1].remedy and found[1].remedy.endswith("intents/vm.web1.clone.json")
@@ -78,9 +78,9 @@ def test_an_intent_of_another_version_is_left_alone_and_reported(host: OwnHost) 
 def test_what_is_no_intent_stops_no_verb_and_is_reported(host: OwnHost) -> None:
     names = plant_strange(host.scope)
     create.create(host, VM.format("web1"), "x")
-    assert [vm.name for vm in listing.list_vms(host)] == ["web1"]
-    assert inspect.status(host, ["web1"])[0].problem is None
-    for verb in (control.stop, control.start, control.kill):
+    assert [vm.name for vm in query.list_vms(host)] == ["web1"]
+    assert query.status(host, ["web1"])[0].problem is None
+    for verb in (power.stop, power.start, power.kill):
         assert verb(host, ["web1"])[0].error is None
     setup.setup(host)
     assert recovery.recover(host) == []
@@ -110,7 +110,7 @@ def test_a_vm_that_cannot_be_repaired_is_named_and_left_and_the_others_go_on(
     assert repairs.done == ["delete web2"]
     assert "web1: the delete that was killed cannot be repaired yet: " in host.told[0]
     create.create(host, VM.format("web3"), "x")
-    assert control.stop(host, ["web3"])[0].error is None
+    assert power.stop(host, ["web3"])[0].error is None
 
 
 def test_a_lock_that_is_damaged_blocks_no_other_vm(host: OwnHost, repairs: Repairs) -> None:

@@ -14,7 +14,7 @@ from own_host import OwnHost
 from qsysd import trees
 from qsysd.errors import QsysdError, StateError
 from qsysd.host import intents
-from qsysd.operations import control, create, delete
+from qsysd.operations import create, delete, power
 
 DEFINITION = "name: {}\ndisks: [{{size: 1M}}]\nnics: []\nseed: false\n"
 
@@ -154,11 +154,11 @@ def test_a_killed_delete_that_cannot_be_finished_blocks_no_other_vm(host: OwnHos
         (directory / "data").mkdir()
         wire.run("mount", "-t", "tmpfs", "tmpfs", str(directory / "data"))
         (directory / "data" / "precious").touch()
-        control.start(host, ["web2"])
+        power.start(host, ["web2"])
         assert any(f"{directory}/data is a mount point" in line for line in host.told)
         assert (directory / "data" / "precious").exists()
         wire.run("umount", str(directory / "data"))
-        control.start(host, [])
+        power.start(host, [])
     assert host.store.names() == ["web2"]
 
 

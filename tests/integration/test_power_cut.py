@@ -50,7 +50,6 @@ import json, os, struct, sys
 from qsysd.images.formats import backing_chain
 from qsysd.host import recovery, rendering
 from qsysd.host.context import Host
-from qsysd.operations import define
 
 host = Host()
 scope = host.scope
@@ -61,7 +60,7 @@ def problems(name):
     spec, rendered = rendering.of_definition(host, name)
     differing = host.store.differences(name, rendered)
     if differing and name in sys.argv[1].split():
-        define.render_again(host, [name])  # as `start` does
+        rendering.render_again(host, [name])  # as `start` does
     elif differing:
         yield f"differs: {differing}"
     for index in range(len(spec.disks)):

@@ -36,7 +36,7 @@ from qsysd.errors import (
 from qsysd.host import checks, listing
 from qsysd.host.context import Host
 from qsysd.host.unit_jobs import Outcome
-from qsysd.operations import access, control, create, define, delete, doctor, image, setup
+from qsysd.operations import create, delete, doctor, edit, guest, image, power, query, setup
 from qsysd.paths import Scope
 from qsysd.spec import Accel, Disk, Kernel, Nic, VMSpec
 
@@ -99,7 +99,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, Any]]]:
         return call
 
     for name in ("start", "stop", "kill", "restart", "reset", "pause", "resume", "enable", "disable"):
-        monkeypatch.setattr(control, name, operation(name))
+        monkeypatch.setattr(power, name, operation(name))
     yield made
 
 
@@ -393,7 +393,7 @@ def test_one_that_fails_does_not_hide_the_others(qsysd_command: Run, monkeypatch
         Outcome("web2", "started"),
         Outcome("web3", "", HostError("web3: no bridge")),
     ]
-    monkeypatch.setattr(control, "start", lambda host, names: outcomes)
+    monkeypatch.setattr(power, "start", lambda host, names: outcomes)
     result = qsysd_command("start", "web1", "web2", "web3")
     # that of the first error
     assert result.exit_code == TimeoutExpired.code
@@ -528,7 +528,7 @@ def test_create_waits_and_keeps_the_vm_when_time_runs_out(
             raise TimeoutExpired(f"{name} runs, but did not answer")
         return 4.2
 
-    monkeypatch.setattr(access, "wait", wait)
+    monkeypatch.setattr(guest, "wait", wait)
     result = qsysd_command("create", "web3", "--image", "tiny", "--wait")
     assert "web3: answers on SSH after 4 s" in result.output
     result = qsysd_command("create", "web3", "--image", "tiny", "--wait", "--wait-timeout", "5")
@@ -637,7 +637,7 @@ def test_edit_takes_a_file_and_says_what_waits(qsysd_command: Run, monkeypatch: 
         edited.append(text)
         return "4" in text
 
-    monkeypatch.setattr(define, "edit", call)
+    monkeypatch.setattr(edit, "edit", call)
     assert qsysd_command("edit", "web1", "-f", "-", stdin="cpus: 4").output == (
         "web1: changed; takes effect after: qsysd restart web1\n"
     )
@@ -675,7 +675,7 @@ def test_a_list(qsysd_command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     off = listed(name="database-of-web1", active="activating", sub="auto-restart", guest=None, pid=None,
     ip=None, enabled=False,
                  image=None, memory_mib=None, cpus=None)  # fmt: skip
-    monkeypatch.setattr(listing, "list_vms", lambda host, names: [listed(), off])
+    monkeypatch.setattr(query, "list_vms", lambda host, names: [listed(), off])
     assert qsysd_command("list").output == (
         "NAME              STATE                      GUEST    BOOT      IP          IMAGE   MEMORY   CPUS\n"
         "web1              active                     running  enabled   10.83.0.10  debian  512 MiB  2\n"
@@ -700,7 +700,7 @@ def test_states_are_coloured_and_counted_on_a_terminal(
     monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], terminal: bool, colour: bool
 ) -> None:
     failed = listed(name="web2", active="failed", sub="failed", guest=None, pid=None)
-    monkeypatch.setattr(listing, "list_vms", lambda host, names: [listed(), failed])
+    monkeypatch.setattr(query, "list_vms", lambda host, names: [listed(), failed])
     pages = {"SC_PHYS_PAGES": 24 * 1024**3 // 4096, "SC_PAGE_SIZE": 4096}
     monkeypatch.setattr("os.sysconf", pages.__getitem__)
     for name, value in {"TERM": "xterm", "NO_COLOR": "", **variables}.items():
@@ -720,7 +720,7 @@ def test_states_are_coloured_and_counted_on_a_terminal(
 
 
 def test_an_empty_list(qsysd_command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listing, "list_vms", lambda host, names: [])
+    monkeypatch.setattr(query, "list_vms", lambda host, names: [])
     assert "no VMs; create one" in qsysd_command("list").output
     assert json.loads(qsysd_command("list", "--json").output) == []
 
@@ -779,8 +779,8 @@ def test_a_table_is_as_wide_as_it_must_be(capsys: pytest.CaptureFixture[str]) ->
 def test_ssh_hands_over_its_words(qsysd_command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[list[str]] = []
     waited: list[str] = []
-    monkeypatch.setattr(access, "require_running", lambda host, name: 4711)
-    monkeypatch.setattr(access, "wait_before_ssh", lambda host, name: waited.append(name))
+    monkeypatch.setattr(guest, "require_running", lambda host, name: 4711)
+    monkeypatch.setattr(guest, "wait_before_ssh", lambda host, name: waited.append(name))
     monkeypatch.setattr("qsysd.process.foreground", lambda argv: ran.append(list(argv)) or 42)  # type: ignore[func-returns-value]
     result = qsysd_command("ssh", "web1", "--", "ls", "-l", "--user", "x y")
     assert result.exit_code == 42
@@ -793,7 +793,7 @@ def test_ssh_hands_over_its_words(qsysd_command: Run, monkeypatch: pytest.Monkey
 
 
 def test_ssh_takes_the_guests_key_once_and_per_vm(rendered: OwnHost) -> None:
-    command_line = access.ssh_command(rendered, vm(), user=None, command=[])
+    command_line = guest.ssh_command(rendered, vm(), user=None, command=[])
     options = [word for word, before in zip(command_line[1:], command_line, strict=False) if before == "-o"]
     assert f"HostKeyAlias=qsysd-{vm().uuid}" in options
     assert "StrictHostKeyChecking=accept-new" in options

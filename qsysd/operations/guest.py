@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 from qsysd import network, paths
 from qsysd.errors import NotFoundError, QsysdError, StateError, TimeoutExpired
+from qsysd.host import console_log
 from qsysd.host.context import Host
 from qsysd.host.guest_states import guest_state
 from qsysd.host.unit_states import OFF, describe
-from qsysd.operations import logs
 from qsysd.spec import VMSpec
 
 SSH_PORT = 22
@@ -103,7 +103,7 @@ def wait(host: Host, name: str, *, timeout: float = WAIT_TIMEOUT) -> float:
 def _last_console_line(host: Host, name: str) -> str:
     """Return the last line on the guest's console that is not blank, "" where it cannot be read."""
     try:
-        lines = logs.console_tail(host, name, 10)
+        lines = console_log.console_tail(host, name, 10)
     except QsysdError:
         return ""
     return next((line.strip() for line in reversed(lines) if line.strip()), "")

@@ -1,10 +1,10 @@
-"""Status and show: asked from systemd and QEMU at this moment, never cached."""
+"""list, status and show: asked from systemd and QEMU at this moment, never cached."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -12,8 +12,7 @@ from qsysd import paths
 from qsysd.errors import QsysdError
 from qsysd.host import intents
 from qsysd.host.context import Host
-from qsysd.host.listing import ListedVM, list_vms
-from qsysd.images import formats
+from qsysd.host.listing import ListedVM, listed
 from qsysd.names import natural_key
 
 STATUS_MONITOR_TIMEOUT = 2.0
@@ -42,9 +41,14 @@ class VMStatus(ListedVM):
     pending: list[str] = field(default_factory=list)
 
 
+def list_vms(host: Host, names: Iterable[str] = ()) -> list[ListedVM]:
+    """Return the VMs of this host, or those named. Raises NotFoundError for a name that is none."""
+    return listed(host, names)
+
+
 def status(host: Host, names: Sequence[str]) -> list[VMStatus]:
     """Return the status of VMs. Raises NotFoundError."""
-    return [_status(host, listed) for listed in list_vms(host, names, timeout=STATUS_MONITOR_TIMEOUT)]
+    return [_status(host, vm) for vm in listed(host, names, timeout=STATUS_MONITOR_TIMEOUT)]
 
 
 # How a QEMU ends that systemd restarts: Restart=on-abnormal in systemd.service(5).
@@ -60,8 +64,8 @@ def _is_crash_loop(active: str, result: str, restarts: int) -> bool:
     return active == "failed" and (result == "start-limit-hit" or (result in _CRASHES and restarts > 0))
 
 
-def _status(host: Host, listed: ListedVM) -> VMStatus:
-    name = listed.name
+def _status(host: Host, vm: ListedVM) -> VMStatus:
+    name = vm.name
     properties = host.systemd.properties(paths.unit(name))
     details: dict[str, Any] = {}
     try:
@@ -76,18 +80,18 @@ def _status(host: Host, listed: ListedVM) -> VMStatus:
             "user": spec.user,
             "disks": _disks(host, name),
             "nics": [asdict(nic) | {"tap": paths.tap(name, index)} for index, nic in enumerate(spec.nics)],
-            "pending": pending(host, name, running=listed.pid is not None),
+            "pending": pending(host, name, running=vm.pid is not None),
         }
-    started = host.store.started(name) if listed.pid else None
+    started = host.store.started(name) if vm.pid else None
     active_since = properties.get("ActiveEnterTimestampMonotonic", 0) / 1e6
     memory = properties.get("MemoryCurrent", 2**64 - 1)
     result, restarts = str(properties.get("Result", "success")), int(properties.get("NRestarts", 0))
     return VMStatus(
-        **{**asdict(listed), **details},
+        **{**asdict(vm), **details},
         result=result,
         restarts=restarts,
-        crash_loop=_is_crash_loop(listed.active, result, restarts),
-        uptime=time.monotonic() - active_since if listed.active == "active" and active_since else None,
+        crash_loop=_is_crash_loop(vm.active, result, restarts),
+        uptime=time.monotonic() - active_since if vm.active == "active" and active_since else None,
         accelerator=started.accelerator if started else "",
         memory_current=None if memory >= 2**63 else int(memory),
     )
@@ -108,6 +112,8 @@ def _disks(host: Host, name: str) -> list[dict[str, Any]]:
 
 
 def _virtual_size(path: str) -> int | None:
+    from qsysd.images import formats
+
     try:
         return formats.read_header(path).virtual_size
     except (OSError, formats.BrokenImageError):

@@ -1,0 +1,83 @@
+"""The logs of guests' consoles, also as they grow."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from qsysd import values
+from qsysd.errors import QsysdError
+from qsysd.files import hint
+from qsysd.host.context import Host
+
+LINE_LENGTH = 400  # bytes; console lines are rarely longer
+LINE_MAX = 64 * 1024  # bytes without a line break that are shown as a line
+READ_MAX = 1024 * 1024  # bytes of a console at once
+
+
+class ConsoleLog:
+    """The log of a guest's console, across restarts of the VM.
+
+    QEMU owns the directory: no link is followed and no pipe waited for.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._inode = -1
+        self._position = 0
+        self._rest = b""
+
+    def tail(self, count: int) -> list[str]:
+        """Return the last lines, at most `count`; `new_lines` continues behind them. Raises QsysdError."""
+        file = self._open()
+        if file is None:
+            return []
+        try:
+            status = os.fstat(file)
+            start = max(0, status.st_size - count * LINE_LENGTH)
+            data = os.pread(file, status.st_size - start, start)
+        finally:
+            os.close(file)
+        self._inode, self._position = status.st_ino, start + len(data)
+        return _lines(data)[-count:] if count else []
+
+    def new_lines(self) -> list[str]:
+        """Return the whole lines that were written since the last call. Raises QsysdError."""
+        file = self._open()
+        if file is None:
+            return []
+        try:
+            status = os.fstat(file)
+            if status.st_ino != self._inode:
+                self._inode, self._position, self._rest = status.st_ino, 0, b""
+            elif status.st_size < self._position:
+                self._position = status.st_size  # trimmed: what it holds has been shown
+            data = os.pread(file, READ_MAX, self._position)
+        finally:
+            os.close(file)
+        self._position += len(data)
+        *whole, self._rest = (self._rest + data).split(b"\n")
+        if len(self._rest) > LINE_MAX:
+            whole, self._rest = [*whole, self._rest], b""
+        return _lines(b"\n".join(whole)) if whole else []
+
+    def _open(self) -> int | None:
+        try:
+            file = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise QsysdError(f"{self.path} cannot be read: {error.strerror}", hint=hint(error)) from error
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            os.close(file)
+            raise QsysdError(f"{self.path} is not a regular file")
+        return file
+
+
+def _lines(data: bytes) -> list[str]:
+    return [values.printable(line) for line in data.decode("utf-8", "replace").splitlines()]
+
+
+def console_tail(host: Host, vm: str, lines: int) -> list[str]:
+    """Return the last lines that the guest wrote to its console. lines: at most."""
+    return ConsoleLog(host.scope.console_log(vm)).tail(lines)
