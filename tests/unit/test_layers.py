@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -13,22 +15,22 @@ from qsysd.host import helper_install
 
 PACKAGE = Path(helper_install.__file__).parents[1]
 
-# A module imports from lower floors only; within a package its modules may import each other.
-FLOORS = (
-    ("errors",),
-    ("files", "image_names", "names", "paths", "process", "spec", "trees", "values", "wire"),
-    ("acceleration", "antispoof", "bridges", "qmp", "roots", "tampering", "taps"),
-    ("config", "qemuargs", "seed"),
-    ("images", "network", "render", "store", "systemd"),
-    ("helper", "host"),
-    ("operations",),
-    ("cli",),
-    ("__main__",),
-)
-FLOOR_OF = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
+ROW = re.compile(r"\| (\d+) \| ((?:`\w+` ?)+)\| .+ \|")
 
-# A network's bridge carries its VMs' TAPs: they use the same functions for `ip`, `nft` and sysfs.
-SAME_FLOOR = {("bridges", "antispoof"), ("bridges", "taps"), ("tampering", "taps"), ("taps", "antispoof")}
+
+def table() -> list[tuple[int, frozenset[str]]]:
+    """Return the rows of the table of floors in docs/architecture.md: the floor, and the modules on it."""
+    page = (PACKAGE.parent / "docs/architecture.md").read_text(encoding="utf-8")
+    section = page.split("\n## The floors\n")[1].split("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("|")][2:]
+    found = [(line, ROW.fullmatch(line)) for line in rows]
+    assert all(match for _, match in found), [line for line, match in found if not match]
+    return [(int(match[1]), frozenset(re.findall(r"\w+", match[2]))) for _, match in found if match]
+
+
+TABLE = table()
+FLOOR_OF = {module: floor for floor, modules in TABLE for module in modules}
+ROW_OF = {module: modules for _, modules in TABLE for module in modules}
 
 # Who may use what has its cost, in time or in trust; a folder stands for all modules in it.
 USERS = {
@@ -125,7 +127,14 @@ def own_imports(module: str) -> Iterator[tuple[Import, str]]:
 
 
 def test_the_table_is_complete() -> None:
-    assert {room(module) for module in SOURCES} == set(FLOOR_OF) | {"__init__"}
+    modules = [module for _, row in TABLE for module in row]
+    assert sorted(modules) == sorted({room(module) for module in SOURCES} - {"__init__"})
+
+
+def test_the_table_goes_up() -> None:
+    floors = [floor for floor, _ in TABLE]
+    assert floors == sorted(floors)
+    assert set(floors) == set(range(max(floors) + 1))
 
 
 @pytest.mark.parametrize("module", [name for name in SOURCES if name != "__init__"])
@@ -133,11 +142,29 @@ def test_imports_go_down(module: str) -> None:
     mine = room(module)
     for found, target in own_imports(module):
         theirs = room(target)
-        if theirs in (mine, "__init__") or (mine, theirs) in SAME_FLOOR:
+        if theirs == "__init__" or theirs in ROW_OF[mine]:
             continue
         # A type is only a name; but not even that points upwards.
         limit = FLOOR_OF[mine] + found.types_only
         assert FLOOR_OF[theirs] < limit, f"{module}:{found.line} imports {target}"
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    # The version, in the package's own `__init__`, imports nothing.
+    graph = {
+        module: {target for found, target in own_imports(module) if not found.types_only} - {"__init__"}
+        for module in SOURCES
+    }
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"imported in a circle: {' ← '.join(error.args[1])}")
+
+
+@pytest.mark.parametrize("module", [name for name in SOURCES if name.startswith("operations.")])
+def test_no_verb_imports_a_verb(module: str) -> None:
+    for found, target in own_imports(module):
+        assert room(target) != "operations", f"{module}:{found.line} imports {target}"
 
 
 def test_the_lowest_modules_import_nothing_of_qsysd() -> None:
@@ -198,7 +225,7 @@ def test_the_helper_is_installed_with_all_that_it_imports() -> None:
 
 def test_the_helper_stays_on_the_lowest_floors() -> None:
     for module in _closure("helper", lazy=True) - {"helper", "__init__"}:
-        assert FLOOR_OF[room(module)] <= 2, module
+        assert FLOOR_OF[room(module)] <= 3, module
 
 
 def test_the_helper_imports_only_what_is_quick_before_it_knows_its_verb() -> None:
