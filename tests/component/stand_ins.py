@@ -6,7 +6,9 @@ from pathlib import Path
 
 RECORD = """\
 #!/bin/sh
-{{ for word in "$@"; do printf '%s\\0' "$word"; done; printf '\\n\\0'; }} >>'{log}'
+# One write, as several of them may run at once.
+printf '%s\\0' "$@" '
+' >>'{log}'
 {body}
 """
 
