@@ -43,7 +43,8 @@ class Progress:
 
     def _rewrite(self, line: str, detail: str) -> None:
         try:
-            columns = os.get_terminal_size(sys.stderr.fileno()).columns
+            # 0: the size is not known, as on a serial line or in a container
+            columns = os.get_terminal_size(sys.stderr.fileno()).columns or 80
         except OSError:
             columns = 80
         # Characters of double width would make the line wrap, and then it is not rewritten.

@@ -825,6 +825,14 @@ def test_a_terminal_shows_a_wait_in_one_line(monkeypatch: pytest.MonkeyPatch) ->
     assert cleared == "warning: disk\n"
 
 
+def test_a_terminal_of_unknown_size_shows_the_whole_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    progress, shown = shown_by(monkeypatch, terminal=True)
+    monkeypatch.setattr(sys.stderr, "fileno", lambda: 2)
+    monkeypatch.setattr(os, "get_terminal_size", lambda _descriptor: os.terminal_size((0, 0)))
+    progress.waiting("web1: waiting for SSH", 1, "the guest boots")
+    assert shown.getvalue().endswith("the guest boots")
+
+
 def test_without_a_terminal_a_wait_is_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     progress, shown = shown_by(monkeypatch, terminal=False)
     now = [0.0]
