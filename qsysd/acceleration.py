@@ -44,7 +44,7 @@ def probe() -> str | None:
     from qsysd.errors import TimeoutExpired
 
     if not os.path.exists("/dev/kvm"):
-        return "there is no /dev/kvm"
+        return "/dev/kvm does not exist"
     with tempfile.NamedTemporaryFile(prefix="qsysd-probe-") as kernel:
         kernel.write(base64.b64decode(_GUEST))
         kernel.flush()

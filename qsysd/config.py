@@ -82,7 +82,7 @@ class Section:
             elif key not in known:
                 problems.add(key_node, path, _unknown(key, known))
             elif key in self.items:
-                problems.add(key_node, path, f"the key {key!r} stands here twice")
+                problems.add(key_node, path, f"duplicate key {key!r}")
             else:
                 self.items[key] = value_node
 

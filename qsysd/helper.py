@@ -21,7 +21,7 @@ import stat
 import sys
 import time
 
-from qsysd.errors import HostError, InvalidError, QsysdError, TimeoutExpired
+from qsysd.errors import QEMU_EXITED, HostError, InvalidError, QsysdError, TimeoutExpired
 from qsysd.paths import DROP_IN_MARK, Scope, is_name
 
 # Read by type checkers only: importing typing takes longer than the rest of this module.
@@ -319,7 +319,7 @@ def ready(scope: Scope, vm: str) -> None:
     deadline = time.monotonic() + READY_TIMEOUT
     while time.monotonic() < deadline:
         if qemu.gone(POLL_INTERVAL):
-            raise QsysdError("QEMU ended before it answered; its own words stand above")
+            raise QsysdError(QEMU_EXITED)
         try:
             # The greeting comes from a thread of its own; a reply shows that QEMU's main loop runs.
             with monitors.connect("ready", max(0.1, deadline - time.monotonic())) as monitor:

@@ -127,7 +127,7 @@ class Store:
                 hint=f"restore the file, or remove what is left of the VM: qsysd delete {vm}",
             )
         if text is None:
-            raise NotFoundError(f"there is no VM {vm!r}", hint=self._nearby(vm))
+            raise NotFoundError(f"VM {vm!r} does not exist", hint=self._nearby(vm))
         return text
 
     def _nearby(self, vm: str) -> str:
@@ -188,7 +188,7 @@ class Store:
         if text is None:
             known = ", ".join(self.network_names())
             raise NotFoundError(
-                f"there is no network {network!r}",
+                f"network {network!r} does not exist",
                 hint=f"the networks of this host: {known}"
                 if known
                 else "qsysd setup makes the network 'default'",

@@ -79,7 +79,14 @@ Examples:
 @click.option("--start/--no-start", default=True, help="Start the VM now.", show_default=True)
 @click.option("--enable/--no-enable", default=True, help="Start the VM at host boot.", show_default=True)
 @click.option("--wait", is_flag=True, help="Wait until the guest answers on SSH.")
-@click.option("--wait-timeout", metavar="SECONDS", type=click.FloatRange(1), default=300.0, show_default=True)
+@click.option(
+    "--wait-timeout",
+    metavar="SECONDS",
+    type=click.FloatRange(1),
+    default=300.0,
+    show_default="300",
+    help="Longest time that --wait waits.",
+)
 @json_option
 def create(name: str | None, as_json: bool, **options: Any) -> None:
     """Create a VM and start it; all of it or nothing.
@@ -158,7 +165,8 @@ def _definition(name: str | None, options: dict[str, Any]) -> tuple[str, str]:
     if options["file"]:
         if document or name:
             raise InvalidError(
-                "--file excludes the options that the file contains", hint="leave the other options out"
+                "--file excludes NAME and the options for what the file contains",
+                hint="set them in the file (keys: man qsysd.yaml)",
             )
         return options["file"].read(), options["file"].name
     if name is None:

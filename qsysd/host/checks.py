@@ -55,12 +55,13 @@ def check_references(host: Host, spec: VMSpec, others: Sequence[Claims]) -> None
     for other in spec.depends_on:
         if not host.store.exists(other):
             raise NotFoundError(
-                f"{spec.name} depends on {other!r}, and there is no such VM", hint="qsysd list"
+                f"{spec.name} depends on {other!r}, which does not exist",
+                hint=f"create {other} first, or leave it out of depends_on; qsysd list shows the VMs",
             )
     for path in [spec.kernel.path, spec.kernel.initrd] if spec.kernel else []:
         if path and not os.path.isfile(path):
             raise InvalidError(
-                f"there is no file {path}", hint="kernel and initrd are absolute paths of files"
+                f"file {path} does not exist", hint="kernel and initrd are absolute paths of files"
             )
         if path and not os.stat(path).st_mode & 0o004:
             raise InvalidError(f"{path} cannot be read by the VM's own user", hint=f"chmod o+r {path}")

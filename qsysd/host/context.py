@@ -71,4 +71,4 @@ class Host:
         self.require_root()
         unit = os.path.join(self.scope.unit_dir, paths.UNIT_TEMPLATE)
         if not os.path.exists(unit):
-            raise HostError(f"this host is not set up: there is no {unit}", hint="qsysd setup")
+            raise HostError(f"this host is not set up: {unit} does not exist", hint="qsysd setup")

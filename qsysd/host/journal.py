@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from qsysd import process, values
+from qsysd.errors import QEMU_EXITED
 from qsysd.host.context import Host
 
 _TIMEOUT = 20.0
@@ -28,7 +29,7 @@ def failure(host: Host, unit: str) -> str:
     lines = _messages(invocation)
     qemu = [text for _, text in lines if text.startswith("qemu-system-") and "warning:" not in text]
     # A step that fails is followed by those that clean up, which may report the same again.
-    others = [line for line in lines if "own words stand above" not in line[1]]
+    others = [line for line in lines if QEMU_EXITED not in line[1]]
     chosen = qemu or [text for pid, text in others if pid == others[0][0]]
     return "\n".join(map(values.printable, chosen[-3:]))
 

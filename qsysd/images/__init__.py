@@ -94,7 +94,7 @@ class Images:
             return self.scope.image(name)
         known = ", ".join(self.names())
         hint = f"qsysd image list (there are: {known})" if known else "qsysd image build debian"
-        raise NotFoundError(f"there is no image {name}", hint=hint)
+        raise NotFoundError(f"image {name} does not exist", hint=hint)
 
     def get(self, name: str) -> Image:
         """Return an image. Raises NotFoundError when there is none; a broken one has `problem` set."""

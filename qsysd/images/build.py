@@ -90,11 +90,11 @@ def plan(recipe: str, *, suite: str | None, size: int | None) -> Plan:
     missing tools at once, QsysdError without root's rights.
     """
     if recipe != "debian":
-        raise InvalidError(f"there is no recipe {recipe}", hint="qsysd image build debian")
+        raise InvalidError(f"recipe {recipe} does not exist", hint="qsysd image build debian")
     codename = sources.host_codename()
     suite = suite or (codename if codename in SUITES else SUITES[0])
     if suite not in SUITES:
-        raise InvalidError(f"there is no recipe for Debian {suite}", hint=f"suites: {', '.join(SUITES)}")
+        raise InvalidError(f"no recipe for Debian {suite}", hint=f"suites: {', '.join(SUITES)}")
     size = size or DISK_SIZE
     if size < DISK_MIN:
         raise InvalidError(f"a disk of {size // MIB} MiB is too small", hint=f"at least {DISK_MIN // MIB}M")

@@ -90,13 +90,11 @@ def _check_free(host: Host, name: str) -> None:
                 f"{definition} exists, but no VM was created from it",
                 hint=f"mv {definition} to another directory, then: qsysd create --file FILE",
             )
-        raise ExistsError(
-            f"there is already a VM {name!r}", hint=f"qsysd status {name}, or take another name"
-        )
+        raise ExistsError(f"VM {name!r} already exists", hint=f"qsysd status {name}, or take another name")
     for path in (host.scope.vm_dir(name), host.scope.environment(name), host.scope.drop_in(name)):
         if os.path.lexists(path):
             raise ExistsError(
-                f"{path} exists, though there is no VM {name!r}",
+                f"{path} exists, though VM {name!r} does not",
                 hint=f"remove what is left of a VM: qsysd delete {name}",
             )
 

@@ -195,7 +195,7 @@ def test_a_file_that_qemu_is_not_shown_is_told_as_such(vm: OwnHost, monkeypatch:
     "verb", ["start", "stop", "kill", "restart", "reset", "pause", "resume", "enable", "disable"]
 )
 def test_one_unknown_name_and_nothing_is_done(vm: OwnHost, verb: str) -> None:
-    with pytest.raises(NotFoundError, match="there is no VM 'web3'"):
+    with pytest.raises(NotFoundError, match="VM 'web3' does not exist"):
         getattr(power, verb)(vm, ["web1", "web3"])
     assert jobs(vm) == []
     assert not [call for call in vm.fake.calls if "UnitFiles" in call]

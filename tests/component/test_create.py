@@ -230,9 +230,9 @@ def refused(host: OwnHost, text: str, error: type[QsysdError], words: str) -> No
 @pytest.mark.parametrize(
     ("more", "error", "words"),
     [
-        ("image: nothing", NotFoundError, "there is no image nothing|image nothing does not exist"),
-        ("image: tiny\ndepends_on: [db1]", NotFoundError, "depends on 'db1', and there is no such VM"),
-        ("image: tiny\nnics: [{network: lan}]", NotFoundError, "there is no network 'lan'"),
+        ("image: nothing", NotFoundError, "image nothing does not exist"),
+        ("image: tiny\ndepends_on: [db1]", NotFoundError, "depends on 'db1', which does not exist"),
+        ("image: tiny\nnics: [{network: lan}]", NotFoundError, "network 'lan' does not exist"),
         (
             "image: tiny\nnics: [{address: 192.0.2.1}]",
             InvalidError,
@@ -240,8 +240,8 @@ def refused(host: OwnHost, text: str, error: type[QsysdError], words: str) -> No
         ),
         ("image: tiny\nmemory: 1", InvalidError, "too little memory"),
         ("image: tiny\nmachine: nonesuch", HostError, "no machine type 'nonesuch'"),
-        ("kernel: /nonexistent/vmlinuz", InvalidError, "there is no file /nonexistent/vmlinuz"),
-        ("kernel: /etc", InvalidError, "there is no file /etc"),
+        ("kernel: /nonexistent/vmlinuz", InvalidError, "file /nonexistent/vmlinuz does not exist"),
+        ("kernel: /etc", InvalidError, "file /etc does not exist"),
     ],
 )
 def test_what_cannot_be_is_refused(
@@ -280,7 +280,7 @@ def test_a_kernel_that_qemus_user_cannot_read_is_refused(
 def test_a_taken_name_is_refused_and_the_vm_is_not_touched(host: OwnHost) -> None:
     make(host)
     before, calls = files(), len(host.fake.calls)
-    refused(host, IMAGE_VM.format("web1"), ExistsError, "there is already a VM 'web1'")
+    refused(host, IMAGE_VM.format("web1"), ExistsError, "VM 'web1' already exists")
     assert files() == before
     assert not [call for call in host.fake.calls[calls:] if "Unit " in call or "disable" in call.lower()]
 
@@ -307,7 +307,7 @@ def test_files_of_unknown_origin_are_never_written_over(host: OwnHost, what: str
     path = Path(getattr(host.scope, what)("web1"))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.symlink_to("nowhere")
-    refused(host, IMAGE_VM.format("web1"), ExistsError, f"{path} exists, though there is no VM 'web1'")
+    refused(host, IMAGE_VM.format("web1"), ExistsError, f"{path} exists, though VM 'web1' does not")
     assert path.is_symlink()
 
 

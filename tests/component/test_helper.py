@@ -294,7 +294,7 @@ def test_a_socket_that_comes_late_and_listens_later(qemu: StandIn, scope: Scope)
 
 def test_a_qemu_that_refuses_its_options_is_not_ready(qemu: StandIn, scope: Scope) -> None:
     qemu.end()
-    with pytest.raises(QsysdError, match="ended before it answered"):
+    with pytest.raises(QsysdError, match="exited before it answered"):
         helper.ready(scope, VM)
 
 
@@ -305,7 +305,7 @@ def test_a_qemu_that_ends_while_it_is_asked_is_not_ready(qemu: StandIn, scope: S
         qemu.end()
 
     qemu.monitor(script, "ready")
-    with pytest.raises(QsysdError, match="ended before it answered"):
+    with pytest.raises(QsysdError, match="exited before it answered"):
         helper.ready(scope, VM)
 
 

@@ -405,7 +405,7 @@ def test_no_device_needs_no_trial(scope: Scope, stand_ins: StandIns, monkeypatch
     real = os.path.exists
     monkeypatch.setattr(os.path, "exists", lambda path: path != "/dev/kvm" and real(path))
     stand_ins.add("qemu-system-x86_64", "exit 85")
-    assert acceleration.chosen(scope) == ("tcg", "there is no /dev/kvm")
+    assert acceleration.chosen(scope) == ("tcg", "/dev/kvm does not exist")
     assert stand_ins.calls("qemu-system-x86_64") == []
 
 
@@ -512,7 +512,7 @@ def unit(host: OwnHost, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     ("lines", "words"),
     [
         (["qemu-system-x86_64: -foo: invalid option",
-        "QEMU ended before it answered; its own words stand above"],
+        "QEMU exited before it answered; its error is above"],
          "qemu-system-x86_64: -foo: invalid option"),
         (["qemu-system-x86_64: warning: TCG doesn't support",
         "qemu-system-x86_64: -drive: Could not open 'x'", "noise"],
@@ -553,9 +553,7 @@ def test_an_error_of_the_first_step_is_not_repeated_by_the_last_one(
     assert journal.failure(host, "qemu-vm@web1.service") == first
     write_journal(stand_ins, [("11", b"no \xff text"), ("12", last)])
     assert journal.failure(host, "qemu-vm@web1.service") == "no \ufffd text"
-    write_journal(
-        stand_ins, [("11", "QEMU ended before it answered; its own words stand above"), ("12", last)]
-    )
+    write_journal(stand_ins, [("11", "QEMU exited before it answered; its error is above"), ("12", last)])
     assert journal.failure(host, "qemu-vm@web1.service") == last
 
 

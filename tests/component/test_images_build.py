@@ -157,7 +157,7 @@ def test_default_suite_is_the_hosts_own(monkeypatch: pytest.MonkeyPatch, tiny: S
 @pytest.mark.parametrize(
     ("recipe", "options", "words"),
     [
-        ("ubuntu", {}, "no recipe ubuntu"),
+        ("ubuntu", {}, "recipe ubuntu does not exist"),
         ("debian", {"suite": "sarge"}, "no recipe for Debian sarge"),
         ("debian", {"size": 100 * MIB}, "100 MiB is too small"),
     ],

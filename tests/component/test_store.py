@@ -218,7 +218,7 @@ def test_a_host_that_was_never_set_up_has_no_vms(scope: Scope) -> None:
 
 def test_an_unknown_vm_is_answered_with_a_near_one(definitions: Store, scope: Scope) -> None:
     Path(scope.definition("web1")).touch()
-    with pytest.raises(NotFoundError, match="there is no VM 'web11'") as caught:
+    with pytest.raises(NotFoundError, match="VM 'web11' does not exist") as caught:
         definitions.require("web11")
     assert caught.value.hint == "did you mean web1?"
     with pytest.raises(NotFoundError) as caught:

@@ -93,7 +93,7 @@ def test_name_taken(host: LabHost, vm: VMFactory) -> None:
     create(host, name, "tiny=no-network")
     before, pid = traces(host), main_pid(host, name)
     said = refused(host, "create", name, *tiny_options(), status=4)
-    assert f"there is already a VM '{name}'" in said and f"hint: qsysd status {name}" in said
+    assert f"VM '{name}' already exists" in said and f"hint: qsysd status {name}" in said
     assert (traces(host), main_pid(host, name)) == (before, pid)
 
 
@@ -114,10 +114,10 @@ def test_unknown_things(host: LabHost, vm: VMFactory) -> None:
     assert "nope" in said
     said = refused(host, "create", name, *KERNEL, "--depends-on", "nope", status=3)
     assert "depends on 'nope'" in said and "hint: qsysd list" in said
-    assert "there is no file /nope" in refused(host, "create", name, "--kernel", "/nope", status=2)
+    assert "file /nope does not exist" in refused(host, "create", name, "--kernel", "/nope", status=2)
     for verb in ("start", "stop", "kill", "restart", "pause", "resume", "status", "show", "ip"):
-        assert f"there is no VM '{name}'" in refused(host, verb, name, status=3)
-    assert f"there is no VM '{name}'" in refused(host, "delete", "--yes", name, status=3)
+        assert f"VM '{name}' does not exist" in refused(host, verb, name, status=3)
+    assert f"VM '{name}' does not exist" in refused(host, "delete", "--yes", name, status=3)
     assert traces(host) == before
 
 
@@ -370,7 +370,7 @@ def test_two_commands_on_one_vm(host: LabHost, vm: VMFactory) -> None:
     name = vm()
     done = at_once(host, tiny(name, "--disk", "1M"), tiny(name, "--disk", "2M"))
     assert sorted(code for code, _ in done) == [0, 4], done
-    assert any("there is already a VM" in words for _, words in done)
+    assert any("already exists" in words for _, words in done)
     assert listed(host, name)["guest"] == "running"
     host.qsysd("stop", name)
     done = at_once(host, f"qsysd start {name}", f"qsysd start {name}")

@@ -429,10 +429,8 @@ def test_an_unknown_key_without_end_is_not_shown_without_end() -> None:
 
 
 def test_a_key_that_stands_there_twice() -> None:
-    assert problem("memory: 1G\nmemory: 2G") == "web1.yaml:4: the key 'memory' stands here twice"
-    assert (
-        problem("disks: [{size: 1G, size: 2G}]") == "web1.yaml:3: disks[0]: the key 'size' stands here twice"
-    )
+    assert problem("memory: 1G\nmemory: 2G") == "web1.yaml:4: duplicate key 'memory'"
+    assert problem("disks: [{size: 1G, size: 2G}]") == "web1.yaml:3: disks[0]: duplicate key 'size'"
 
 
 def test_something_to_boot_from() -> None:
