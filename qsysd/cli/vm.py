@@ -250,11 +250,25 @@ def edit(name: str, file: Any) -> None:
                 break
             except QsysdError as error:
                 if not is_terminal():
+                    error.hint = _keep_text(text, name)
                     raise
                 click.echo(error.message, err=True)
-                confirm("Edit it again?", yes=False)
+                if not click.confirm("Edit it again?", err=True):
+                    click.echo(f"nothing was changed; {_keep_text(text, name)}", err=True)
+                    sys.exit(error.code)
                 text = _edit_text(text, name)
     click.echo(f"{name}: changed" + (f"; takes effect after: qsysd restart {name}" if waits else ""))
+
+
+def _keep_text(text: str, name: str) -> str:
+    """Write a text that was refused to a file; return where it is and how to try it again."""
+    import tempfile
+
+    with tempfile.NamedTemporaryFile(
+        "w", prefix=f"qsysd-{name}-", suffix=".yaml", encoding="utf-8", delete=False
+    ) as file:
+        file.write(text)
+    return f"your text is in {file.name}; fix it and run: qsysd edit {name} --file {file.name}"
 
 
 def _edit_text(text: str, name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -386,6 +387,22 @@ def test_an_editor_that_is_no_command_is_an_error(run: Run, editor: str) -> None
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: the editor {editor!r} is not a command: ")
     assert "a mistake in qsysd" not in done.stderr
+
+
+def test_a_text_that_is_refused_is_kept_for_another_attempt(run: Run, host: OwnHost) -> None:
+    create(run, "--no-start")
+    before = Path(host.scope.definition("web1")).read_text(encoding="utf-8")
+    editor = Path("editor")
+    editor.write_text("#!/bin/sh\necho 'cpus: many' >>$1\n", encoding="utf-8")
+    editor.chmod(0o755)
+    done = run("edit", "web1", EDITOR=str(editor.absolute()), TMPDIR=os.getcwd())
+    assert done.returncode == 2
+    hint = r"^hint: your text is in (\S+); fix it and run: qsysd edit web1 --file \1$"
+    kept = re.search(hint, done.stderr, re.MULTILINE)
+    assert kept, done.stderr
+    assert Path(kept[1]).read_text(encoding="utf-8") == f"{before}cpus: many\n"
+    assert Path(kept[1]).stat().st_mode & 0o077 == 0
+    assert Path(host.scope.definition("web1")).read_text(encoding="utf-8") == before
 
 
 def test_intents_that_are_none_stop_no_command(run: Run, host: OwnHost) -> None:
