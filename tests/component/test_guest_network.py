@@ -645,6 +645,23 @@ def test_a_tap_whose_owner_cannot_be_restored_is_taken_off_the_bridge(
     assert bridges.ports("qb-default") == [WEB2.tap]
 
 
+def test_what_else_a_qemu_opened_keeps_no_tap_from_being_repaired(
+    host: Host, running: tuple[Guest, Guest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # This process has the TAPs open, as QEMU has. It has the device open by its path only, too: the kernel
+    # refuses each ioctl on such a descriptor.
+    monkeypatch.setattr(tampering, "_processes", lambda _vm: [os.getpid()])
+    path_only = os.open(taps.TUN_DEVICE, os.O_PATH | os.O_CLOEXEC)
+    try:
+        running[1].set_tap_mac(MAC)
+        lines = changed(host, running[0], mac=OTHER, owner=65534)
+    finally:
+        os.close(path_only)
+    assert [line.rpartition("; ")[2] for line in lines] == ["both were restored", "it was restored"]
+    assert taps.attribute(WEB1.tap, "owner") == str(OWNER)
+    assert list(tampering.repair(host.scope)) == []
+
+
 def test_a_tap_that_is_changed_again_and_again_is_taken_off_the_bridge(
     host: Host, running: tuple[Guest, Guest]
 ) -> None:
