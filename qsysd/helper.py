@@ -136,6 +136,8 @@ def own(directory: str, uid: int, gid: int) -> None:
     The directory may hold whatever a broken-out QEMU left there, so nothing is followed: symlinks,
     devices and files with a second name are refused. Sockets are removed. Raises HostError.
     """
+    from qsysd import trees
+
     try:
         root = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
@@ -149,12 +151,12 @@ def own(directory: str, uid: int, gid: int) -> None:
                 if error.errno == errno.ENXIO and _is_socket(name, root):
                     os.unlink(name, dir_fd=root)
                     continue
-                raise HostError(f"{directory}/{name}: {error.strerror}") from error
+                raise HostError(f"{directory}/{trees.shown(name)}: {error.strerror}") from error
             try:
                 status = os.fstat(file)
                 if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
                     raise HostError(
-                        f"{directory}/{name} is not a plain file of one name",
+                        f"{directory}/{trees.shown(name)} is not a plain file of one name",
                         hint="a VM's directory holds only its own files; move it away",
                     )
                 os.fchown(file, uid, gid)

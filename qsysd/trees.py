@@ -66,7 +66,7 @@ def remove(path: str) -> None:
         else:
             os.unlink(path)
     except OSError as error:
-        raise QsysdError(f"{path} cannot be removed: {error.strerror}: {_shown(error.filename)}") from error
+        raise QsysdError(f"{path} cannot be removed: {error.strerror}: {shown(error.filename)}") from error
 
 
 def remove_some(path: str, choice: Choice) -> bool:
@@ -84,7 +84,7 @@ def remove_some(path: str, choice: Choice) -> bool:
     return not os.path.lexists(path)
 
 
-def _shown(name: object) -> str:
+def shown(name: object) -> str:
     """Return a file name in a form that a terminal can show: QEMU may have chosen it."""
     return "".join(char if char.isprintable() else "?" for char in str(name)[:80])
 

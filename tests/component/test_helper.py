@@ -433,6 +433,7 @@ def test_what_a_broken_out_qemu_left_is_refused_and_nothing_behind_it_is_touched
     with pytest.raises(HostError) as caught:
         helper.own(str(directory), UID, GID)
     assert str(directory) in caught.value.message
+    assert caught.value.message.isprintable()  # it goes to the journal, and QEMU chose the name
     after = victim.stat()
     assert (after.st_uid, after.st_gid, after.st_mode) == (before.st_uid, before.st_gid, before.st_mode)
     # the directory itself comes last: a QEMU cannot get at it while it is in doubt
