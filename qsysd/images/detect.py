@@ -101,11 +101,11 @@ def _vmdk(start: bytes, path: str) -> str:
     """Return `vmdk` when the file is a sparse extent that holds a whole disk.
 
     A capacity of 0 makes QEMU follow the description inside the file, which can name any other
-    file as an extent; a parent's name makes it a difference to another disk.
+    file as an extent; a parent's name makes it a difference to another disk. QEMU looks for that name
+    behind the header, wherever the header has the description: so it is looked for in all of `start`.
     """
     (capacity,) = struct.unpack("<Q", start[12:20].ljust(8, b"\x00"))
-    (description,) = struct.unpack("<Q", start[28:36].ljust(8, b"\x00"))
-    if capacity == 0 or b"parentFileNameHint" in start[512 * description :]:
+    if capacity == 0 or b"parentFileNameHint" in start:
         raise InvalidError(
             f"{path} is a vmdk whose data is in other files",
             hint="make it one file where it comes from: qemu-img convert -O qcow2",

@@ -68,6 +68,13 @@ def vmdk_with_a_parent(source: Path, target: str) -> None:
     qemu_img("create", "-f", "vmdk", "-b", str(source) + ".parent", "-F", "vmdk", source)
 
 
+def vmdk_with_a_parent_and_a_wrong_offset(source: Path, target: str) -> None:
+    vmdk_with_a_parent(source, target)
+    with source.open("r+b") as file:
+        file.seek(28)  # the offset of the description, in sectors: QEMU does not use it for the parent
+        file.write((4000).to_bytes(8, "little"))
+
+
 def packed(magic: bytes) -> Callable[[Path, str], None]:
     def make(source: Path, target: str) -> None:
         source.write_bytes(magic + bytes(5000))
@@ -130,7 +137,13 @@ def empty(source: Path, target: str) -> None:
 HOSTILE: dict[str, list[Callable[[Path, str], None]]] = {
     "another file": [data_file],
     "backing file": [backing_on],
-    "other files": [flat_vmdk, vmdk_description, vmdk_with_description_inside, vmdk_with_a_parent],
+    "other files": [
+        flat_vmdk,
+        vmdk_description,
+        vmdk_with_description_inside,
+        vmdk_with_a_parent,
+        vmdk_with_a_parent_and_a_wrong_offset,
+    ],
     "encrypted": [encrypted, luks],
     "truncated": [truncated],
     "cut off": [cut_in_header],
