@@ -429,6 +429,8 @@ def trim_logs(scope: Scope) -> None:
                 tail = os.pread(file, CONSOLE_LOG_KEPT, status.st_size - CONSOLE_LOG_KEPT)
                 os.ftruncate(file, 0)
                 os.pwrite(file, tail, 0)
+        except OSError as error:  # for example a full disk: the other VMs' logs are cut
+            say(f"{scope.console_log(vm)}: {error.strerror}")
         finally:
             os.close(file)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import socket
@@ -767,6 +768,24 @@ def test_a_console_log_that_has_grown_is_cut_to_its_last_part(
     assert log.read_bytes() == b"b" * 100 + b"new"
     helper.trim_logs(scope)
     assert log.stat().st_size == 103
+
+
+def test_a_log_that_cannot_be_cut_keeps_no_other_from_it(
+    directory: Path, scope: Scope, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(helper, "CONSOLE_LOG_MAX", 1000)
+    monkeypatch.setattr(helper, "CONSOLE_LOG_KEPT", 100)
+    other = Path(scope.vm_dir("web2"))
+    other.mkdir()
+    for place in (directory, other):
+        (place / "console.log").write_bytes(b"a" * 2000)
+
+    def full(file: int, data: bytes, offset: int) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", full)
+    helper.trim_logs(scope)
+    assert [(place / "console.log").stat().st_size for place in (directory, other)] == [0, 0]
 
 
 @pytest.mark.parametrize("plant", [_symlink, _hard_link, _fifo, _directory, _socket])
