@@ -12,6 +12,7 @@ import struct
 from dataclasses import dataclass
 
 from qsysd.errors import StateError
+from qsysd.values import printable
 
 QCOW2_MAGIC = b"QFI\xfb"
 INCOMPATIBLE_DIRTY = 1 << 0
@@ -152,7 +153,8 @@ def check_whole_file(fd: int, path: str) -> Header:
     """Return the header of an open file as `check_whole` does; `path` is for the error's words."""
     header = parse_header(os.pread(fd, HEADER_READ, 0), path)
     if header.backing_file is not None:
-        raise BrokenImageError(f"{path} has a backing file, {header.backing_file}", other_file=True)
+        name = printable(header.backing_file)
+        raise BrokenImageError(f"{path} has a backing file, {name}", other_file=True)
     if header.data_file:
         raise BrokenImageError(f"{path} keeps its data in another file", other_file=True)
     if header.encrypted:

@@ -484,3 +484,17 @@ def test_remove(images: Images, scope: Scope, base: str) -> None:
     assert left(scope) == set()
     with pytest.raises(NotFoundError):
         images.remove("base", [])
+
+
+def test_a_backing_files_name_cannot_play_with_a_terminal(tmp_path: Path) -> None:
+    name = b"/x\x1b]0;title\x07\nerror: nothing"
+    disk = tmp_path / "disk.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", disk, "1M"], check=True)
+    with disk.open("r+b") as file:
+        file.seek(8)
+        file.write(struct.pack(">QI", 1000, len(name)))
+        file.seek(1000)
+        file.write(name)
+    with pytest.raises(formats.BrokenImageError, match="has a backing file") as caught:
+        formats.check_whole(str(disk))
+    assert caught.value.message == f"{disk} has a backing file, /xerror: nothing"
