@@ -11,6 +11,7 @@ from qsysd.host.context import Host
 from qsysd.host.unit_jobs import refresh, reload_dhcp
 from qsysd.render import Rendered
 from qsysd.spec import Nic, VMSpec
+from qsysd.store import Claims
 
 
 def of_definition(host: Host, name: str) -> tuple[VMSpec, Rendered]:
@@ -79,12 +80,15 @@ def render_each(host: Host, names: Sequence[str]) -> tuple[dict[str, list[str]],
     """
     changed: dict[str, list[str]] = {}
     errors: dict[str, QsysdError] = {}
+    claims: list[Claims] = []
     with locks.locked(host, names):
         for name in names:
             try:
                 spec, rendered = of_definition(host, name)
                 if host.store.is_changed_by_hand(name):
-                    checks.check_unique(host, spec, host.store.claims(but=name))
+                    # Read once: with 1000 changed definitions, reading them for each would take minutes.
+                    claims = claims or host.store.claims(but="")
+                    checks.check_unique(host, spec, [other for other in claims if other.name != name])
                 changed[name] = write(host, spec, rendered)
             except QsysdError as error:
                 errors[name] = error

@@ -13,6 +13,7 @@ from qsysd import network, paths
 from qsysd.errors import ExistsError, InvalidError, NotFoundError, StateError
 from qsysd.host import divergence, unit_jobs
 from qsysd.operations import create, delete, doctor, edit, power, query, setup
+from qsysd.store import Claims
 
 UNIT = paths.unit("web1")
 
@@ -134,6 +135,26 @@ def test_a_copied_definition_is_refused_and_named(vm: OwnHost) -> None:
     assert network.hosts(vm.scope, "default", "web2") == []
     assert "web1: the UUID" in found(vm) and "also belongs to web2" in found(vm)
     assert "the address 10." in found(vm) and "the MAC 52:54:00" in found(vm)
+
+
+def test_what_others_claim_is_read_once_for_all_changed_definitions(
+    vm: OwnHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("web2", "web3"):
+        create.create(vm, f"name: {name}\nimage: tiny\nseed: false\n", "x", start=False)
+    for name in ("web1", "web2", "web3"):
+        path = Path(vm.scope.definition(name))
+        path.write_text(path.read_text() + "# changed by hand\n")
+    read: list[str] = []
+    claims = vm.store.claims
+
+    def counted(*, but: str) -> list[Claims]:
+        read.append(but)
+        return claims(but=but)
+
+    monkeypatch.setattr(vm.store, "claims", counted)
+    assert set(edit.render_again(vm, ["web1", "web2", "web3"])) == {"web1", "web2", "web3"}
+    assert len(read) == 1
 
 
 def test_the_copy_is_to_be_moved_whatever_its_name(vm: OwnHost) -> None:
