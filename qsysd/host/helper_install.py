@@ -41,7 +41,7 @@ sys.stderr.flush()
 os._exit(status)
 """
 # ExecStopPost runs after every end. Mostly `stop` has seen to all before it, and at a host's shutdown
-# there is nothing to see to: no reason to start Python, twenty times at once.
+# nothing is left to clean up: no reason to start Python, twenty times at once.
 AFTER_STOP = """\
 [ -e {shutdown_mark} ] || [ ! -e {roots_dir}/"$1" ] || exec {helper} after-stop "$1"
 """

@@ -69,7 +69,7 @@ def callers_keys() -> list[str]:
         try:
             names = sorted(name for name in os.listdir(directory) if name.endswith(".pub"))
         except OSError:
-            continue  # no such directory, or not ours to read: then there are no keys
+            continue  # it does not exist or cannot be read: no keys then
         for path in (os.path.join(directory, name) for name in names):
             if os.path.isfile(path):  # a FIFO without a writer would block
                 with suppress(InvalidError):  # a key of another program, or not ours to read
