@@ -13,10 +13,11 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from qsysd import antispoof, paths, process, taps
+from qsysd import paths
 from qsysd.errors import HostError, InvalidError, QsysdError
 from qsysd.files import make_directory, read_text, remove, write_atomic
 from qsysd.paths import Scope
+from qsysd.runtime import antispoof, spawn, taps
 
 # The first address that a VM gets; those below are left for the gateway and for people.
 FIRST_HOST = 10
@@ -49,7 +50,7 @@ def _candidates() -> Iterator[ipaddress.IPv4Network]:
 
 def _ip_json(*words: str) -> list[dict[str, Any]]:
     """Return what `ip -j -4` answers."""
-    answer: list[dict[str, Any]] = json.loads(process.run(["ip", "-j", "-4", *words]).stdout or "[]")
+    answer: list[dict[str, Any]] = json.loads(spawn.run(["ip", "-j", "-4", *words]).stdout or "[]")
     return answer
 
 
@@ -220,7 +221,7 @@ def release(scope: Scope, network: str, address: str, mac: str, *, running: bool
     if not taps.exists(bridge):
         return  # dnsmasq cannot be reached there; the lease ends by itself, and no VM gets the address before
     # Also without a lease: the guest's last request may be on its way, and dnsmasq takes one after the other.
-    process.run(["dhcp_release", bridge, address, mac], timeout=10)
+    spawn.run(["dhcp_release", bridge, address, mac], timeout=10)
     deadline = time.monotonic() + RELEASE_TIMEOUT
     while _has_lease(scope, network, address, mac):
         if time.monotonic() > deadline:
@@ -308,7 +309,7 @@ def _firewalls(bridge: str) -> Iterator[Blocker]:
     """Yield the firewalls of others that drop what they do not know, and do not know the bridge."""
     chains = [
         item["chain"]
-        for item in json.loads(process.run(["nft", "-j", "list", "chains"], timeout=10).stdout)["nftables"]
+        for item in json.loads(spawn.run(["nft", "-j", "list", "chains"], timeout=10).stdout)["nftables"]
         if "chain" in item
     ]
     seen = set()
@@ -321,7 +322,7 @@ def _firewalls(bridge: str) -> Iterator[Blocker]:
         if (table, hook) in seen or chain["table"].startswith("qsysd_"):
             continue
         seen.add((table, hook))
-        if bridge in process.run(["nft", "list", "table", *table.split()], timeout=10).stdout:
+        if bridge in spawn.run(["nft", "list", "table", *table.split()], timeout=10).stdout:
             continue
         yield _blocker(table, hook, {other["name"] for other in chains}, bridge)
 

@@ -1,211 +1,15 @@
-"""Run other programs: the only module that starts any.
-
-Each program gets an argument list (never a shell string), a closed standard input, LANG=C.UTF-8 so
-that its messages can be matched, and, where it can hang, a deadline. With debugging on, each
-command is logged to standard error in a form that can be copied into a shell.
-"""
+"""Programs that take long, and those on the caller's terminal; short ones are started by `runtime.spawn`."""
 
 from __future__ import annotations
 
 import os
-import select
-import sys
+import queue
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 
-from qsysd.errors import HostError, QsysdError, TimeoutExpired
-
-# Read by type checkers only: the helper that runs at each start and stop of a VM imports little.
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    import subprocess
-    from collections.abc import Iterator, Mapping, Sequence
-
-# Which Debian package brings a program: the answer to "what now?" when it is not there.
-PACKAGES = {
-    "bridge": "iproute2",
-    "dhcp_release": "dnsmasq-utils",
-    "dnsmasq": "dnsmasq-base",
-    "genisoimage": "genisoimage",
-    "ip": "iproute2",
-    "mmdebstrap": "mmdebstrap",
-    "nft": "nftables",
-    "qemu-img": "qemu-utils",
-    "qemu-system-x86_64": "qemu-system-x86",
-    "ssh": "openssh-client",
-    "ssh-keygen": "openssh-client",
-}
-
-# A user's PATH may lack the administrator's directories, where ip, nft and dnsmasq live.
-SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-
-
-_IGNORED_BY_PYTHON = (13, 25)  # SIGPIPE, SIGXFSZ
-
-
-class CommandError(QsysdError):
-    """A program ended with a status other than zero; `returncode` and `stderr` hold what it left."""
-
-    def __init__(self, argv: Sequence[str], returncode: int, stderr: str) -> None:
-        self.argv = list(argv)
-        self.returncode = returncode
-        self.stderr = stderr
-        super().__init__(f"{argv[0]} failed: {last_words(stderr) or f'exit status {returncode}'}")
-
-
-def last_words(stderr: str) -> str:
-    """Return the last line of a program's standard error that says something."""
-    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    return lines[-1] if lines else ""
-
-
-def search_path() -> str:
-    """Return PATH with the administrator's directories behind the caller's own."""
-    return ":".join(part for part in (os.environ.get("PATH", ""), SYSTEM_PATH) if part)
-
-
-def find(program: str) -> str | None:
-    """Return the absolute path of `program`, or None where the host lacks it."""
-    # Not shutil.which: its import takes longer than `ip`, and the helper runs at each start and stop.
-    if os.path.isabs(program):
-        return program if os.access(program, os.X_OK) else None
-    for directory in search_path().split(":"):
-        path = os.path.join(directory, program)
-        if os.path.isfile(path) and os.access(path, os.X_OK):
-            return path
-    return None
-
-
-def require(program: str) -> str:
-    """Return the absolute path of `program`.
-
-    Raises HostError, with the Debian package to install, where the host lacks it.
-    """
-    path = find(program)
-    if path is None:
-        package = PACKAGES.get(program, program)
-        raise HostError(f"{program} is not installed", hint=f"apt install {package}")
-    return path
-
-
-def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Return the environment that programs run in: the caller's, in C.UTF-8."""
-    return {**os.environ, "LANG": "C.UTF-8", "LC_ALL": "C.UTF-8", "PATH": search_path(), **(extra or {})}
-
-
-def log_command(argv: Sequence[str]) -> None:
-    """Show a command on standard error when QSYSD_DEBUG is set."""
-    if os.environ.get("QSYSD_DEBUG"):
-        import shlex
-
-        print("+ " + shlex.join(argv), file=sys.stderr, flush=True)
-
-
-class Done:
-    """A program that has ended: its exit status (minus the signal that ended it), and what it wrote."""
-
-    __slots__ = ("argv", "returncode", "stderr", "stdout")
-
-    def __init__(self, argv: Sequence[str], returncode: int, stdout: str, stderr: str) -> None:
-        self.argv = argv
-        self.returncode = returncode
-        self.stdout = stdout
-        self.stderr = stderr
-
-
-class Running:
-    """A program that was started, to be waited for: two that wait for the kernel do so together.
-
-    Without `subprocess`: the helper runs two programs at each start and stop of a VM, and importing
-    it takes longer than both. Input and output are files in memory, so that no pipe can fill up.
-    `stdin` is fed to the program (nothing by default). Raises HostError when it is not installed.
-    """
-
-    def __init__(
-        self,
-        argv: Sequence[str],
-        *,
-        stdin: str | None = None,
-        extra_environment: Mapping[str, str] | None = None,
-    ) -> None:
-        self.argv = argv
-        command = [require(argv[0]), *argv[1:]]
-        log_command(command)
-        files = [os.memfd_create(name) for name in ("stdin", "stdout", "stderr")]
-        try:
-            os.pwrite(files[0], (stdin or "").encode(), 0)
-            self._pid = os.posix_spawn(
-                command[0],
-                command,
-                environment(extra_environment),
-                file_actions=[(os.POSIX_SPAWN_DUP2, file, number) for number, file in enumerate(files)],
-                # Python ignores them; a program must not.
-                setsigdef=_IGNORED_BY_PYTHON,
-            )
-        except BaseException:
-            for file in files:
-                os.close(file)
-            raise
-        os.close(files[0])
-        self._outputs = files[1:]
-
-    def finish(self, *, timeout: float | None = None, check: bool = True) -> Done:
-        """Wait for its end and return what it left. timeout: seconds.
-
-        Raises CommandError when it ends with another status than zero and `check` is set,
-        TimeoutExpired when it takes too long (it is killed then).
-        """
-        try:
-            self._wait(timeout)
-            _, status = os.waitpid(self._pid, 0)
-        except BaseException:
-            # Not waited for yet, so the number is still this program's.
-            os.kill(self._pid, 9)
-            os.waitpid(self._pid, 0)
-            self._close()
-            raise
-        returncode = os.waitstatus_to_exitcode(status)
-        stdout, stderr = (_text(file) for file in self._outputs)
-        self._close()
-        if check and returncode != 0:
-            raise CommandError(self.argv, returncode, stderr)
-        return Done(self.argv, returncode, stdout, stderr)
-
-    def _wait(self, timeout: float | None) -> None:
-        descriptor = os.pidfd_open(self._pid)
-        try:
-            poll = select.poll()
-            poll.register(descriptor, select.POLLIN)
-            if not poll.poll(None if timeout is None else timeout * 1000):
-                raise TimeoutExpired(f"{self.argv[0]} did not end within {timeout:g} s")
-        finally:
-            os.close(descriptor)
-
-    def _close(self) -> None:
-        for file in self._outputs:
-            os.close(file)
-
-
-def _text(file: int) -> str:
-    """Return what a program wrote into a file in memory, whatever bytes that are."""
-    parts = []
-    position = 0
-    while part := os.pread(file, 1024 * 1024, position):
-        parts.append(part)
-        position += len(part)
-    return b"".join(parts).decode("utf-8", "replace").replace("\r\n", "\n")
-
-
-def run(
-    argv: Sequence[str],
-    *,
-    stdin: str | None = None,
-    timeout: float | None = None,
-    check: bool = True,
-    extra_environment: Mapping[str, str] | None = None,
-) -> Done:
-    """Run a program to its end and return what it left: as `Running` and its `finish`."""
-    return Running(argv, stdin=stdin, extra_environment=extra_environment).finish(
-        timeout=timeout, check=check
-    )
+from qsysd.runtime.spawn import environment, log_command, require, search_path
 
 
 def stream(
@@ -217,8 +21,6 @@ def stream(
     ends it: the program runs in a session of its own, so that `os.killpg` reaches its children.
     keep: descriptors that it inherits. Raises HostError when it is not installed.
     """
-    import subprocess
-
     command = [require(argv[0]), *argv[1:]]
     log_command(command)
     return subprocess.Popen(
@@ -257,11 +59,7 @@ class Follower:
         self._ended = False
 
     def __enter__(self) -> Follower:
-        # Imported here: the helper that runs at each start and stop of a VM follows nothing.
-        import queue
-        import threading
 
-        self._silence = queue.Empty
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -278,7 +76,7 @@ class Follower:
         while True:
             try:
                 line = self._lines.get(timeout=1)
-            except self._silence:
+            except queue.Empty:
                 yield None
                 continue
             if line is None:
@@ -292,7 +90,7 @@ class Follower:
         while not self._ended:
             try:
                 line = self._lines.get_nowait()
-            except self._silence:
+            except queue.Empty:
                 break
             self._ended = line is None
             if line is not None:
@@ -300,8 +98,6 @@ class Follower:
         return lines
 
     def __exit__(self, *_error: object) -> None:
-        import signal
-
         if not self._ended:
             # Not waited for yet, so the number is still this program's.
             os.killpg(self._child.pid, signal.SIGKILL)
@@ -312,8 +108,6 @@ class Follower:
 
 def foreground(argv: Sequence[str]) -> int:
     """Run a program on the caller's own terminal (an editor, ssh, a pager); return its exit status."""
-    import subprocess
-
     command = [require(argv[0]), *argv[1:]]
     log_command(command)
     return subprocess.run(command, check=False, env={**os.environ, "PATH": search_path()}).returncode

@@ -18,10 +18,14 @@ from typing import Any
 
 import jinja2
 
-from qsysd import config, paths, qemuargs, seed, taps
+from qsysd import paths, seed
+from qsysd.config import dump
 from qsysd.files import digest
+from qsysd.model.network import NetworkSpec
+from qsysd.model.vm import Accel, VMSpec
 from qsysd.paths import Scope
-from qsysd.spec import Accel, NetworkSpec, VMSpec
+from qsysd.qemu import argv
+from qsysd.runtime import taps
 
 TEMPLATES = os.path.join(os.path.dirname(__file__), "templates")
 
@@ -132,7 +136,7 @@ def _network_units(spec: VMSpec) -> list[str]:
 def vm(spec: VMSpec, scope: Scope, definition: str | None = None) -> Rendered:
     """Return the environment file and the drop-in of a VM.
 
-    definition: the text that the spec was read from; by default what `config.dump_vm` returns for it.
+    definition: the text that the spec was read from; by default what `dump.dump_vm` returns for it.
     """
     boot_files = [file for file in (spec.kernel.path, spec.kernel.initrd) if file] if spec.kernel else []
     drop_in = template(
@@ -161,18 +165,18 @@ def vm(spec: VMSpec, scope: Scope, definition: str | None = None) -> Rendered:
         cpus=spec.cpus,
         image=spec.image or "",
         image_digest=spec.image_digest or "",
-        disks=qemuargs.disk_count(spec),
+        disks=argv.disk_count(spec),
         uuid=spec.uuid,
         depends_on=":".join(spec.depends_on),
         drop_in_digest=drop_in_digest,
-        accelerator=qemuargs.accelerator(spec.accel) if pinned else None,
-        processor=qemuargs.processor(spec.accel, spec.cpu) if pinned or spec.cpu else None,
-        qemu_args=qemuargs.build(spec, scope),
+        accelerator=argv.accelerator(spec.accel) if pinned else None,
+        processor=argv.processor(spec.accel, spec.cpu) if pinned or spec.cpu else None,
+        qemu_args=argv.build(spec, scope),
     )
     # Without the digests of definition and seed: a comment or an SSH key needs no restart.
     whole = digest((environment + drop_in).encode())
     seed_digest = seed.digest(spec)
-    text = config.dump_vm(spec) if definition is None else definition
+    text = dump.dump_vm(spec) if definition is None else definition
     for mark, value in (("DIGEST", whole), ("DEFINITION", digest(text.encode())), ("SEED", seed_digest)):
         environment = environment.replace(f"@{mark}@", value, 1)
     return Rendered(environment=environment, drop_in=drop_in, digest=whole, seed=seed_digest)

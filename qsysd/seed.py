@@ -8,10 +8,11 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from qsysd import files, paths, process, trees
+from qsysd import files, paths, trees
 from qsysd.errors import QsysdError
+from qsysd.model.vm import VMSpec
 from qsysd.paths import Scope
-from qsysd.spec import VMSpec
+from qsysd.runtime import spawn
 
 VOLUME_LABEL = "cidata"
 
@@ -73,7 +74,7 @@ def write(spec: VMSpec, scope: Scope) -> None:
             with open(os.path.join(contents, name), "w", encoding="utf-8") as file:
                 file.write(text)
         disk = os.path.join(directory, "seed.iso")
-        process.run(
+        spawn.run(
             ["genisoimage", "-quiet", "-output", disk, "-volid", VOLUME_LABEL,
              "-appid", f"{paths.SEED_MARK}{digest(spec)}", "-joliet", "-rock", contents]
         )  # fmt: skip

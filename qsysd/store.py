@@ -16,8 +16,10 @@ from qsysd.names import in_order
 from qsysd.paths import DROP_IN_MARK, SEED_MARK, UNIT_PREFIX, Scope, is_name
 
 if TYPE_CHECKING:
+    from qsysd.model.network import NetworkSpec
+    from qsysd.model.nic import Nic
+    from qsysd.model.vm import Defaults, VMSpec
     from qsysd.render import Rendered
-    from qsysd.spec import Defaults, NetworkSpec, Nic, VMSpec
 
 
 # Bytes read of an environment file at once: the variables before QEMU_ARGS are hardly ever more.
@@ -138,9 +140,9 @@ class Store:
 
     def load(self, vm: str) -> VMSpec:
         """Return a VM's spec. Raises NotFoundError, and InvalidError with all that is wrong in the file."""
-        from qsysd import config
+        from qsysd.config import load
 
-        return config.parse_vm(self.require(vm), self.scope.definition(vm), name=vm, defaults=self.defaults())
+        return load.parse_vm(self.require(vm), self.scope.definition(vm), name=vm, defaults=self.defaults())
 
     def claims(self, *, but: str) -> list[Claims]:
         """Return what all VMs but one claim, 1000 of them within 50 ms: most need no YAML.
@@ -175,13 +177,13 @@ class Store:
 
     def defaults(self) -> Defaults:
         """Return the host's defaults. Raises InvalidError."""
-        from qsysd import config
+        from qsysd.config import load
 
-        return config.parse_defaults(read_text(self.scope.defaults_file) or "", self.scope.defaults_file)
+        return load.parse_defaults(read_text(self.scope.defaults_file) or "", self.scope.defaults_file)
 
     def load_network(self, network: str) -> NetworkSpec:
         """Return a network's spec. Raises NotFoundError, InvalidError."""
-        from qsysd import config
+        from qsysd.config import load
 
         path = self.scope.network_definition(network)
         text = read_text(path) if is_name(network) else None
@@ -193,13 +195,13 @@ class Store:
                 if known
                 else "qsysd setup makes the network 'default'",
             )
-        return config.parse_network(text, path, name=network)
+        return load.parse_network(text, path, name=network)
 
     def write_definition(self, spec: VMSpec) -> None:
         """Write a VM's definition."""
-        from qsysd import config
+        from qsysd.config import dump
 
-        write_atomic(self.scope.definition(spec.name), config.dump_vm(spec), 0o600)
+        write_atomic(self.scope.definition(spec.name), dump.dump_vm(spec), 0o600)
 
     def rendered(self, vm: str, rendered: Rendered) -> Iterator[tuple[str, str, int]]:
         """Yield path, text and mode of each text file of a rendering, in the order to write them.
@@ -355,8 +357,8 @@ def _nics(text: str) -> tuple[Nic, ...]:
     """Return the NICs that QSYSD_NICS describes, none where it is damaged."""
     if not text:
         return ()
-    from qsysd import taps
-    from qsysd.spec import Nic
+    from qsysd.model.nic import Nic
+    from qsysd.runtime import taps
 
     try:
         ports = taps.parse_ports(text)

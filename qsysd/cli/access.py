@@ -64,7 +64,7 @@ def console(name: str) -> None:
     """
     from qsysd.cli.terminal import talk
     from qsysd.operations import guest
-    from qsysd.wire import socket_path
+    from qsysd.runtime.qmp import socket_path
 
     host = make_host()
     host.require_root()

@@ -179,8 +179,8 @@ def show(name: str, as_json: bool) -> None:
     host = make_host()
     text = query.show(host, name)
     if as_json:
-        from qsysd import config
+        from qsysd.config import load
 
-        print_json(config.load_plain(text, name))
+        print_json(load.load_plain(text, name))
     else:
         click.echo(text, nl=False)

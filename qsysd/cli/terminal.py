@@ -12,7 +12,7 @@ import tty
 import click
 
 from qsysd.errors import QsysdError
-from qsysd.wire import peer_pid
+from qsysd.runtime.qmp import peer_pid
 
 LEAVE = b"\x1d"  # Ctrl-]
 

@@ -171,9 +171,9 @@ def _definition(name: str | None, options: dict[str, Any]) -> tuple[str, str]:
         return options["file"].read(), options["file"].name
     if name is None:
         raise InvalidError("missing NAME", hint="qsysd create web1 --image debian")
-    from qsysd import config
+    from qsysd.config import dump
 
-    return config.dump({"name": name, **document}), ""
+    return dump.dump({"name": name, **document}), ""
 
 
 @click.command()
@@ -277,10 +277,11 @@ def _edit_text(text: str, name: str) -> str:
     import tempfile
 
     from qsysd import files, process
+    from qsysd.runtime import spawn
 
     editor = (os.environ.get("VISUAL") or os.environ.get("EDITOR") or "").strip()
     if not editor:
-        editor = next((found for found in ("sensible-editor", "nano", "vi") if process.find(found)), "vi")
+        editor = next((found for found in ("sensible-editor", "nano", "vi") if spawn.find(found)), "vi")
     try:
         words = shlex.split(editor)
     except ValueError as error:

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from qsysd import network, values
-from qsysd.host import machine_types
 from qsysd.host.context import Host
-from qsysd.spec import Defaults, Disk, Nic, VMSpec
+from qsysd.model.disk import Disk
+from qsysd.model.nic import Nic
+from qsysd.model.vm import Defaults, VMSpec
+from qsysd.qemu import machine_types
 from qsysd.store import Claims
 
 

@@ -9,7 +9,8 @@ from qsysd import network, paths, values
 from qsysd.errors import ExistsError, InvalidError, NotFoundError, StateError
 from qsysd.host import divergence, unit_states
 from qsysd.host.context import Host
-from qsysd.spec import NetworkSpec, VMSpec
+from qsysd.model.network import NetworkSpec
+from qsysd.model.vm import VMSpec
 from qsysd.store import Claims
 
 

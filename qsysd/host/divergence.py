@@ -12,8 +12,8 @@ from qsysd.errors import QsysdError
 from qsysd.files import read_bytes, read_text
 from qsysd.host import listing
 from qsysd.host.context import Host
+from qsysd.model.network import NetworkSpec
 from qsysd.names import in_order
-from qsysd.spec import NetworkSpec
 from qsysd.store import Claims
 
 

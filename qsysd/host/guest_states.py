@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 
 from qsysd.host.context import Host
-from qsysd.wire import MonitorError, RunStateQuestion, socket_path
+from qsysd.runtime.qmp import MonitorError, RunStateQuestion, socket_path
 
 QUESTIONS = 200  # at once: a process may have 1024 files open
 

@@ -14,25 +14,27 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 
-from qsysd import paths, process, render, trees
+from qsysd import paths, render, trees
 from qsysd.errors import QsysdError
 from qsysd.files import SyncedTogether, read_bytes, read_text, sync_directory, sync_file, write_atomic
 from qsysd.host.context import Host
-from qsysd.host.machine_types import PROGRAM
+from qsysd.qemu.machine_types import PROGRAM
+from qsysd.runtime import spawn
 
 PACKAGE = os.path.dirname(os.path.dirname(__file__))
 
 # What the helper is made of: the lowest floors.
 HELPER_MODULES = (
-    "__init__", "acceleration", "antispoof", "bridges", "errors", "files", "helper", "paths", "process",
-    "roots", "tampering", "taps", "trees", "wire",
+    "__init__", "errors", "files", "paths", "runtime/__init__", "runtime/antispoof", "runtime/bridges",
+    "runtime/helper", "runtime/kvm", "runtime/qmp", "runtime/roots", "runtime/spawn", "runtime/tampering",
+    "runtime/taps", "trees",
 )  # fmt: skip
 HELPER_MAIN = """\
 import os
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
-from qsysd.helper import main
+from qsysd.runtime.helper import main
 
 status = main(sys.argv[1:])
 # Not sys.exit: taking the interpreter apart would cost each start and stop some milliseconds.
@@ -45,6 +47,9 @@ os._exit(status)
 AFTER_STOP = """\
 [ -e {shutdown_mark} ] || [ ! -e {roots_dir}/"$1" ] || exec {helper} after-stop "$1"
 """
+
+# The directories of those modules, below a helper's.
+_MODULE_DIRS = tuple(sorted({os.path.dirname(f"qsysd/{name}") for name in HELPER_MODULES}))
 
 # In a helper's directory: the digests of the compiled files, as sha256sum writes them.
 COMPILED = "compiled.sha256"
@@ -125,7 +130,7 @@ def _damaged(directory: str, texts: Mapping[str, str]) -> Iterator[str]:
     for name, text in texts.items():
         if not _is_intact(f"{directory}/{name}", text.encode()):
             yield f"{directory}/{name}"
-    for path in (f"{directory}/.", f"{directory}/qsysd"):
+    for path in (f"{directory}/.", *(f"{directory}/{name}" for name in _MODULE_DIRS)):
         with suppress(OSError):  # reported by its files
             status = os.lstat(path)
             if status.st_uid != os.geteuid() or status.st_mode & 0o777 != 0o755:
@@ -179,21 +184,22 @@ def _build_helper(directory: str, texts: Mapping[str, str]) -> None:
 
 
 def _fill_helper(partial: str, texts: Mapping[str, str]) -> None:
-    os.makedirs(f"{partial}/qsysd")
-    for path in (partial, f"{partial}/qsysd"):
+    for path in (partial, *(f"{partial}/{name}" for name in _MODULE_DIRS)):
+        os.makedirs(path)
         os.chmod(path, 0o755)  # whatever the umask is
     for name, text in texts.items():
         write_atomic(f"{partial}/{name}", text, 0o644)
     # Compiled by the interpreter that will run it, which need not be this one. The sources are never looked
     # at again, so their time stamps do not matter.
-    process.run([python(), "-I", "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash", partial])
+    spawn.run([python(), "-I", "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash", partial])
     lines = []
-    with os.scandir(f"{partial}/qsysd/__pycache__") as entries:
-        for entry in sorted(entries, key=lambda item: item.name):
-            os.chmod(entry.path, 0o644)
-            sync_file(entry.path)
-            lines.append(f"{_sha256(read_bytes(entry.path))}  qsysd/__pycache__/{entry.name}\n")
-    sync_directory(f"{partial}/qsysd/__pycache__")
+    for directory in (f"{name}/__pycache__" for name in _MODULE_DIRS):
+        for entry in sorted(os.listdir(f"{partial}/{directory}")):
+            path = f"{partial}/{directory}/{entry}"
+            os.chmod(path, 0o644)
+            sync_file(path)
+            lines.append(f"{_sha256(read_bytes(path))}  {directory}/{entry}\n")
+        sync_directory(f"{partial}/{directory}")
     write_atomic(f"{partial}/{COMPILED}", "".join(lines), 0o644)
 
 
@@ -216,7 +222,7 @@ def unit_texts(host: Host) -> dict[str, str]:
             systemd_version=host.systemd.version(),
             helper=helper_command(host),
             after_stop=after_stop(host),
-            qemu=process.require(PROGRAM),
+            qemu=spawn.require(PROGRAM),
         )
     }
     for name in sorted(os.listdir(f"{PACKAGE}/units")):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 
-from qsysd import process, values
+from qsysd import values
 from qsysd.errors import QEMU_EXITED
 from qsysd.host.context import Host
+from qsysd.runtime import spawn
 
 _TIMEOUT = 20.0
 
@@ -25,7 +26,7 @@ def failure(host: Host, unit: str) -> str:
     if not invocation:
         return ""
     # Without --sync, lines that journald has not yet written would be missing.
-    process.run(["journalctl", "--sync"], check=False, timeout=_TIMEOUT)
+    spawn.run(["journalctl", "--sync"], check=False, timeout=_TIMEOUT)
     lines = _messages(invocation)
     qemu = [text for _, text in lines if text.startswith("qemu-system-") and "warning:" not in text]
     # A step that fails is followed by those that clean up, which may report the same again.
@@ -37,7 +38,7 @@ def failure(host: Host, unit: str) -> str:
 def _messages(invocation: str) -> list[tuple[str, str]]:
     """Return the latest lines that a unit's processes wrote in one invocation, each with its process id."""
     arguments = ["-q", "-o", "json", "--output-fields=MESSAGE,_PID", "-n", "50", "--no-pager"]
-    done = process.run(
+    done = spawn.run(
         ["journalctl", *arguments, f"_SYSTEMD_INVOCATION_ID={invocation}"], check=False, timeout=_TIMEOUT
     )
     found = []

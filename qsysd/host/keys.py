@@ -7,10 +7,11 @@ import pwd
 from collections.abc import Sequence
 from contextlib import suppress
 
-from qsysd import process, values
+from qsysd import values
 from qsysd.errors import HostError, InvalidError, QsysdError
 from qsysd.files import remove, sync_directory, write_atomic
 from qsysd.paths import Scope
+from qsysd.runtime import spawn
 
 KEYS_MAX = 1024 * 1024  # characters of a file of public keys
 
@@ -25,10 +26,10 @@ def host_key(scope: Scope) -> str:
         _create_host_key(scope)
     with suppress(InvalidError):
         return read_keys(public)[0]
-    done = process.run(["ssh-keygen", "-y", "-P", "", "-f", scope.ssh_key], check=False)
+    done = spawn.run(["ssh-keygen", "-y", "-P", "", "-f", scope.ssh_key], check=False)
     if done.returncode:
         raise HostError(
-            f"the SSH key {scope.ssh_key} cannot be used: {process.last_words(done.stderr)}",
+            f"the SSH key {scope.ssh_key} cannot be used: {spawn.last_words(done.stderr)}",
             hint=f"restore it from a backup; or, for a new key: mv {scope.ssh_key} {scope.ssh_key}.damaged",
         )
     key = done.stdout.strip()
@@ -42,7 +43,7 @@ def _create_host_key(scope: Scope) -> None:
     partial, comment = f"{scope.ssh_key}.part", f"qsysd@{os.uname().nodename}"
     for path in (partial, f"{partial}.pub"):
         remove(path)
-    process.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", partial])
+    spawn.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", partial])
     with suppress(OSError):  # it is derived from the private half when it is needed
         os.rename(f"{partial}.pub", f"{scope.ssh_key}.pub")
     os.rename(partial, scope.ssh_key)

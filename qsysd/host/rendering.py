@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from qsysd import config, network, render, seed
+from qsysd import network, render, seed
+from qsysd.config import load
 from qsysd.errors import InvalidError, QsysdError
 from qsysd.host import checks, locks
 from qsysd.host.context import Host
 from qsysd.host.unit_jobs import refresh, reload_dhcp
+from qsysd.model.nic import Nic
+from qsysd.model.vm import VMSpec
 from qsysd.render import Rendered
-from qsysd.spec import Nic, VMSpec
 from qsysd.store import Claims
 
 
@@ -21,7 +23,7 @@ def of_definition(host: Host, name: str) -> tuple[VMSpec, Rendered]:
     """
     text = host.store.require(name)
     path = host.scope.definition(name)
-    spec = config.parse_vm(text, path, name=name, defaults=host.store.defaults())
+    spec = load.parse_vm(text, path, name=name, defaults=host.store.defaults())
     if not spec.uuid or not spec.machine or not all(nic.mac for nic in spec.nics):
         raise InvalidError(
             f"{path}: no VM was created from it: it lacks a UUID, a machine type or a MAC",

@@ -159,12 +159,13 @@ def _start_error(host: Host, name: str, result: JobResult, timeout: float) -> Qs
         return QsysdError(f"{name}: {result.refusal}", hint=f"systemctl status {result.unit}")
     if result.result == "dependency":
         return QsysdError(f"{name} did not start: a unit that it needs did not", hint=hint)
-    from qsysd import process
-    from qsysd.host import journal, machine_types
+    from qsysd.host import journal
+    from qsysd.qemu import machine_types
+    from qsysd.runtime import spawn
 
     try:
         # Of a program that is not there, systemd says nothing in the unit's own journal.
-        process.require(machine_types.PROGRAM)
+        spawn.require(machine_types.PROGRAM)
     except HostError as error:
         return HostError(f"{name} did not start: {error.message}", hint=error.hint)
     words = journal.failure(host, paths.unit(name))

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from qsysd import process, values
+from qsysd import values
 from qsysd.errors import ExistsError, InvalidError, NotFoundError, QsysdError, StateError
 from qsysd.files import remove, write_atomic
 from qsysd.image_names import NAME, NAME_RULE
@@ -21,6 +21,7 @@ from qsysd.images import formats, partial
 from qsysd.images.formats import BrokenImageError, Header
 from qsysd.names import in_order
 from qsysd.paths import Scope
+from qsysd.runtime import spawn
 
 Progress = Callable[[str], None]
 
@@ -296,14 +297,12 @@ class Images:
         path = os.path.abspath(path)
         try:
             argv = ["qemu-img", "create", "-q", "-f", "qcow2", *options, path, str(size)]
-            process.run(argv, timeout=CREATE_TIMEOUT)
+            spawn.run(argv, timeout=CREATE_TIMEOUT)
         except BaseException as error:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
-            if isinstance(error, process.CommandError):
-                raise QsysdError(
-                    f"cannot make the disk {path}: {process.last_words(error.stderr)}"
-                ) from error
+            if isinstance(error, spawn.CommandError):
+                raise QsysdError(f"cannot make the disk {path}: {spawn.last_words(error.stderr)}") from error
             raise
 
     # the note beside an image

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from qsysd import process
 from qsysd.errors import HostError, InvalidError, QsysdError
 from qsysd.images import convert, disk, sources
+from qsysd.runtime import spawn
 
 Progress = Callable[[str], None]
 
@@ -106,7 +107,7 @@ def plan(recipe: str, *, suite: str | None, size: int | None) -> Plan:
 
 def missing() -> list[str]:
     """Return the Debian packages that building an image needs and the host lacks."""
-    packages = {package for tool, package in TOOLS.items() if process.find(tool) is None}
+    packages = {package for tool, package in TOOLS.items() if spawn.find(tool) is None}
     if not os.path.exists(BOOT_SECTOR):
         packages.add("grub-pc-bin")
     return sorted(packages)
@@ -230,7 +231,7 @@ class Teller:
         errors = [
             line for line in self.last if re.match(r"(E|dpkg|mke2fs|qemu-img|cp|mount|unshare|sh): ", line)
         ]
-        return errors[0] if errors else process.last_words("\n".join(self.last))
+        return errors[0] if errors else spawn.last_words("\n".join(self.last))
 
     def tail(self) -> str:
         """Return the last lines that were printed."""
@@ -253,15 +254,15 @@ def _grub_core(directory: str) -> bytes:
     """Return GRUB's core, which reads /boot/grub/grub.cfg of the first partition."""
     path = os.path.join(directory, "core.img")
     prefix = "(hd0,gpt1)/boot/grub"
-    process.run(["grub-mkimage", "-O", "i386-pc", "-p", prefix, "-o", path, *GRUB_MODULES], timeout=60)
+    spawn.run(["grub-mkimage", "-O", "i386-pc", "-p", prefix, "-o", path, *GRUB_MODULES], timeout=60)
     return _read(path)
 
 
 def _apt_config() -> str:
     """Return the host's apt configuration; nothing where the host has no apt."""
-    if process.find("apt-config") is None:
+    if spawn.find("apt-config") is None:
         return ""
-    return process.run(["apt-config", "dump"], check=False, timeout=30).stdout
+    return spawn.run(["apt-config", "dump"], check=False, timeout=30).stdout
 
 
 def _available_memory() -> int:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from qsysd import process
 from qsysd.errors import InvalidError, QsysdError, TimeoutExpired
 from qsysd.images import detect, foreign
+from qsysd.runtime import spawn
 
 Progress = Callable[[str], None]
 
@@ -139,18 +140,18 @@ def _check(path: str, kind: str, source: str, limit: float) -> None:
 
 def _limited(arguments: Sequence[str]) -> list[str]:
     """Return the command line of a qemu-img with a limit of memory. prlimit(1) is of util-linux."""
-    return ["prlimit", f"--data={MEMORY_MAX}", "--", process.require("qemu-img"), *arguments]
+    return ["prlimit", f"--data={MEMORY_MAX}", "--", spawn.require("qemu-img"), *arguments]
 
 
 def _qemu_img(arguments: Sequence[str], source: str, limit: float, accepted: Sequence[int] = (0,)) -> str:
     """Run qemu-img on a file; return what it printed. Raises InvalidError in words about `source`."""
     command = ["setpriv", "--pdeathsig", "KILL", "--", *_limited(arguments)]
     try:
-        done = process.run(command, check=False, timeout=limit)
+        done = spawn.run(command, check=False, timeout=limit)
     except TimeoutExpired as error:
         raise _too_slow(source, limit) from error
     if done.returncode not in accepted:
-        words = process.last_words(done.stderr) or process.last_words(done.stdout)
+        words = spawn.last_words(done.stderr) or spawn.last_words(done.stdout)
         raise InvalidError(f"{source} is not a sound image: {words or f'exit status {done.returncode}'}")
     return done.stdout
 
@@ -186,7 +187,7 @@ def convert(
                 said = time.monotonic()
                 progress(f"converting: {done or '0'}%, {said - started:.0f} s")
     if child.returncode:
-        reason = process.last_words("\n".join(words)) or f"exit status {child.returncode}"
+        reason = spawn.last_words("\n".join(words)) or f"exit status {child.returncode}"
         raise QsysdError(f"cannot convert the image: {reason}")
 
 

@@ -6,13 +6,14 @@ import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 
-from qsysd import config, files, paths, render
+from qsysd import files, paths, render
+from qsysd.config import load
 from qsysd.errors import ExistsError, InvalidError, QsysdError
 from qsysd.host import allocation, base_images, checks, intents, locks, rendering, unit_jobs
 from qsysd.host.context import Host
 from qsysd.host.recovery import recover
 from qsysd.host.removal import remove_everything
-from qsysd.spec import VMSpec
+from qsysd.model.vm import VMSpec
 
 
 def create(
@@ -33,7 +34,7 @@ def create(
     host.require_ready()
     recover(host)
     defaults = host.store.defaults()
-    spec = config.parse_vm(text, source, defaults=defaults)
+    spec = load.parse_vm(text, source, defaults=defaults)
     image_lock = [f"image:{spec.image}"] if spec.image else []
     with locks.locked(host, [spec.name]), locks.locked(host, image_lock, exclusive=False):
         _check_free(host, spec.name)
@@ -63,7 +64,7 @@ def ensure_image(host: Host, text: str, source: str) -> None:
     ExistsError, NotFoundError.
     """
     host.require_ready()
-    spec = config.parse_vm(text, source, defaults=host.store.defaults())
+    spec = load.parse_vm(text, source, defaults=host.store.defaults())
     if not spec.image or host.images.exists(spec.image):
         return
     recover(host)
@@ -74,7 +75,7 @@ def ensure_image(host: Host, text: str, source: str) -> None:
 
 def require_network(host: Host, text: str, source: str) -> None:
     """Raise InvalidError for a definition without a NIC: SSH could not be waited for."""
-    if not config.parse_vm(text, source, defaults=host.store.defaults()).nics:
+    if not load.parse_vm(text, source, defaults=host.store.defaults()).nics:
         raise InvalidError(
             "--wait needs a VM with a network", hint="leave out --wait, and use: qsysd console NAME"
         )

@@ -7,11 +7,12 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from qsysd import acceleration, network, paths, process, tampering, taps, values
+from qsysd import network, paths, values
 from qsysd.errors import QsysdError
 from qsysd.host import divergence, helper_install, intents, recovery, rendering
 from qsysd.host.context import Host
-from qsysd.host.machine_types import PROGRAM
+from qsysd.qemu.machine_types import PROGRAM
+from qsysd.runtime import kvm, spawn, tampering, taps
 
 FREE_SPACE_LOW = 5 * 1024**3  # bytes; a Debian guest takes a few GiB as it lives
 PROGRAMS = ("qemu-img", "ip", "nft", "dnsmasq", "dhcp_release", "genisoimage", "ssh", "ssh-keygen")
@@ -55,19 +56,19 @@ def _systemd(host: Host) -> Iterator[Finding]:
 
 def _programs(host: Host) -> Iterator[Finding]:
     del host
-    if process.find(PROGRAM):
-        words = process.run([PROGRAM, "--version"], timeout=10).stdout.partition("\n")[0]
+    if spawn.find(PROGRAM):
+        words = spawn.run([PROGRAM, "--version"], timeout=10).stdout.partition("\n")[0]
         yield Finding("ok", "QEMU", words or "it does not tell its version")
     for program in (PROGRAM, *PROGRAMS):
-        if not process.find(program):
-            yield Finding("missing", program, "is not installed", f"apt install {process.PACKAGES[program]}")
+        if not spawn.find(program):
+            yield Finding("missing", program, "is not installed", f"apt install {spawn.PACKAGES[program]}")
     for program in BUILD_PROGRAMS:
-        if not process.find(program):
+        if not spawn.find(program):
             yield Finding(
                 "warning",
                 program,
                 "is not installed: qsysd image build needs it",
-                f"apt install {process.PACKAGES[program]}",
+                f"apt install {spawn.PACKAGES[program]}",
             )
 
 
@@ -93,8 +94,8 @@ def _devices(host: Host) -> Iterator[Finding]:
 
 
 def _kvm(host: Host) -> Iterator[Finding]:
-    acceleration.ensure(host.scope, again=True)
-    accel, reason = acceleration.chosen(host.scope)
+    kvm.ensure(host.scope, again=True)
+    accel, reason = kvm.chosen(host.scope)
     if accel == "kvm":
         yield Finding("ok", "KVM", "it ran a guest")
     else:

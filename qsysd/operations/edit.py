@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from qsysd import config, paths, render
+from qsysd import paths, render
+from qsysd.config import load
 from qsysd.errors import InvalidError, QsysdError
 from qsysd.host import allocation, checks, locks, rendering, unit_jobs, unit_states
 from qsysd.host.context import Host
 from qsysd.host.recovery import recover
-from qsysd.spec import VMSpec
+from qsysd.model.vm import VMSpec
 
 
 def edit(host: Host, name: str, text: str, *, before: str) -> bool:
@@ -25,8 +26,8 @@ def edit(host: Host, name: str, text: str, *, before: str) -> bool:
     with locks.locked(host, [name]), locks.locked(host, [paths.ADDRESSES]):
         if host.store.require(name) != before:
             raise QsysdError(f"{name} was changed by somebody else meanwhile", hint=f"qsysd edit {name}")
-        old = config.parse_vm(before, host.scope.definition(name), name=name, defaults=host.store.defaults())
-        new = config.parse_vm(text, f"{name}.yaml", name=name, defaults=host.store.defaults())
+        old = load.parse_vm(before, host.scope.definition(name), name=name, defaults=host.store.defaults())
+        new = load.parse_vm(text, f"{name}.yaml", name=name, defaults=host.store.defaults())
         new = replace(
             new, uuid=new.uuid or old.uuid, machine=allocation.pinned(host, new.machine or old.machine)
         )

@@ -13,7 +13,7 @@ from qsysd.host import console_log
 from qsysd.host.context import Host
 from qsysd.host.guest_states import guest_state
 from qsysd.host.unit_states import OFF, describe
-from qsysd.spec import VMSpec
+from qsysd.model.vm import VMSpec
 
 SSH_PORT = 22
 PROBE_TIMEOUT = 2.0  # seconds for one attempt at the guest's SSH port

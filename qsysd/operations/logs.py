@@ -8,6 +8,7 @@ from contextlib import ExitStack
 
 from qsysd import paths, process
 from qsysd.host.console_log import ConsoleLog
+from qsysd.runtime import spawn
 
 POLL_INTERVAL = 0.2  # seconds
 
@@ -19,7 +20,7 @@ def unit_arguments(vm: str, *, lines: int) -> list[str]:
 
 def unit_tail(vm: str, lines: int, *, colour: bool) -> tuple[str, str]:
     """Return a unit's last lines in the journal, and the cursor to follow it from; "" if it has none."""
-    done = process.run(
+    done = spawn.run(
         [*unit_arguments(vm, lines=lines), "--show-cursor"],
         extra_environment={"SYSTEMD_COLORS": "1" if colour else "0"},
     )

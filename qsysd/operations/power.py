@@ -17,7 +17,7 @@ from qsysd.host.unit_jobs import Outcome
 from qsysd.systemd import JobResult
 
 if TYPE_CHECKING:
-    from qsysd.qmp import Monitor
+    from qsysd.qemu.monitor import Monitor
 
 MONITOR_TIMEOUT = 5.0
 
@@ -133,8 +133,8 @@ def _render_stale(host: Host, names: Sequence[str]) -> dict[str, Outcome]:
 
 def ask(host: Host, name: str, action: Callable[[Monitor], str]) -> Outcome:
     """Do something over the monitor of a running VM."""
-    from qsysd.qmp import Monitor, MonitorError
-    from qsysd.wire import socket_path
+    from qsysd.qemu.monitor import Monitor, MonitorError
+    from qsysd.runtime.qmp import socket_path
 
     try:
         unit_states.require(host, [name])

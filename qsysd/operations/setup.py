@@ -5,14 +5,16 @@ from __future__ import annotations
 import ipaddress
 import os
 
-from qsysd import config, network, paths, process
+from qsysd import network, paths
+from qsysd.config import dump
 from qsysd.errors import ExistsError, HostError, QsysdError, StateError
 from qsysd.files import read_text, write_atomic
 from qsysd.host import divergence, journal, keys, locks, rendering
 from qsysd.host.context import Host
 from qsysd.host.helper_install import install_helper, install_units
 from qsysd.host.recovery import recover
-from qsysd.spec import NetworkKind, NetworkSpec
+from qsysd.model.network import NetworkKind, NetworkSpec
+from qsysd.runtime import spawn
 
 DEFAULT_NETWORK = "default"
 
@@ -80,7 +82,7 @@ def _group() -> list[str]:
     try:
         grp.getgrnam("kvm")
     except KeyError:
-        process.run(["systemd-sysusers", "--inline", "g kvm - -"])
+        spawn.run(["systemd-sysusers", "--inline", "g kvm - -"])
         return ["created the group kvm"]
     return []
 
@@ -91,7 +93,7 @@ def _default_network(host: Host) -> list[str]:
         return []
     taken = [host.store.load_network(name).subnet for name in host.store.network_names()]
     spec = NetworkSpec(DEFAULT_NETWORK, NetworkKind.NAT, network.choose_subnet(taken))
-    write_atomic(host.scope.network_definition(spec.name), config.dump_network(spec), 0o644)
+    write_atomic(host.scope.network_definition(spec.name), dump.dump_network(spec), 0o644)
     return [f"created the network {spec.name} on {spec.subnet}"]
 
 

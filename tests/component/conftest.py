@@ -11,10 +11,10 @@ from image_files import BOOT_SIGNATURE
 from own_host import OwnHost
 from stand_ins import StandIns
 
-from qsysd.host import machine_types
 from qsysd.images import Images
 from qsysd.operations import setup
 from qsysd.paths import Scope
+from qsysd.qemu import machine_types
 
 
 @pytest.fixture

@@ -114,15 +114,33 @@ def test_what_is_done_often_loads_little(run: Run, words: str) -> None:
     create(run)
     found = modules(run, *words.split())
     assert not found & HEAVY
-    heavy_parts = {"config", "render", "images", "network", "taps", "seed", "process", "spec"}
+    heavy_parts = {
+        "config.load",
+        "render",
+        "images",
+        "network",
+        "runtime.taps",
+        "seed",
+        "process",
+        "model.vm",
+    }
     assert not found & {f"qsysd.{name}" for name in heavy_parts}
 
 
 @pytest.mark.parametrize(
     ("verb", "more"),
     [
-        ("stop", {"qsysd.antispoof", "qsysd.process", "qsysd.roots", "qsysd.taps", "qsysd.trees"}),
-        ("ready", {"qsysd.wire"}),
+        (
+            "stop",
+            {
+                "qsysd.runtime.antispoof",
+                "qsysd.runtime.spawn",
+                "qsysd.runtime.roots",
+                "qsysd.runtime.taps",
+                "qsysd.trees",
+            },
+        ),
+        ("ready", {"qsysd.runtime.qmp"}),
         ("no-such-verb", set()),
     ],
 )
@@ -137,10 +155,10 @@ def test_the_helper_loads_little(host: OwnHost, verb: str, more: set[str]) -> No
     )
     lines = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
     found = {line.rsplit("|", 1)[1].strip() for line in lines}
-    assert "qsysd.helper" in found
+    assert "qsysd.runtime.helper" in found
     assert found & HEAVY_FOR_A_HELPER == set()
     own = {name for name in found if name.startswith("qsysd.")}
-    assert own <= {"qsysd.helper", "qsysd.errors", "qsysd.paths"} | more
+    assert own <= {"qsysd.runtime", "qsysd.runtime.helper", "qsysd.errors", "qsysd.paths"} | more
 
 
 # a whole life

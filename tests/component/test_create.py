@@ -15,14 +15,16 @@ from own_host import OwnHost
 from samples import KEY, UUID
 from stand_ins import StandIns
 
-from qsysd import config, network, paths, process, render, roots, seed, taps
+from qsysd import network, paths, render, seed
+from qsysd.config import dump
 from qsysd.errors import ExistsError, HostError, InvalidError, NotFoundError, QsysdError
 from qsysd.host import intents, journal, unit_states
 from qsysd.images.formats import read_header
+from qsysd.model.vm import VMSpec
 from qsysd.operations import create, delete, power
 from qsysd.operations import edit as edit_verb
 from qsysd.operations.create import ensure_image
-from qsysd.spec import VMSpec
+from qsysd.runtime import roots, spawn, taps
 
 IMAGE_VM = "name: {}\nimage: tiny\ndisks: [{{size: 1M}}]\n"
 
@@ -352,7 +354,7 @@ def test_a_broken_image_is_refused(host: OwnHost, unchanged: Callable[[], None])
 def test_a_disk_that_is_smaller_than_its_image_is_refused(
     host: OwnHost, unchanged: Callable[[], None]
 ) -> None:
-    process.run(["qemu-img", "resize", "-q", host.scope.image("tiny"), "2M"])
+    spawn.run(["qemu-img", "resize", "-q", host.scope.image("tiny"), "2M"])
     refused(host, IMAGE_VM.format("web1"), InvalidError, "too small for image tiny")
     unchanged()
 
@@ -575,7 +577,7 @@ def test_a_nic_that_goes_takes_its_entry_along(host: OwnHost) -> None:
     spec = make(host, more="nics: [{}, {}]\n")
     assert len(network.hosts(host.scope, "default", "web1")) == 2
     before = host.store.require("web1")
-    kept = config.dump_vm(replace(spec, nics=spec.nics[:1]))
+    kept = dump.dump_vm(replace(spec, nics=spec.nics[:1]))
     edit_verb.edit(host, "web1", kept, before=before)
     assert network.hosts(host.scope, "default", "web1") == [(spec.nics[0].mac, spec.nics[0].address)]
     assert "KillUnit qsysd-dhcp@default.service main 1" in host.fake.calls

@@ -34,9 +34,11 @@ from wire import (
     udp_payload,
 )
 
-from qsysd import antispoof, bridges, config, network, paths, render, tampering, taps
+from qsysd import network, paths, render
+from qsysd.config import load
 from qsysd.errors import HostError, StateError
 from qsysd.paths import Scope
+from qsysd.runtime import antispoof, bridges, tampering, taps
 
 pytestmark = pytest.mark.needs_root
 
@@ -67,7 +69,7 @@ class Host:
     def render(self, *keys: str) -> None:
         """Write what the network's definition comes to, with these keys more, and bring the network up."""
         text = "\n".join(("name: default", "subnet: 10.83.0.0/24", *keys))
-        spec = config.parse_network(text, "default.yaml")
+        spec = load.parse_network(text, "default.yaml")
         for path, text in render.network_files(spec, self.scope).items():
             with open(path, "w", encoding="utf-8") as file:
                 file.write(text)

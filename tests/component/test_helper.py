@@ -18,9 +18,9 @@ import pytest
 import wire
 from qmp_peer import Connection, Peer, Refuse, Script
 
-from qsysd import helper, roots
 from qsysd.errors import HostError, InvalidError, QsysdError, TimeoutExpired
 from qsysd.paths import Scope
+from qsysd.runtime import helper, roots
 from qsysd.store import Started, Store
 
 VM = "web1"
@@ -500,7 +500,7 @@ def test_before_start_records_what_the_vm_starts_with(
         monkeypatch.setenv("QSYSD_ACCEL", words)
     else:
         monkeypatch.delenv("QSYSD_ACCEL")
-        monkeypatch.setattr("qsysd.acceleration.probe", lambda: None)
+        monkeypatch.setattr("qsysd.runtime.kvm.probe", lambda: None)
     helper.before_start(scope, VM)
     assert Store(scope).started(VM) == Started("0123456789abcdef", 512, 2, accelerator)
 
@@ -718,7 +718,8 @@ def test_the_unprivileged_steps_give_up_all_that_is_roots(scope: Scope) -> None:
     os.chown(scope.runtime(VM), UID, GID)
     program = (
         "import os\n"
-        "from qsysd import helper, paths\n"
+        "from qsysd import paths\n"
+        "from qsysd.runtime import helper\n"
         "def show():\n"
         "    status = dict(line.split(':', 1) for line in open('/proc/self/status'))\n"
         "    print(os.getresuid(), os.getresgid(), os.getgroups())\n"
@@ -733,7 +734,7 @@ def test_the_unprivileged_steps_give_up_all_that_is_roots(scope: Scope) -> None:
         "helper.become_root()\n"
         "show()\n"
     )
-    package = os.path.dirname(os.path.dirname(helper.__file__))
+    package = Path(helper.__file__).parents[2]
     done = subprocess.run(
         [sys.executable, "-c", program],
         check=True,

@@ -17,12 +17,13 @@ import systemd_syntax
 from own_host import OwnHost
 from stand_ins import StandIns
 
-from qsysd import acceleration, process
 from qsysd.errors import HostError, QsysdError, StateError
-from qsysd.host import base_images, console_log, helper_install, intents, journal, keys, machine_types
+from qsysd.host import base_images, console_log, helper_install, intents, journal, keys
 from qsysd.images.formats import BrokenImageError, backing_chain, read_header
 from qsysd.operations import create, delete, doctor, image, query, setup
 from qsysd.paths import Scope
+from qsysd.qemu import machine_types
+from qsysd.runtime import kvm, spawn
 
 # set-up
 
@@ -155,7 +156,7 @@ def test_the_last_step_starts_python_only_for_something_to_do(
 
 def test_the_helper_is_compiled_and_open_to_the_vms_users(host: OwnHost) -> None:
     directory = Path(host.scope.helper_dir, current(host))
-    assert len(list(directory.glob("qsysd/__pycache__/*.pyc"))) == len(helper_install.HELPER_MODULES)
+    assert len(list(directory.glob("qsysd/**/*.pyc"))) == len(helper_install.HELPER_MODULES)
     for path in [directory, *directory.rglob("*")]:
         assert path.stat().st_mode & 0o004, path
 
@@ -168,7 +169,7 @@ def test_an_upgrade_switches_at_one_blow_and_keeps_the_one_before(
     second = current(host)
     assert helpers(host) == {first, second}
     # a stop that began before goes on with what it began with
-    assert os.path.exists(os.path.join(host.scope.helper_dir, first, "qsysd", "wire.py"))
+    assert os.path.exists(os.path.join(host.scope.helper_dir, first, "qsysd/runtime/qmp.py"))
     assert upgrade(host, monkeypatch, 3)
     assert helpers(host) == {second, current(host)}
     assert upgrade(host, monkeypatch, 3) == []
@@ -243,7 +244,7 @@ def helper_file(host: OwnHost, name: str) -> Path:
 
 def compiled(host: OwnHost) -> Path:
     """Return a compiled file of the helper."""
-    (path,) = helper_file(host, "qsysd/__pycache__").glob("taps.*.pyc")
+    (path,) = helper_file(host, "qsysd/runtime/__pycache__").glob("taps.*.pyc")
     return path
 
 
@@ -260,7 +261,7 @@ def into_link(path: Path) -> None:
 
 
 INSTALLED: dict[str, Callable[[OwnHost], Path]] = {
-    "module": lambda host: helper_file(host, "qsysd/helper.py"),
+    "module": lambda host: helper_file(host, "qsysd/runtime/helper.py"),
     "main program": lambda host: helper_file(host, "qsysd-helper"),
     "after-stop": lambda host: helper_file(host, "after-stop"),
     "digests": lambda host: helper_file(host, "compiled.sha256"),
@@ -310,7 +311,7 @@ def test_a_directory_of_the_helper_that_others_can_write_is_installed_again(host
 
 def test_a_helper_that_is_damaged_again_is_installed_again(host: OwnHost) -> None:
     for _ in range(3):
-        helper_file(host, "qsysd/helper.py").write_text("def broken(:", encoding="utf-8")
+        helper_file(host, "qsysd/runtime/helper.py").write_text("def broken(:", encoding="utf-8")
         in_use = current(host)
         assert helper_install.install_helper(host)
         # a stop that began before goes on with what it began with
@@ -322,7 +323,7 @@ def test_a_helper_that_is_damaged_again_is_installed_again(host: OwnHost) -> Non
 
 
 @pytest.fixture
-def kvm(monkeypatch: pytest.MonkeyPatch) -> None:
+def device_kvm(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the host have a /dev/kvm, whatever the machine has."""
     real = os.path.exists
     monkeypatch.setattr(os.path, "exists", lambda path: path == "/dev/kvm" or real(path))
@@ -332,16 +333,16 @@ def kvm(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_accelerator_that_is_damaged_is_chosen_again(
     scope: Scope, monkeypatch: pytest.MonkeyPatch, content: bytes
 ) -> None:
-    monkeypatch.setattr(acceleration, "probe", lambda: "no KVM")
+    monkeypatch.setattr(kvm, "probe", lambda: "no KVM")
     os.makedirs(scope.runtime_dir)
     Path(scope.acceleration_file).write_bytes(content)
-    assert acceleration.chosen(scope) == ("tcg", "no KVM")
+    assert kvm.chosen(scope) == ("tcg", "no KVM")
 
 
-@pytest.mark.usefixtures("kvm")
+@pytest.mark.usefixtures("device_kvm")
 def test_kvm_that_runs_a_guest_is_chosen(scope: Scope, stand_ins: StandIns) -> None:
     stand_ins.add("qemu-system-x86_64", "exit 85")
-    acceleration.ensure(scope)
+    kvm.ensure(scope)
     assert Path(scope.acceleration_file).read_text(encoding="utf-8") == (
         "# kvm: it ran a guest\nQSYSD_ACCEL=-accel kvm\nQSYSD_CPU=-cpu host\n"
     )
@@ -351,7 +352,7 @@ def test_kvm_that_runs_a_guest_is_chosen(scope: Scope, stand_ins: StandIns) -> N
     assert not os.path.exists(call[call.index("-kernel") + 1])
 
 
-@pytest.mark.usefixtures("kvm")
+@pytest.mark.usefixtures("device_kvm")
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
@@ -366,20 +367,20 @@ def test_kvm_that_runs_no_guest_is_not_chosen_and_the_reason_is_kept(
     scope: Scope, stand_ins: StandIns, monkeypatch: pytest.MonkeyPatch, body: str, reason: str
 ) -> None:
     if "sleep" in body:
-        monkeypatch.setattr(acceleration, "PROBE_TIMEOUT", 0.2)
+        monkeypatch.setattr(kvm, "PROBE_TIMEOUT", 0.2)
         body = "exec sleep 1000"
     stand_ins.add("qemu-system-x86_64", body)
-    accel, words = acceleration.chosen(scope)
+    accel, words = kvm.chosen(scope)
     assert accel == "tcg"
     assert reason in words
     lines = Path(scope.acceleration_file).read_text(encoding="utf-8").splitlines()
     assert lines[1:] == ["QSYSD_ACCEL=-accel tcg", "QSYSD_CPU=-cpu max,erms=off,fsrm=off"]
 
 
-@pytest.mark.usefixtures("kvm")
+@pytest.mark.usefixtures("device_kvm")
 def test_words_of_qemu_cannot_become_a_line_of_their_own(scope: Scope, stand_ins: StandIns) -> None:
     stand_ins.add("qemu-system-x86_64", r"printf 'x\nA=\033[2J\ry\\' >&2; exit 1")
-    acceleration.ensure(scope)
+    kvm.ensure(scope)
     text = Path(scope.acceleration_file).read_text(encoding="utf-8")
     assert systemd_syntax.environment_file(text) == {
         "QSYSD_ACCEL": "-accel tcg",
@@ -388,24 +389,24 @@ def test_words_of_qemu_cannot_become_a_line_of_their_own(scope: Scope, stand_ins
     assert "\x1b" not in text
 
 
-@pytest.mark.usefixtures("kvm")
+@pytest.mark.usefixtures("device_kvm")
 def test_a_host_is_tried_once_until_it_boots_again_or_somebody_asks(
     scope: Scope, stand_ins: StandIns
 ) -> None:
     stand_ins.add("qemu-system-x86_64", "exit 85")
     for _ in range(3):
-        acceleration.ensure(scope)
+        kvm.ensure(scope)
     assert len(stand_ins.calls("qemu-system-x86_64")) == 1
     stand_ins.add("qemu-system-x86_64", "exit 1")
-    acceleration.ensure(scope, again=True)
-    assert acceleration.chosen(scope)[0] == "tcg"
+    kvm.ensure(scope, again=True)
+    assert kvm.chosen(scope)[0] == "tcg"
 
 
 def test_no_device_needs_no_trial(scope: Scope, stand_ins: StandIns, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.path.exists
     monkeypatch.setattr(os.path, "exists", lambda path: path != "/dev/kvm" and real(path))
     stand_ins.add("qemu-system-x86_64", "exit 85")
-    assert acceleration.chosen(scope) == ("tcg", "/dev/kvm does not exist")
+    assert kvm.chosen(scope) == ("tcg", "/dev/kvm does not exist")
     assert stand_ins.calls("qemu-system-x86_64") == []
 
 
@@ -448,40 +449,40 @@ def test_machine_types_that_are_damaged_are_asked_for_again(host: OwnHost, conte
 
 
 def test_a_program_that_is_missing_names_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "SYSTEM_PATH", "/nonexistent")
+    monkeypatch.setattr(spawn, "SYSTEM_PATH", "/nonexistent")
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(HostError, match="dhcp_release is not installed") as caught:
-        process.run(["dhcp_release"])
+        spawn.run(["dhcp_release"])
     assert caught.value.hint == "apt install dnsmasq-utils"
 
 
 def test_programs_get_a_closed_input_and_plain_english(stand_ins: StandIns) -> None:
     stand_ins.add("tool", 'cat; echo "$LANG $LC_ALL"')
-    assert process.run(["tool"]).stdout == "C.UTF-8 C.UTF-8\n"
-    assert process.run(["tool"], stdin="fed\n").stdout == "fed\nC.UTF-8 C.UTF-8\n"
+    assert spawn.run(["tool"]).stdout == "C.UTF-8 C.UTF-8\n"
+    assert spawn.run(["tool"], stdin="fed\n").stdout == "fed\nC.UTF-8 C.UTF-8\n"
 
 
 def test_arguments_reach_a_program_as_they_are(stand_ins: StandIns) -> None:
     stand_ins.add("tool")
     arguments = ["", " ", "a b", "$HOME", "`id`", "*", "'", '"', "\\", "-x", "é", "a\nb"]
-    process.run(["tool", *arguments])
+    spawn.run(["tool", *arguments])
     assert stand_ins.calls("tool") == [arguments]
 
 
 def test_a_failed_program_is_quoted_by_its_last_words(stand_ins: StandIns) -> None:
     stand_ins.add("tool", "echo out; printf 'first\\n\\nlast words\\n\\n' >&2; exit 3")
-    with pytest.raises(process.CommandError, match=r"^tool failed: last words$") as caught:
-        process.run(["tool", "-x"])
+    with pytest.raises(spawn.CommandError, match=r"^tool failed: last words$") as caught:
+        spawn.run(["tool", "-x"])
     assert (caught.value.returncode, caught.value.argv) == (3, ["tool", "-x"])
     stand_ins.add("tool", "exit 4")
-    with pytest.raises(process.CommandError, match="exit status 4"):
-        process.run(["tool"])
+    with pytest.raises(spawn.CommandError, match="exit status 4"):
+        spawn.run(["tool"])
 
 
 def test_a_program_that_hangs_is_ended(stand_ins: StandIns) -> None:
     stand_ins.add("tool", "exec sleep 1000")
     with pytest.raises(QsysdError, match=r"tool did not end within 0\.1 s"):
-        process.run(["tool"], timeout=0.1)
+        spawn.run(["tool"], timeout=0.1)
 
 
 def test_under_debugging_a_command_can_be_copied(
@@ -489,7 +490,7 @@ def test_under_debugging_a_command_can_be_copied(
 ) -> None:
     stand_ins.add("tool")
     monkeypatch.setenv("QSYSD_DEBUG", "1")
-    process.run(["tool", "a b", "$x"])
+    spawn.run(["tool", "a b", "$x"])
     assert capfd.readouterr().err == f"+ {stand_ins.directory}/tool 'a b' '$x'\n"
 
 
@@ -656,7 +657,7 @@ def test_a_chain_that_leads_elsewhere_is_not_followed_into_pipes_and_devices(tmp
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     overlay = tmp_path / "overlay.qcow2"
-    process.run(
+    spawn.run(
         ["qemu-img", "create", "-q", "-u", "-f", "qcow2", "-F", "raw", "-b", str(fifo), str(overlay), "1M"]
     )
     assert backing_chain(str(overlay)) == [str(fifo)]
@@ -729,8 +730,8 @@ def test_doctor_on_a_host_that_was_never_set_up(scope: Scope) -> None:
 def test_doctor_names_the_package_of_a_missing_program(
     healthy: OwnHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = process.find
-    monkeypatch.setattr(process, "find", lambda program: None if program == "genisoimage" else real(program))
+    real = spawn.find
+    monkeypatch.setattr(spawn, "find", lambda program: None if program == "genisoimage" else real(program))
     findings = {finding.subject: finding for finding in doctor.examine(healthy)}
     assert (findings["genisoimage"].level, findings["genisoimage"].remedy) == (
         "missing",
@@ -760,7 +761,7 @@ def test_doctor_finds_half_made_and_broken_vms(healthy: OwnHost) -> None:
 def test_doctor_tells_that_vms_run_without_kvm(
     healthy: OwnHost, stand_ins: StandIns, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(acceleration, "probe", lambda: "failed to set MSR 0x10a")
+    monkeypatch.setattr(kvm, "probe", lambda: "failed to set MSR 0x10a")
     findings = {finding.subject: finding for finding in doctor.examine(healthy)}
     assert findings["KVM"].level == "warning"
     assert "failed to set MSR 0x10a" in findings["KVM"].message

@@ -21,15 +21,15 @@ import yaml
 from image_files import MIB, info, qemu_img
 from stand_ins import StandIns
 
-from qsysd import process
 from qsysd.errors import ExistsError, HostError, InvalidError, QsysdError
 from qsysd.images import Images, build, sources
 from qsysd.paths import Scope
+from qsysd.runtime import spawn
 
 pytestmark = [
     pytest.mark.needs_root,
     pytest.mark.skipif(
-        not os.path.exists(build.BOOT_SECTOR) or not shutil.which("mke2fs", path=process.SYSTEM_PATH),
+        not os.path.exists(build.BOOT_SECTOR) or not shutil.which("mke2fs", path=spawn.SYSTEM_PATH),
         reason="apt install grub-common grub-pc-bin e2fsprogs",
     ),
 ]
@@ -118,7 +118,7 @@ def test_the_image_is_sound_and_holds_the_tree(images: Images, tiny: StandIns, t
     qemu_img("convert", "-O", "raw", image.path, raw)
     partition = f"{raw}?offset={MIB}"
     subprocess.run(["e2fsck", "-fn", partition], check=True, capture_output=True)
-    if shutil.which("sfdisk", path=process.SYSTEM_PATH):
+    if shutil.which("sfdisk", path=spawn.SYSTEM_PATH):
         done = subprocess.run(["sfdisk", "--verify", str(raw)], capture_output=True, text=True, check=True)
         assert "No errors detected" in done.stdout
     show = subprocess.run(
@@ -182,7 +182,7 @@ def test_a_taken_name(images: Images, tiny: StandIns, scope: Scope) -> None:
 def test_all_missing_tools_are_named_at_once(
     images: Images, scope: Scope, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(process, "find", lambda program: None)
+    monkeypatch.setattr(spawn, "find", lambda program: None)
     monkeypatch.setattr(build, "BOOT_SECTOR", "/nonexistent")
     with pytest.raises(HostError) as error:
         images.build("debian")

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 from qmp_peer import GREETING, Connection, Peer, Refuse, Script
 
-from qsysd import qmp, wire
-from qsysd.qmp import (
+from qsysd.qemu.monitor import (
+    EVENTS_MAX,
     CommandRefused,
     Monitor,
     MonitorBusy,
@@ -25,7 +25,8 @@ from qsysd.qmp import (
     MonitorGone,
     MonitorTimeout,
 )
-from qsysd.wire import RunStateQuestion, Wire
+from qsysd.runtime import qmp
+from qsysd.runtime.qmp import RunStateQuestion, Wire
 
 SHORT = 0.2  # seconds that a client waits in a test in which nothing comes
 Serve = Callable[[Script], Peer]
@@ -236,7 +237,7 @@ def test_a_flood_of_events_does_not_fill_the_memory(serve: Serve) -> None:
     with connect() as monitor:
         with contextlib.suppress(MonitorTimeout):
             monitor.wait_event("NEVER", timeout=3 * SHORT)
-        assert len(monitor.events) == qmp.EVENTS_MAX
+        assert len(monitor.events) == EVENTS_MAX
 
 
 # late, busy, gone
@@ -417,7 +418,7 @@ def test_garbage_in_the_greetings_place(client: Client, serve: Serve, greeting: 
 
 @CLIENTS
 def test_a_line_without_end(client: Client, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wire, "LINE_MAX", 1_000_000)
+    monkeypatch.setattr(qmp, "LINE_MAX", 1_000_000)
 
     def script(connection: Connection) -> None:
         while True:

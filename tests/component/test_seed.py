@@ -12,10 +12,11 @@ import yaml
 from samples import KEY, any_vms, vm
 from stand_ins import StandIns
 
-from qsysd import process, seed
+from qsysd import seed
 from qsysd.errors import HostError, QsysdError
+from qsysd.model.nic import Nic
 from qsysd.paths import Scope
-from qsysd.spec import Nic
+from qsysd.runtime import spawn
 
 # ECMA-119: the primary volume descriptor is in sector 16, its label at byte 40
 LABEL = slice(16 * 2048 + 40, 16 * 2048 + 72)
@@ -152,7 +153,7 @@ def test_a_tool_that_fails_is_quoted_and_leaves_the_old_disk(
 def test_a_missing_tool_names_its_package(
     scope: Scope, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(process, "find", lambda program: None)
+    monkeypatch.setattr(spawn, "find", lambda program: None)
     with pytest.raises(HostError) as caught:
         seed.write(vm(), scope)
     assert caught.value.hint == "apt install genisoimage"

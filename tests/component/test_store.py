@@ -14,7 +14,8 @@ import wire
 from samples import vm
 
 import qsysd
-from qsysd import config, render, seed
+from qsysd import render, seed
+from qsysd.config import load
 from qsysd.errors import InvalidError, NotFoundError, QsysdError
 from qsysd.files import SyncedTogether, read_text, remove, write_atomic
 from qsysd.names import in_order
@@ -399,7 +400,7 @@ def test_a_summary_of_a_file_that_is_no_text_has_at_least_the_name(definitions: 
 def test_definitions_are_written_as_they_are_read(definitions: Store) -> None:
     definitions.write_definition(vm(stop_timeout=7))
     text = definitions.require("web1")
-    assert config.parse_vm(text, "x") == vm(stop_timeout=7)
+    assert load.parse_vm(text, "x") == vm(stop_timeout=7)
     assert remove("nothing") is False
 
 

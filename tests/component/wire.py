@@ -13,7 +13,7 @@ import subprocess
 import time
 from collections.abc import Iterable, Iterator
 
-from qsysd import taps
+from qsysd.runtime import taps
 
 CLONE_FS = 0x00000200
 CLONE_NEWNS = 0x00020000

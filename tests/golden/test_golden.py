@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from qsysd import config, qemuargs, render, seed
+from qsysd import render, seed
+from qsysd.config import dump, load
+from qsysd.model.vm import VMSpec
 from qsysd.paths import Scope
-from qsysd.spec import VMSpec
+from qsysd.qemu import argv
 
 HERE = Path(__file__).parent
 CASES = sorted((HERE / "cases").glob("*.yaml"))
@@ -20,7 +22,7 @@ HELPER = ["/usr/bin/python3", "-I", "-S", "-E", "/var/lib/qsysd/helper/current/q
 
 def spec_of(case: Path) -> VMSpec:
     """Return the spec of a case's definition."""
-    return config.parse_vm(case.read_text(), case.name, name=None)
+    return load.parse_vm(case.read_text(), case.name, name=None)
 
 
 def compare(directory: str, files: dict[str, str], regenerate: bool) -> None:
@@ -48,8 +50,8 @@ def test_vm(case: Path, regenerate: bool) -> None:
     spec = spec_of(case)
     rendered = render.vm(spec, SCOPE)
     files = {
-        "definition.yaml": config.dump_vm(spec),
-        "argv": "".join(f"{word}\n" for word in qemuargs.build(spec, SCOPE)),
+        "definition.yaml": dump.dump_vm(spec),
+        "argv": "".join(f"{word}\n" for word in argv.build(spec, SCOPE)),
         "environment": rendered.environment,
         "drop-in.conf": rendered.drop_in,
     }
@@ -80,9 +82,9 @@ def test_unit(version: int, regenerate: bool) -> None:
     ],
 )
 def test_network(directory: str, name: str, subnet: str, regenerate: bool) -> None:
-    spec = config.parse_network(f"name: {name}\nkind: nat\nsubnet: {subnet}\n", f"{name}.yaml")
+    spec = load.parse_network(f"name: {name}\nkind: nat\nsubnet: {subnet}\n", f"{name}.yaml")
     files = {Path(path).name: text for path, text in render.network_files(spec, SCOPE).items()}
-    compare(directory, files | {f"{name}.yaml": config.dump_network(spec)}, regenerate)
+    compare(directory, files | {f"{name}.yaml": dump.dump_network(spec)}, regenerate)
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.stem)
@@ -94,12 +96,12 @@ def test_examples_are_valid(example: Path) -> None:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.stem)
 def test_definition_says_what_the_spec_says(case: Path) -> None:
     spec = spec_of(case)
-    assert config.parse_vm(config.dump_vm(spec), case.name) == spec
+    assert load.parse_vm(dump.dump_vm(spec), case.name) == spec
 
 
 def test_every_key_is_exercised() -> None:
     documents = [yaml.safe_load(case.read_text()) for case in CASES]
-    assert {key for document in documents for key in document} == set(config.VM_KEYS)
+    assert {key for document in documents for key in document} == set(load.VM_KEYS)
     for part, keys in (("disks", {"size"}), ("nics", {"network", "mac", "address"})):
         assert {key for document in documents for item in document.get(part, []) for key in item} == keys
 

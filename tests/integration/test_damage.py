@@ -80,7 +80,9 @@ def test_a_damaged_helper_is_named_by_doctor_and_installed_again_by_setup(
     for each in (name, other):
         create(host, each, options=FROZEN)
     host.qsysd("stop", name)
-    host.sh(f"cd {HELPER}/qsysd; truncate -s 200 __pycache__/helper.*.pyc; echo 'def broken(:' >helper.py")
+    host.sh(
+        f"cd {HELPER}/qsysd/runtime; truncate -s 200 __pycache__/helper.*.pyc; echo 'def broken(:' >helper.py"
+    )
     said = refused(host, "start", name, status=1)
     assert "did not start" in said
     done = host.qsysd("doctor", "--json", check=False)

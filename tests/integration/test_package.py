@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 import pytest
 from labtest import REPOSITORY, LabHost, find_package, tiny_options
 
-from qsysd import __version__, process
+from qsysd import __version__
 from qsysd.cli.verbs import VERBS
 from qsysd.images import build
+from qsysd.runtime import spawn
 
 if TYPE_CHECKING:
     from tests.integration.conftest import Lab, VMFactory
@@ -45,7 +46,7 @@ def next_version(folder: Path) -> Path:
     control.write_text(re.sub("^Version: .*", "Version: 99", control.read_text(), flags=re.MULTILINE))
     installed = tree / "usr/lib/python3/dist-packages/qsysd"
     for source in (
-        installed / "helper.py",
+        installed / "runtime/helper.py",
         *installed.glob("templates/qemu-vm@*"),
         installed / "templates/vm.conf.j2",
     ):
@@ -159,7 +160,7 @@ def test_package_names_what_it_needs() -> None:
     """Of what `qsysd` tells people to install by hand, nothing is missing after `apt install qsysd`."""
     fields = run("dpkg-deb", "--field", find_package(), "Depends", "Recommends")
     named = set(re.findall(r"[a-z0-9.+-]{3,}", fields))
-    assert {*process.PACKAGES.values(), *build.TOOLS.values(), "grub-pc-bin"} <= named
+    assert {*spawn.PACKAGES.values(), *build.TOOLS.values(), "grub-pc-bin"} <= named
 
 
 def test_manual_names_each_verb() -> None:

@@ -18,12 +18,13 @@ from click.testing import CliRunner, Result
 from samples import KEY, vm
 
 import qsysd
-from qsysd import cli, config, paths, render
+from qsysd import cli, paths, render
 from qsysd.cli import command, foreign
 from qsysd.cli.progress import Progress
 from qsysd.cli.usage import similar
 from qsysd.cli.verbs import ALIASES, DESTRUCTIVE, GROUPS, VERBS
 from qsysd.cli.vm import _definition
+from qsysd.config import dump, load
 from qsysd.errors import (
     KINDS,
     ExistsError,
@@ -36,11 +37,13 @@ from qsysd.errors import (
 from qsysd.host import checks, listing
 from qsysd.host.context import Host
 from qsysd.host.unit_jobs import Outcome
+from qsysd.model.disk import Disk
+from qsysd.model.nic import Nic
+from qsysd.model.vm import Accel, Kernel, VMSpec
 from qsysd.operations import create, delete, doctor, edit, guest, image, power, query, setup
 from qsysd.paths import Scope
-from qsysd.spec import Accel, Disk, Kernel, Nic, VMSpec
 
-DEFINITIONS = {name: config.dump_vm(vm(name=name, seed=False)) for name in ("web1", "web2")}
+DEFINITIONS = {name: dump.dump_vm(vm(name=name, seed=False)) for name in ("web1", "web2")}
 
 
 class OwnHost(Host):
@@ -410,7 +413,7 @@ def definition(*words: str) -> VMSpec:
     context = COMMANDS["create"].make_context("create", list(words), resilient_parsing=False)
     name = context.params.pop("name")
     text, source = _definition(name, context.params)
-    return config.parse_vm(text, source)
+    return load.parse_vm(text, source)
 
 
 @pytest.mark.parametrize(
@@ -465,7 +468,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
 
     def call(host: Host, text: str, source: str, **options: Any) -> VMSpec:
-        spec = config.parse_vm(text, source)
+        spec = load.parse_vm(text, source)
         found.append({"spec": spec, "source": source, **options})
         return vm(name=spec.name)
 

@@ -11,15 +11,18 @@ from typing import Any
 import pytest
 from samples import KEY, MAC, NASTY, UUID, any_vms, vm
 
-from qsysd import config
+from qsysd.config import dump, load
 from qsysd.errors import InvalidError
-from qsysd.spec import Accel, Defaults, Disk, Kernel, NetworkKind, NetworkSpec, Nic, VMSpec
+from qsysd.model.disk import Disk
+from qsysd.model.network import NetworkKind, NetworkSpec
+from qsysd.model.nic import Nic
+from qsysd.model.vm import Accel, Defaults, Kernel, VMSpec
 
 GIB = 1024**3
 
 
 def parse(text: str, **options: Any) -> VMSpec:
-    return config.parse_vm(text, "web1.yaml", **options)
+    return load.parse_vm(text, "web1.yaml", **options)
 
 
 def problems(text: str, **options: Any) -> list[str]:
@@ -93,7 +96,7 @@ def test_every_key_is_in_the_spec() -> None:
     fields = {field.name for field in dataclasses.fields(VMSpec)}
     inside_kernel = {"initrd", "append"}
     units = {"memory": "memory_mib", "memory_limit": "memory_limit_mib"}
-    assert fields == {units.get(key, key) for key in config.VM_KEYS} - inside_kernel
+    assert fields == {units.get(key, key) for key in load.VM_KEYS} - inside_kernel
 
 
 def test_what_is_left_out_has_a_default() -> None:
@@ -122,7 +125,7 @@ def test_what_is_left_out_has_a_default() -> None:
 
 
 def test_defaults_of_the_host_take_the_place_of_those_built_in() -> None:
-    host = config.parse_defaults(
+    host = load.parse_defaults(
         "accel: tcg\nmemory: 2G\ncpus: 3\ndisk_size: 5G\nnetwork: lan\nstop_timeout: 10s", "qsysd.yaml"
     )
     assert host == Defaults(Accel.TCG, 2048, 3, 5 * GIB, "lan", 10)
@@ -133,12 +136,12 @@ def test_defaults_of_the_host_take_the_place_of_those_built_in() -> None:
 
 @pytest.mark.parametrize("text", ["", "\n", "# only\n  # comments\n", "---\n"])
 def test_defaults_may_be_empty(text: str) -> None:
-    assert config.parse_defaults(text, "qsysd.yaml") == Defaults()
+    assert load.parse_defaults(text, "qsysd.yaml") == Defaults()
 
 
 def test_defaults_are_checked() -> None:
     with pytest.raises(InvalidError, match=r"qsysd.yaml:1: memory: .*\nqsysd.yaml:2: unknown key 'cpu'"):
-        config.parse_defaults("memory: 1\ncpu: host\n", "qsysd.yaml")
+        load.parse_defaults("memory: 1\ncpu: host\n", "qsysd.yaml")
 
 
 def test_no_nics_is_not_the_same_as_nothing_about_nics() -> None:
@@ -153,7 +156,7 @@ def test_a_seed_comes_with_an_image_unless_it_is_refused() -> None:
 
 
 def test_keys_without_a_value_count_as_left_out() -> None:
-    nothing = "".join(f"{key}:\n" for key in config.VM_KEYS if key not in ("name", "image"))
+    nothing = "".join(f"{key}:\n" for key in load.VM_KEYS if key not in ("name", "image"))
     assert valid(nothing) == valid("")
     assert problems("name:\nimage: debian") == ["web1.yaml:1: the key 'name' is missing"]
 
@@ -188,7 +191,7 @@ seed: yes
 
 def test_errors_of_a_command_line_name_no_file() -> None:
     with pytest.raises(InvalidError) as caught:
-        config.parse_vm("name: web1\nimage: debian\nmemory: 1\n", "")
+        load.parse_vm("name: web1\nimage: debian\nmemory: 1\n", "")
     assert caught.value.message == "memory: 1 is too little memory; the least is 16M"
     assert caught.value.hint == "qsysd create --help"
 
@@ -512,7 +515,7 @@ def test_hostile_files_are_refused_in_words(text: str) -> None:
 def test_any_text_is_a_definition_or_refused() -> None:
     chance = random.Random(7)
     pieces = [
-        *NASTY, *config.VM_KEYS, "\n", "\n  ", "\n- ", ": ", ": ", ", ", "[", "]", "{", "}",
+        *NASTY, *load.VM_KEYS, "\n", "\n  ", "\n- ", ": ", ": ", ", ", "[", "]", "{", "}",
         "name: web1\n", "image: debian\n",
         "size: 1G", "mac: ", "|\n", ">-\n", "? ", "!!int ", "!!str ", "&x ", "*x", "\t", "\r", "\x00",
         "\x85", "\ud834",
@@ -528,14 +531,14 @@ def test_any_text_is_a_definition_or_refused() -> None:
 def test_a_valid_definition_with_a_piece_out_of_place_is_a_definition_or_refused() -> None:
     chance = random.Random(8)
     for spec in any_vms(25, seed=8):
-        text = config.dump_vm(spec)
+        text = dump.dump_vm(spec)
         cut = chance.randrange(len(text))
         text = text[:cut] + chance.choice(NASTY) + text[cut + chance.randrange(3) :]
         try:
             again = parse(text)
         except InvalidError:
             continue
-        assert parse(config.dump_vm(dataclasses.replace(again, uuid=UUID))).name == again.name
+        assert parse(dump.dump_vm(dataclasses.replace(again, uuid=UUID))).name == again.name
 
 
 # and back
@@ -543,17 +546,17 @@ def test_a_valid_definition_with_a_piece_out_of_place_is_a_definition_or_refused
 
 def test_a_spec_survives_being_written_and_read() -> None:
     for spec in any_vms(60):
-        assert parse(config.dump_vm(spec), name=spec.name) == spec, config.dump_vm(spec)
+        assert parse(dump.dump_vm(spec), name=spec.name) == spec, dump.dump_vm(spec)
 
 
 def test_a_spec_does_not_depend_on_the_defaults_once_it_is_written() -> None:
     others = Defaults(Accel.KVM, 77, 7, 7 * GIB, "lan", 7)
     for spec in any_vms(10, seed=2):
-        assert parse(config.dump_vm(spec), defaults=others) == spec
+        assert parse(dump.dump_vm(spec), defaults=others) == spec
 
 
 def test_a_definition_is_written_for_people() -> None:
-    assert config.dump_vm(vm(ssh_keys=(), user=None)) == (
+    assert dump.dump_vm(vm(ssh_keys=(), user=None)) == (
         f"name: web1\nuuid: {UUID}\nmachine: pc-q35-7.2\nmemory: 512M\ncpus: 2\naccel: tcg\nimage: debian\n"
         f"image_digest: {'0123456789abcdef' * 4}\n"
         f"disks:\n- size: 10G\nnics:\n- network: default\n  mac: '52:54:00:12:34:56'\n  address: 10.83.0.10\n"
@@ -562,7 +565,7 @@ def test_a_definition_is_written_for_people() -> None:
 
 
 def test_what_only_a_quoted_text_says_is_quoted() -> None:
-    text = config.dump_vm(vm(cpu="486", user="no", machine="7.2"))
+    text = dump.dump_vm(vm(cpu="486", user="no", machine="7.2"))
     assert "cpu: '486'\n" in text
     assert "user: 'no'\n" in text
     assert "machine: '7.2'\n" in text
@@ -571,19 +574,19 @@ def test_what_only_a_quoted_text_says_is_quoted() -> None:
 def test_texts_that_are_not_unicode_are_refused_before_they_are_written() -> None:
     # as a shell hands over bytes that are not UTF-8
     with pytest.raises(InvalidError, match="UTF-8"):
-        config.dump({"name": "web1", "append": "quiet \udcff"})
+        dump.dump({"name": "web1", "append": "quiet \udcff"})
 
 
 # networks
 
 
 def test_networks() -> None:
-    spec = config.parse_network("name: lan\nkind: nat\nsubnet: 10.9.0.0/24", "lan.yaml", name="lan")
+    spec = load.parse_network("name: lan\nkind: nat\nsubnet: 10.9.0.0/24", "lan.yaml", name="lan")
     assert spec == NetworkSpec("lan", NetworkKind.NAT, "10.9.0.0/24")
-    assert config.parse_network(config.dump_network(spec), "lan.yaml") == spec
-    spec = config.parse_network("name: lan\nsubnet: 10.9.0.0/24\nhost_access: true", "lan.yaml", name="lan")
+    assert load.parse_network(dump.dump_network(spec), "lan.yaml") == spec
+    spec = load.parse_network("name: lan\nsubnet: 10.9.0.0/24\nhost_access: true", "lan.yaml", name="lan")
     assert spec.host_access
-    assert config.parse_network(config.dump_network(spec), "lan.yaml") == spec
+    assert load.parse_network(dump.dump_network(spec), "lan.yaml") == spec
 
 
 @pytest.mark.parametrize(
@@ -602,7 +605,7 @@ def test_networks() -> None:
 )
 def test_networks_that_are_not_valid(text: str, words: str) -> None:
     with pytest.raises(InvalidError, match=r"lan\.yaml:\d+: ") as caught:
-        config.parse_network(text, "lan.yaml", name="lan")
+        load.parse_network(text, "lan.yaml", name="lan")
     assert words in caught.value.message
 
 
@@ -614,7 +617,7 @@ def test_plain_values_are_what_the_definition_means() -> None:
         "name: web1\nimage: debian\ncpus: 2\nmemory: 512M\nstop_timeout: 90\nseed: true\nuser:\n"
         "nics:\n- {mac: 52:54:00:12:34:56, address: 10.0.0.5}\nqemu_args: ['1', '0123', 'null']\n"
     )
-    assert config.load_plain(text, "web1.yaml") == {
+    assert load.load_plain(text, "web1.yaml") == {
         "name": "web1",
         "image": "debian",
         "cpus": 2,
@@ -633,6 +636,6 @@ def test_plain_values_are_what_the_definition_means() -> None:
 )
 def test_plain_values_can_be_shown_or_are_refused(text: str) -> None:
     try:
-        json.dumps(config.load_plain(text, "web1.yaml"), allow_nan=False)
+        json.dumps(load.load_plain(text, "web1.yaml"), allow_nan=False)
     except InvalidError as error:
         assert error.message.startswith("web1.yaml")

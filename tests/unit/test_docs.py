@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from qsysd.config import VM_KEYS
+from qsysd.config.load import VM_KEYS
+from qsysd.model.network import NetworkSpec
 from qsysd.operations.setup import DEFAULTS_TEXT
-from qsysd.spec import NetworkSpec
 
 ROOT = Path(__file__).parents[2]
 PAGES = ("qsysd.8", "qsysd.yaml.5", "qemu-vm@.service.7")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from samples import KEY, vm
 
-from qsysd import config
+from qsysd.config import dump, load
 from qsysd.errors import InvalidError
 from qsysd.host import keys
 
@@ -73,7 +73,7 @@ def test_whatever_is_read_can_stand_in_a_definition(tmp_path: Path) -> None:
     found = keys.read_keys(write(tmp_path / "x.pub", text))
     assert len(found) == len(texts)
     spec = vm(ssh_keys=tuple(found))
-    assert config.parse_vm(config.dump_vm(spec), "x") == spec
+    assert load.parse_vm(dump.dump_vm(spec), "x") == spec
 
 
 def test_the_callers_keys(home: Path) -> None:

@@ -8,8 +8,9 @@ import re
 
 import pytest
 
-from qsysd import paths, taps
+from qsysd import paths
 from qsysd.paths import Scope
+from qsysd.runtime import taps
 
 LONGEST = "x" * 28
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 from samples import UUID, vm
 
-from qsysd import qemuargs
+from qsysd.model.disk import Disk
+from qsysd.model.nic import Nic
+from qsysd.model.vm import Accel, Kernel
 from qsysd.paths import Scope
-from qsysd.spec import Accel, Disk, Kernel, Nic
+from qsysd.qemu import argv
 
 SCOPE = Scope()
 
@@ -18,7 +20,7 @@ def options(arguments: list[str], name: str) -> list[str]:
 
 
 def build(root: str = "/", **changes: object) -> list[str]:
-    return qemuargs.build(vm(**changes), Scope(root))
+    return argv.build(vm(**changes), Scope(root))
 
 
 def fields(value: str) -> dict[str, str]:
@@ -82,8 +84,8 @@ def test_a_comma_in_a_path_is_doubled() -> None:
 )
 def test_an_image_brings_the_first_disk(image: str | None, disks: tuple[Disk, ...], count: int) -> None:
     spec = vm(image=image, disks=disks, seed=False)
-    assert qemuargs.disk_count(spec) == count
-    arguments = qemuargs.build(spec, SCOPE)
+    assert argv.disk_count(spec) == count
+    arguments = argv.build(spec, SCOPE)
     devices = [fields(value) for value in options(arguments, "-device") if "virtio-blk" in value]
     assert [device["drive"] for device in devices] == [f"disk{index}" for index in range(count)]
     assert [device["bootindex"] for device in devices] == [str(index + 1) for index in range(count)]
@@ -151,7 +153,7 @@ def test_the_accelerator_is_chosen_apart() -> None:
     for accel in Accel:
         assert "-accel" not in build(accel=accel)
         assert "-cpu" not in build(accel=accel)
-    assert qemuargs.accelerator(Accel.KVM) == ["-accel", "kvm"]
-    assert qemuargs.processor(Accel.KVM, None) == ["-cpu", "host"]
-    assert qemuargs.processor(Accel.TCG, None) == ["-cpu", "max,erms=off,fsrm=off"]
-    assert qemuargs.processor(Accel.KVM, "Haswell,-vmx") == ["-cpu", "Haswell,-vmx"]
+    assert argv.accelerator(Accel.KVM) == ["-accel", "kvm"]
+    assert argv.processor(Accel.KVM, None) == ["-cpu", "host"]
+    assert argv.processor(Accel.TCG, None) == ["-cpu", "max,erms=off,fsrm=off"]
+    assert argv.processor(Accel.KVM, "Haswell,-vmx") == ["-cpu", "Haswell,-vmx"]

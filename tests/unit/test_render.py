@@ -12,9 +12,13 @@ import pytest
 import systemd_syntax
 from samples import NASTY, any_vms, vm
 
-from qsysd import paths, qemuargs, render, taps
+from qsysd import paths, render
+from qsysd.model.network import NetworkKind, NetworkSpec
+from qsysd.model.nic import Nic
+from qsysd.model.vm import Accel, Kernel
 from qsysd.paths import Scope
-from qsysd.spec import Accel, Kernel, NetworkKind, NetworkSpec, Nic
+from qsysd.qemu import argv
+from qsysd.runtime import taps
 
 SCOPE = Scope()
 ALPHABET = "ab \t'\"\\`$#;%=,{}~é\u2028\u0085"
@@ -104,7 +108,7 @@ def test_what_the_unit_gets_is_what_was_asked_for() -> None:
     for spec in any_vms(15, seed=6):
         rendered = render.vm(spec, SCOPE)
         found = variables(rendered.environment)
-        assert systemd_syntax.split(found["QEMU_ARGS"]) == qemuargs.build(spec, SCOPE)
+        assert systemd_syntax.split(found["QEMU_ARGS"]) == argv.build(spec, SCOPE)
         assert found["QSYSD_VM"] == spec.name
         assert found["QSYSD_DIGEST"] == rendered.digest
         assert found["QSYSD_STOP_TIMEOUT"] == str(spec.stop_timeout)

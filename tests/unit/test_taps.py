@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from qsysd import antispoof, bridges, taps
 from qsysd.errors import HostError, InvalidError
 from qsysd.paths import Scope
-from qsysd.process import Done
-from qsysd.taps import Port
+from qsysd.runtime import antispoof, bridges, taps
+from qsysd.runtime.spawn import Done
+from qsysd.runtime.taps import Port
 
 HELD = Port("qv-web1-0", "52:54:00:12:34:56", "qb-default", "default", "10.83.0.10")
 FREE = Port("qv_0123456789-1", "52:54:00:12:34:57", "br0", "lan")
@@ -119,7 +118,7 @@ def test_the_tools_own_words_are_in_the_error(monkeypatch: pytest.MonkeyPatch) -
         }
         return Done(argv, 1, "", answers[argv[0]])
 
-    monkeypatch.setattr("qsysd.process.run", run)
+    monkeypatch.setattr("qsysd.runtime.spawn.run", run)
     with pytest.raises(HostError, match=r'^ip link set two: Error: argument "x" is wrong: no such thing$'):
         taps.ip_batch(["link set one", "link set two"])
     with pytest.raises(HostError, match=r"^nft: /dev/stdin:1:1-3: Error: syntax error, unexpected foo$"):
@@ -127,7 +126,7 @@ def test_the_tools_own_words_are_in_the_error(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_no_nics_need_no_tools(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delattr("qsysd.process.run")
+    monkeypatch.delattr("qsysd.runtime.spawn.run")
     scope = Scope(str(tmp_path))
     taps.plug(scope, [], 0, "web1")
     taps.unplug(scope, [], "web1")
@@ -135,8 +134,8 @@ def test_no_nics_need_no_tools(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 
 def test_the_start_of_a_vm_imports_little() -> None:
     argv = [sys.executable, "-I", "-S", "-c"]
-    top = os.path.dirname(os.path.dirname(taps.__file__))
-    program = f"import sys; sys.path.insert(0, {top!r}); import qsysd.taps; print(*sys.modules)"
+    top = str(Path(taps.__file__).parents[2])
+    program = f"import sys; sys.path.insert(0, {top!r}); import qsysd.runtime.taps; print(*sys.modules)"
     found = subprocess.run([*argv, program], check=True, capture_output=True, text=True).stdout.split()
     assert not {"typing", "dataclasses", "json", "ipaddress", "socket", "hashlib", "inspect"} & set(found)
     assert not {"subprocess", "enum", "re", "collections"} & set(found)

@@ -8,10 +8,10 @@ import re
 from contextlib import suppress
 from typing import Any
 
-from qsysd import process
 from qsysd.errors import HostError, QsysdError
 from qsysd.files import read_text, write_atomic
 from qsysd.paths import Scope
+from qsysd.runtime import spawn
 
 PROGRAM = "qemu-system-x86_64"
 
@@ -30,14 +30,14 @@ def pinned_machine(scope: Scope, alias: str) -> str:
 
 def _machines(scope: Scope) -> dict[str, str]:
     """Return each machine type with what stands behind it: itself, unless it is an alias."""
-    program = process.require(PROGRAM)
+    program = spawn.require(PROGRAM)
     status = os.stat(program)
     identity = [program, status.st_mtime_ns, status.st_size]
     cache = os.path.join(scope.runtime_dir, "machines.json")
     known = _remembered(cache)
     if known.get("identity") == identity and isinstance(machines := known.get("machines"), dict):
         return {str(name): str(target) for name, target in machines.items()}
-    output = process.run([PROGRAM, "-machine", "help"], timeout=30).stdout
+    output = spawn.run([PROGRAM, "-machine", "help"], timeout=30).stdout
     # "q35                  Standard PC (Q35 + ICH9, 2009) (alias of pc-q35-7.2)"
     lines = re.findall(r"^(\S+) .*?(?:\(alias of (\S+)\))?$", output, re.MULTILINE)
     machines = {name: target or name for name, target in lines}

@@ -12,9 +12,10 @@ import os
 import re
 from collections.abc import Mapping
 
-from qsysd import antispoof, paths, process, taps
+from qsysd import paths
 from qsysd.errors import HostError, InvalidError
 from qsysd.paths import Scope
+from qsysd.runtime import antispoof, spawn, taps
 
 KINDS = ("nat", "isolated")
 IP_FORWARD = "/proc/sys/net/ipv4/ip_forward"
@@ -186,7 +187,7 @@ def _addresses(bridge: str) -> set[str]:
     """Return the IPv4 addresses of an interface, each with its prefix length."""
     import json
 
-    found = json.loads(process.run(["ip", "-j", "-4", "address", "show", "dev", bridge]).stdout or "[]")
+    found = json.loads(spawn.run(["ip", "-j", "-4", "address", "show", "dev", bridge]).stdout or "[]")
     return {f"{info['local']}/{info['prefixlen']}" for link in found for info in link.get("addr_info", ())}
 
 

@@ -10,14 +10,7 @@ import json
 import time
 from typing import Any
 
-from qsysd.wire import (
-    Channel,
-    CommandRefused,
-    MonitorBusy,
-    MonitorError,
-    MonitorGone,
-    MonitorTimeout,
-)
+from qsysd.runtime.qmp import Channel, CommandRefused, MonitorBusy, MonitorError, MonitorGone, MonitorTimeout
 
 __all__ = [
     "CommandRefused",

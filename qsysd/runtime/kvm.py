@@ -40,8 +40,8 @@ def probe() -> str | None:
     import base64
     import tempfile
 
-    from qsysd import process
     from qsysd.errors import TimeoutExpired
+    from qsysd.runtime import spawn
 
     if not os.path.exists("/dev/kvm"):
         return "/dev/kvm does not exist"
@@ -49,7 +49,7 @@ def probe() -> str | None:
         kernel.write(base64.b64decode(_GUEST))
         kernel.flush()
         try:
-            done = process.run(
+            done = spawn.run(
                 [
                     "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
                     "-machine", "q35", "-accel", "kvm", "-cpu", "host", "-m", "32", "-kernel", kernel.name,
@@ -61,7 +61,7 @@ def probe() -> str | None:
         except TimeoutExpired:
             return f"a guest of a million instructions did not end within {PROBE_TIMEOUT:g} s"
     if done.returncode != _EXIT_STATUS:
-        return process.last_words(done.stderr) or f"QEMU ended with status {done.returncode}"
+        return spawn.last_words(done.stderr) or f"QEMU ended with status {done.returncode}"
     return None
 
 

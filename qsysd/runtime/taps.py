@@ -16,8 +16,9 @@ import os
 import struct
 import sys
 
-from qsysd import antispoof, paths, process
+from qsysd import paths
 from qsysd.errors import HostError, InvalidError, QsysdError, StateError
+from qsysd.runtime import antispoof, spawn
 
 # Read by type checkers only, as in the helper.
 TYPE_CHECKING = False
@@ -314,7 +315,7 @@ def _delete(taps: Iterable[str]) -> None:
     text = "".join(f"link delete dev {tap}\n" for tap in taps)
     if text:
         # One may go between the look and the command: -force goes on, and the look is repeated.
-        process.run(["ip", "-force", "-batch", "-"], stdin=text, timeout=TOOL_TIMEOUT, check=False)
+        spawn.run(["ip", "-force", "-batch", "-"], stdin=text, timeout=TOOL_TIMEOUT, check=False)
     left = [tap for tap in taps if is_ours(tap)]
     if left:
         ip_batch([f"link delete dev {tap}" for tap in left])
@@ -419,7 +420,7 @@ def ip_batch(commands: Sequence[str]) -> None:
     Raises HostError with the command and the kernel's answer.
     """
     text = "".join(f"{line}\n" for line in commands)
-    done = process.run(["ip", "-batch", "-"], stdin=text, timeout=TOOL_TIMEOUT, check=False)
+    done = spawn.run(["ip", "-batch", "-"], stdin=text, timeout=TOOL_TIMEOUT, check=False)
     if done.returncode == 0:
         return
     import re

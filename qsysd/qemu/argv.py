@@ -7,9 +7,9 @@ arguments in a variable of its own.
 from __future__ import annotations
 
 from qsysd import paths
-from qsysd.acceleration import CPU_MODELS
+from qsysd.model.vm import Accel, VMSpec
 from qsysd.paths import Scope
-from qsysd.spec import Accel, VMSpec
+from qsysd.runtime.kvm import CPU_MODELS
 
 # Each monitor socket serves one client; whoever holds one must not be in the way of the others.
 MONITORS = ("cli", "ready", "stop")

@@ -11,15 +11,16 @@ cut short, a malformed header) accepts nothing: nft ends a rule at a field that 
 
 from __future__ import annotations
 
-from qsysd import paths, process
+from qsysd import paths
 from qsysd.errors import HostError
+from qsysd.runtime import spawn
 
 # Read by type checkers only, as in the helper.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from qsysd.taps import Port
+    from qsysd.runtime.taps import Port
 
 TABLE = "bridge qsysd"
 COMMAND = ("nft", "-f", "-")
@@ -144,21 +145,21 @@ def _changes(verb: str, ports: Sequence[Port]) -> str:
     )
 
 
-def begin_add(ports: Sequence[Port]) -> process.Running:
+def begin_add(ports: Sequence[Port]) -> spawn.Running:
     """Begin to add the elements of one VM's ports. Raises HostError without nft."""
-    return process.Running(COMMAND, stdin=_changes("add", ports))
+    return spawn.Running(COMMAND, stdin=_changes("add", ports))
 
 
-def begin_remove(ports: Sequence[Port]) -> process.Running | None:
+def begin_remove(ports: Sequence[Port]) -> spawn.Running | None:
     """Begin to remove the elements of one VM's ports.
 
     nft has `destroy` for that only from 1.0.7 on a kernel from 6.3 on, so they are added and deleted.
     """
     text = _changes("add", ports) + _changes("delete", ports)
-    return process.Running(COMMAND, stdin=text) if text else None
+    return spawn.Running(COMMAND, stdin=text) if text else None
 
 
-def finish_remove(removing: process.Running) -> None:
+def finish_remove(removing: spawn.Running) -> None:
     """Wait for the end of `begin_remove`; quiet where the table does not exist. Raises HostError."""
     try:
         _output(removing.finish(timeout=TIMEOUT, check=False))
@@ -210,12 +211,12 @@ def nft(commands: str) -> str:
 
     Raises HostError with nft's own words.
     """
-    return _output(process.run(COMMAND, stdin=commands, timeout=TIMEOUT, check=False))
+    return _output(spawn.run(COMMAND, stdin=commands, timeout=TIMEOUT, check=False))
 
 
-def _output(done: process.Done) -> str:
+def _output(done: spawn.Done) -> str:
     if done.returncode != 0:
         errors = [line.strip() for line in done.stderr.splitlines() if "Error:" in line]
-        message = "; ".join(errors) or process.last_words(done.stderr) or f"exit status {done.returncode}"
+        message = "; ".join(errors) or spawn.last_words(done.stderr) or f"exit status {done.returncode}"
         raise HostError(f"nft: {message}")
     return done.stdout

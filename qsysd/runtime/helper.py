@@ -27,7 +27,7 @@ from qsysd.paths import DROP_IN_MARK, Scope, is_name
 # Read by type checkers only: importing typing takes longer than the rest of this module.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from qsysd.wire import Wire
+    from qsysd.runtime.qmp import Wire
 
 READY_TIMEOUT = 60.0  # seconds until QEMU must answer; a host under load takes its time
 CONSOLE_LOG_MAX = 4 * 1024 * 1024  # bytes
@@ -94,7 +94,7 @@ class Monitors:
     """The monitors of a VM, for root and for the VM's user, who may not search the directory of all VMs."""
 
     def __init__(self, scope: Scope, vm: str) -> None:
-        from qsysd.wire import socket_path
+        from qsysd.runtime.qmp import socket_path
 
         self.paths = {
             purpose: socket_path(scope, vm, scope.monitor(vm, purpose))
@@ -108,7 +108,7 @@ class Monitors:
 
     def connect(self, purpose: str, timeout: float) -> Wire:
         """Return a connection to a monitor. timeout: seconds. Raises MonitorError."""
-        from qsysd.wire import Wire
+        from qsysd.runtime.qmp import Wire
 
         return Wire(self.paths[purpose], timeout=timeout, directory=self.directory)
 
@@ -205,12 +205,12 @@ def note_start(scope: Scope, vm: str, accelerator: str) -> None:
 
 def accelerator_in_force(scope: Scope) -> str:
     """Return the accelerator that QEMU is started with: kvm or tcg."""
-    from qsysd import acceleration
+    from qsysd.runtime import kvm
 
     chosen = os.environ.get("QSYSD_ACCEL")
     if chosen is None:
         # The first start since the host booted: systemd reads the file again for QEMU itself.
-        return acceleration.chosen(scope)[0]
+        return kvm.chosen(scope)[0]
     return "kvm" if chosen.split()[-1:] == ["kvm"] else "tcg"
 
 
@@ -265,7 +265,7 @@ def before_start(scope: Scope, vm: str) -> None:
 
     The root comes first and goes last: where there is one, something is to be taken away.
     """
-    from qsysd import roots, taps
+    from qsysd.runtime import roots, taps
 
     check_rendering(scope, vm)
     check_image(scope)
@@ -289,7 +289,8 @@ def after_stop(scope: Scope, vm: str) -> None:
     """
     if os.path.exists(scope.shutdown_mark):
         return
-    from qsysd import roots, taps, trees
+    from qsysd import trees
+    from qsysd.runtime import roots, taps
 
     taps.unplug(scope, taps.parse_ports(os.environ.get("QSYSD_NICS", "")), vm)
     trees.remove(scope.note(vm))
@@ -309,7 +310,7 @@ def after_stop(scope: Scope, vm: str) -> None:
 
 def ready(scope: Scope, vm: str) -> None:
     """Return when QEMU answers QMP. Raises QsysdError when it ends first, TimeoutExpired when it does not."""
-    from qsysd.wire import MonitorError, MonitorGone
+    from qsysd.runtime.qmp import MonitorError, MonitorGone
 
     pid = main_pid()
     if pid is None:
@@ -339,7 +340,7 @@ def ready(scope: Scope, vm: str) -> None:
 
 def connect(monitors: Monitors) -> Wire | None:
     """Return a monitor that answers, the stop path's own first, or None."""
-    from qsysd.wire import MonitorError
+    from qsysd.runtime.qmp import MonitorError
 
     for purpose in monitors.paths:
         try:
@@ -381,7 +382,7 @@ def stop(scope: Scope, vm: str) -> None:
 
 def power_off(monitors: Monitors, qemu: Qemu) -> bool:
     """Power the guest off, at the timeout let QEMU quit; return whether QEMU has ended."""
-    from qsysd.wire import MonitorError
+    from qsysd.runtime.qmp import MonitorError
 
     timeout = int(setting("QSYSD_STOP_TIMEOUT", "0123456789", range(1, 7)))
     deadline = time.monotonic() + timeout
@@ -440,7 +441,7 @@ def trim_logs(scope: Scope) -> None:
 
 def network(scope: Scope, verb: str) -> None:
     """Make or remove a network's bridge and rules."""
-    from qsysd import bridges
+    from qsysd.runtime import bridges
 
     for line in (bridges.up if verb == "network-up" else bridges.down)(scope, os.environ):
         say(line)
@@ -448,7 +449,7 @@ def network(scope: Scope, verb: str) -> None:
 
 def check_taps(scope: Scope) -> None:
     """Restore TAPs that a compromised QEMU changed, and rules that somebody flushed."""
-    from qsysd import tampering, taps
+    from qsysd.runtime import tampering, taps
 
     flushed = taps.restore_flushed(scope)
     lines = [f"nftables was flushed; restored the rules of {', '.join(flushed)}"] if flushed else []

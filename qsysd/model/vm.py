@@ -1,12 +1,15 @@
-"""What a VM and a network are: frozen values that import nothing else of qsysd.
+"""A VM, whole.
 
-A spec is valid when `config` made it. Sizes are in MiB or bytes as the field says, times in seconds.
+A spec is valid when `config` created it. Sizes are in MiB or bytes as the field says, times in seconds.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+
+from qsysd.model.disk import Disk
+from qsysd.model.nic import Nic
 
 
 class Accel(StrEnum):
@@ -15,31 +18,6 @@ class Accel(StrEnum):
     AUTO = "auto"
     KVM = "kvm"
     TCG = "tcg"
-
-
-class NetworkKind(StrEnum):
-    """What a network joins its guests to."""
-
-    NAT = "nat"
-
-
-@dataclass(frozen=True)
-class Disk:
-    """A disk of its own; the first one of a VM with an image is an overlay on it.
-
-    size: bytes; None takes the image's.
-    """
-
-    size: int | None
-
-
-@dataclass(frozen=True)
-class Nic:
-    """A network card. The address is what DHCP gives it, and the only one it may use."""
-
-    network: str
-    mac: str
-    address: str | None = None
 
 
 @dataclass(frozen=True)
@@ -79,19 +57,6 @@ class VMSpec:
     depends_on: tuple[str, ...]
     stop_timeout: int
     qemu_args: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class NetworkSpec:
-    """A network: a bridge, an address pool, DHCP and DNS, a firewall.
-
-    subnet: CIDR, IPv4. host_access: whether guests reach the host's own services.
-    """
-
-    name: str
-    kind: NetworkKind
-    subnet: str
-    host_access: bool = False
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from __future__ import annotations
 import fcntl
 import os
 
-from qsysd import process, taps
 from qsysd.errors import QsysdError
 from qsysd.paths import Scope
+from qsysd.runtime import spawn, taps
 
 # Read by type checkers only, as in the helper.
 TYPE_CHECKING = False
@@ -120,7 +120,7 @@ def _restore_entry(mac: str) -> None:
         known = taps.parse_alias(alias)
         if known and known[1].mac == mac:
             entry = ["bridge", "fdb", "replace", mac, "dev", known[1].tap, "master", "dynamic"]
-            process.run(entry, timeout=taps.TOOL_TIMEOUT, check=False)
+            spawn.run(entry, timeout=taps.TOOL_TIMEOUT, check=False)
 
 
 def _restore_owner(change: Change) -> bool:

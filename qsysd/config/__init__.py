@@ -1,0 +1,1 @@
+"""YAML and plain mappings ↔ model, with all errors at once."""

@@ -1,0 +1,1 @@
+"""What a VM and a network are: frozen dataclasses, one file per noun, which `config` fills and checks."""

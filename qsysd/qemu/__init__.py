@@ -1,0 +1,1 @@
+"""Model → QEMU: cold, as arguments, and live, over its monitor."""
