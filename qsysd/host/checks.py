@@ -39,7 +39,7 @@ def check(host: Host, spec: VMSpec, others: Sequence[Claims]) -> None:
 def _warn_of_memory(host: Host, spec: VMSpec, others: Sequence[Claims]) -> None:
     """Warn when the VMs that run or start at host boot have more memory together than this host."""
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    units = host.systemd.not_off(paths.UNIT_PATTERN)
+    units = host.systemd.active_units(paths.UNIT_PATTERN)
     running = {paths.vm_of_unit(name) for name, state in units.items() if state.active != "failed"}
     counted = running | unit_states.enabled_names(host)
     memory_mib = spec.memory_mib + sum(other.memory_mib for other in others if other.name in counted)

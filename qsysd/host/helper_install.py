@@ -248,7 +248,7 @@ def install_units(host: Host) -> list[str]:
         return []
     host.systemd.reload()
     host.systemd.enable([name for name in texts if "@" not in name and "[Install]" in texts[name]])
-    if host.systemd.not_off(paths.UNIT_PATTERN):
+    if host.systemd.active_units(paths.UNIT_PATTERN):
         # A VM starts the timers that it wants; one that runs may have been started before they existed.
         timers = [name for name in texts if name.endswith(".timer")]
         host.systemd.run_jobs("StartUnit", timers, timeout=20)

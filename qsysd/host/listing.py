@@ -57,7 +57,7 @@ def listed(host: Host, names: Iterable[str] = (), *, timeout: float = LIST_MONIT
     # The QEMUs answer while systemd is asked.
     with guest_states.asked(host, chosen[: guest_states.QUESTIONS], timeout) as questions:
         patterns = map(paths.unit, named) if named else [paths.UNIT_PATTERN]
-        units = host.systemd.not_off(*patterns)
+        units = host.systemd.active_units(*patterns)
         if not named:
             left = {*host.store.undefined(), *filter(paths.is_name, map(paths.vm_of_unit, units))}
             chosen = in_order({*chosen, *left})

@@ -65,7 +65,7 @@ def recover(host: Host) -> list[Recovered]:
         _reload_all_dhcp(host)
     if os.path.isdir(host.scope.intents_dir):
         try:
-            host.images.clean_partials()
+            host.images.remove_abandoned()
         except (QsysdError, OSError) as error:
             host.tell(f"warning: images that were not completed: {error}")
     return found

@@ -17,7 +17,7 @@ from qsysd import values
 from qsysd.errors import ExistsError, InvalidError, NotFoundError, QsysdError, StateError
 from qsysd.files import remove, write_atomic
 from qsysd.image_names import NAME, NAME_RULE
-from qsysd.images import formats, partial
+from qsysd.images import formats, staging
 from qsysd.images.formats import BrokenImageError, Header
 from qsysd.names import in_order
 from qsysd.paths import Scope
@@ -186,7 +186,7 @@ class Images:
                 f"{default_user!r} is not a user name", hint="a name is [a-z_][a-z0-9_-]{0,31}"
             )
         path = os.path.abspath(source)
-        with partial.partial(self.scope.images_dir, name) as directory:
+        with staging.directory(self.scope.images_dir, name) as directory:
             file = os.path.join(directory, "image.qcow2")
             convert.import_disk(path, file, progress, kind)
             note = {"source": f"imported: {path}", "default_user": default_user, "cloud_init": cloud_init}
@@ -211,7 +211,7 @@ class Images:
         name = name or recipe
         self.check_free(name)
         plan = build.plan(recipe, suite=suite, size=size)
-        with partial.partial(self.scope.images_dir, name) as directory:
+        with staging.directory(self.scope.images_dir, name) as directory:
             file = os.path.join(directory, "image.qcow2")
             note = build.build(plan, directory, file, progress)
             return self.publish(name, file, note, progress)
@@ -223,7 +223,7 @@ class Images:
             raise ExistsError(f"image {name} exists", hint=f"qsysd image info {name}, or take another --name")
 
     def publish(self, name: str, file: str, note: Mapping[str, object], progress: Progress = quiet) -> Image:
-        """Turn a finished qcow2 file in the partial directory into the image `name`."""
+        """Turn a finished qcow2 file in the staging directory into the image `name`."""
         from qsysd.images import convert
 
         digest = convert.digest(file, progress)
@@ -240,7 +240,7 @@ class Images:
         )
         os.chmod(file, 0o644)  # QEMU reads it under a uid of its own
         try:
-            partial.publish(file, self.scope.image(name))
+            staging.publish(file, self.scope.image(name))
         except ExistsError:
             self.check_free(name)
             raise
@@ -255,13 +255,13 @@ class Images:
                 f"image {name} is in use by {plural}{', '.join(used_by)}",
                 hint=f"delete them first: qsysd delete {' '.join(used_by)}",
             )
-        with partial.partial(self.scope.images_dir, name):
+        with staging.directory(self.scope.images_dir, name):
             remove(self.scope.image(name))
             remove(self.scope.image_origin(name))
 
-    def clean_partials(self) -> Sequence[str]:
+    def remove_abandoned(self) -> Sequence[str]:
         """Remove what killed commands left half-made; return the names of those images."""
-        return partial.clean_partials(self.scope.images_dir)
+        return staging.remove_abandoned(self.scope.images_dir)
 
     # disks
 

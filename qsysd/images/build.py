@@ -297,7 +297,7 @@ def _read(path: str) -> bytes:
 
 
 def _write(directory: str, name: str, lines: Iterable[str]) -> str:
-    """Write lines into a file of the partial directory; return its path."""
+    """Write lines into a file of the staging directory; return its path."""
     path = os.path.join(directory, name)
     with open(path, "w", encoding="utf-8") as file:
         file.writelines(f"{line}\n" for line in lines)

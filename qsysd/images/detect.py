@@ -20,6 +20,7 @@ from qsysd.images.formats import BrokenImageError
 
 FORMATS = ("qcow2", "raw", "vmdk", "vdi", "vhdx")
 ACCEPTED = f"accepted: {', '.join(FORMATS)}"
+MAKE_WHOLE = "convert it to a single file where it comes from: qemu-img convert -O qcow2"
 AS_IT_IS = "to import it as a disk all the same: --format raw"
 
 # Holds the last of the magics below, that of Btrfs.
@@ -80,17 +81,17 @@ def _known(fd: int, path: str, start: bytes) -> str | None:
         try:
             formats.check_whole_file(fd, path)
         except BrokenImageError as error:
-            hint = f"make it one file where it comes from: qemu-img convert -O qcow2 {os.path.basename(path)}"
-            raise InvalidError(
-                error.message, hint=f"{hint} whole.qcow2" if error.other_file else None
-            ) from error
+            hint = None
+            if error.backing_file or error.external_data:
+                hint = f"{MAKE_WHOLE} {os.path.basename(path)} whole.qcow2"
+            raise InvalidError(error.message, hint=hint) from error
         return "qcow2"
     if start.startswith(b"KDMV"):
         return _vmdk(start, path)
     if start.lstrip().startswith(b"# Disk DescriptorFile"):
         raise InvalidError(
             f"{path} is only the description of a vmdk whose data is in other files",
-            hint="make it one file where it comes from: qemu-img convert -O qcow2",
+            hint=MAKE_WHOLE,
         )
     if start[0x40:0x44] == b"\x7f\x10\xda\xbe":
         return "vdi"
@@ -108,7 +109,7 @@ def _vmdk(start: bytes, path: str) -> str:
     if capacity == 0 or b"parentFileNameHint" in start:
         raise InvalidError(
             f"{path} is a vmdk whose data is in other files",
-            hint="make it one file where it comes from: qemu-img convert -O qcow2",
+            hint=MAKE_WHOLE,
         )
     return "vmdk"
 

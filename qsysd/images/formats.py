@@ -32,13 +32,23 @@ CHAIN_MAX = 32
 
 
 class BrokenImageError(StateError):
-    """A file is not the image that it should be; `other_file`: it needs a second file."""
+    """A file is not a qcow2 image that is whole and stands alone.
 
-    other_file = False
+    backing_file: the backing file that it has, None without one. external_data: the guest's data is in
+    another file.
+    """
 
-    def __init__(self, message: str, *, hint: str | None = None, other_file: bool = False) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str | None = None,
+        backing_file: str | None = None,
+        external_data: bool = False,
+    ) -> None:
         super().__init__(message, hint=hint)
-        self.other_file = other_file
+        self.backing_file = backing_file
+        self.external_data = external_data
 
 
 @dataclass(frozen=True)
@@ -153,10 +163,11 @@ def check_whole_file(fd: int, path: str) -> Header:
     """Return the header of an open file as `check_whole` does; `path` is for the error's words."""
     header = parse_header(os.pread(fd, HEADER_READ, 0), path)
     if header.backing_file is not None:
-        name = printable(header.backing_file)
-        raise BrokenImageError(f"{path} has a backing file, {name}", other_file=True)
+        raise BrokenImageError(
+            f"{path} has a backing file, {printable(header.backing_file)}", backing_file=header.backing_file
+        )
     if header.data_file:
-        raise BrokenImageError(f"{path} keeps its data in another file", other_file=True)
+        raise BrokenImageError(f"{path} keeps its data in another file", external_data=True)
     if header.encrypted:
         raise BrokenImageError(f"{path} is encrypted")
     if header.incompatible & INCOMPATIBLE_CORRUPT:

@@ -29,7 +29,7 @@ from qsysd.systemd.jobs import JobResult, Jobs
 __all__ = ["BusLost", "JobResult", "StopPlan", "Systemd", "UnitRefused", "UnitState"]
 
 _WITH_PROCESSES = ("active", "activating", "deactivating", "reloading")
-_NOT_OFF = (*_WITH_PROCESSES, "failed", "maintenance", "refreshing")
+_ACTIVE = (*_WITH_PROCESSES, "failed", "maintenance", "refreshing")
 
 # A unit without files, so that nothing of its own is ever to be read again.
 _NEVER_CHANGED = "/org/freedesktop/systemd1/unit/init_2escope"
@@ -203,12 +203,12 @@ class Systemd:
         """Return what `systemctl is-system-running` says: running, degraded, stopping, …"""
         return str(self.get(PATH, MANAGER, "SystemState"))
 
-    def not_off(self, *patterns: str) -> dict[str, UnitState]:
+    def active_units(self, *patterns: str) -> dict[str, UnitState]:
         """Return the units whose names match and that are anything but off, by name, in one call.
 
         Each unit in systemd's answer costs a tenth of a millisecond, and most may be off.
         """
-        return self._list(_NOT_OFF, patterns)
+        return self._list(_ACTIVE, patterns)
 
     def _list(self, active: Sequence[str], names: Sequence[str]) -> dict[str, UnitState]:
         (rows,) = self._manager("ListUnitsByPatterns", "(asas)", (active, names), "(a(ssssssouso))")

@@ -18,7 +18,7 @@ from image_files import BOOT_SIGNATURE, HOSTILE, MIB, backing_on, info, qemu_img
 from stand_ins import StandIns
 
 from qsysd.errors import ExistsError, InvalidError, NotFoundError, QsysdError, StateError, TimeoutExpired
-from qsysd.images import Images, convert, detect, formats, partial
+from qsysd.images import Images, convert, detect, formats, staging
 from qsysd.paths import Scope
 
 SIZE = 8 * MIB
@@ -221,7 +221,7 @@ def test_qemu_img_has_limits_of_time_and_memory(
             images.import_file(str(source), "base")
         assert (disk.parent / "limit").read_text() == f"{convert.MEMORY_MAX // 1024}\n"
         assert left(scope) == set()
-    assert images.clean_partials() == []
+    assert images.remove_abandoned() == []
 
 
 @pytest.mark.parametrize("user", ["Bad User", "", "a:b", "-x", "root\n", "é"])
@@ -307,10 +307,10 @@ def test_a_taken_name_is_refused_and_kept(images: Images, base: str, disk: Path)
 
 
 def test_two_makers_of_one_image(images: Images, scope: Scope, disk: Path) -> None:
-    with partial.partial(scope.images_dir, "base"):
+    with staging.directory(scope.images_dir, "base"):
         with pytest.raises(StateError, match="another command"):
             images.import_file(str(disk), "base")
-        assert images.clean_partials() == []
+        assert images.remove_abandoned() == []
         images.import_file(str(disk), "other")
     images.import_file(str(disk), "base")
     assert images.names() == ["base", "other"]
@@ -383,13 +383,13 @@ def alive(pid: int) -> bool:
 
 def test_a_killed_import(images: Images, scope: Scope, importing: tuple[subprocess.Popen[str], int]) -> None:
     process, child = importing
-    assert images.clean_partials() == [], "it is still at work"
+    assert images.remove_abandoned() == [], "it is still at work"
     process.kill()
     process.wait()
     until(lambda: not alive(child))
     assert left(scope) == {".base.part"}
     assert images.names() == []
-    assert images.clean_partials() == ["base"]
+    assert images.remove_abandoned() == ["base"]
     assert left(scope) == set()
 
 
@@ -421,7 +421,7 @@ def test_cleaning_follows_no_link_and_touches_nothing_else(
     os.mkdir(os.path.join(scope.images_dir, ".dead.part"))
     os.symlink(keep, os.path.join(scope.images_dir, ".dead.part/inside"))
     Path(scope.images_dir, ".file.part").touch()
-    assert images.clean_partials() == ["dead"]
+    assert images.remove_abandoned() == ["dead"]
     assert left(scope) == {".link.part", ".file.part"}
     assert (keep / "file").exists()
 

@@ -300,13 +300,13 @@ def test_its_mounts_are_its_own(building: subprocess.Popen[str], tmp_path: Path)
 def test_a_killed_build(
     building: subprocess.Popen[str], images: Images, scope: Scope, tmp_path: Path
 ) -> None:
-    assert images.clean_partials() == [], "it is still at work"
+    assert images.remove_abandoned() == [], "it is still at work"
     building.kill()
     building.wait()
     until(lambda: of_this_build(tmp_path) == [])
     assert str(tmp_path) not in mounts()
     assert left(scope) == {".debian.part"}
-    assert images.clean_partials() == ["debian"]
+    assert images.remove_abandoned() == ["debian"]
     assert left(scope) == set()
 
 

@@ -396,7 +396,7 @@ def test_the_loaded_units_are_listed_in_one_call(bus: Bus) -> None:
     for number in range(50):
         bus.load(unit(f"many-{number}"))
     before = len(bus.calls())
-    states = client.not_off("qemu-vm@many*.service")
+    states = client.active_units("qemu-vm@many*.service")
     assert len(bus.calls()) == before + 1
     assert len(states) == 50
     state = states[unit("many-7")]
@@ -408,7 +408,7 @@ def test_all_processes_are_asked_for_at_once(bus: Bus) -> None:
     client = Systemd(bus.address)
     bus.load(unit("one"))
     bus.load(unit("two"))
-    states = client.not_off("qemu-vm@*.service")
+    states = client.active_units("qemu-vm@*.service")
     off = UnitState(unit("two"), "loaded", "inactive", "dead", states[unit("two")].path)
     assert client.main_pids([states[unit("one")], off]) == {unit("one"): 4711}
     assert client.main_pids(states.values()) == {unit("one"): 4711, unit("two"): 4711}
@@ -461,7 +461,7 @@ def test_no_object_is_introspected(client: Systemd, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(PydbusBus, "get", introspect)
     assert start(client, "ok-p") == ["done"]
     client.properties(unit("ok-p"))
-    client.not_off("*")
+    client.active_units("*")
 
 
 def test_enabling_takes_all_units_in_one_call(client: Systemd, shared_bus: Bus) -> None:
