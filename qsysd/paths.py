@@ -132,7 +132,7 @@ class Scope:
 
         self.runtimes_dir = os.path.join(self.runtime_dir, "vms")
         self.roots_dir = os.path.join(self.runtime_dir, "roots")
-        self.notes_dir = os.path.join(self.runtime_dir, "started")
+        self.started_dir = os.path.join(self.runtime_dir, "started")
         self.locks_dir = os.path.join(self.runtime_dir, "locks")
         # There once the host has begun to shut down: qsysd-shutdown.service makes it.
         self.shutdown_mark = os.path.join(self.runtime_dir, "shutdown")
@@ -205,9 +205,9 @@ class Scope:
         """Return the directory that becomes QEMU's root: what it may see is mounted there for it alone."""
         return os.path.join(self.roots_dir, vm)
 
-    def note(self, vm: str) -> str:
-        """Return the note of the rendering that the unit started with."""
-        return os.path.join(self.notes_dir, vm)
+    def started_record(self, vm: str) -> str:
+        """Return the record of what the VM was started with: digest, memory, CPUs, accelerator."""
+        return os.path.join(self.started_dir, vm)
 
     # a network's files
 
@@ -249,8 +249,8 @@ class Scope:
         """Return the base image."""
         return os.path.join(self.images_dir, f"{name}.qcow2")
 
-    def image_origin(self, name: str) -> str:
-        """Return the note beside an image: where it came from, digest, default user."""
+    def image_metadata(self, name: str) -> str:
+        """Return the metadata of an image: source, digest, default user."""
         return os.path.join(self.images_dir, f"{name}.yaml")
 
     # locks: flock on files that are never unlinked, so that a lock dies with its holder

@@ -296,7 +296,7 @@ class Store:
 
     def started(self, vm: str) -> Started | None:
         """Return what a VM that runs was started with, None where nothing was recorded."""
-        data = read_bytes(self.scope.note(vm))
+        data = read_bytes(self.scope.started_record(vm))
         if data is None:
             return None
         text = data.decode("utf-8", "replace")
@@ -311,7 +311,9 @@ class Store:
     def record_ssh_answer(self, vm: str) -> None:
         """Record that the guest of a running VM has answered on SSH; quiet if nothing can be recorded."""
         with suppress(OSError):
-            file = os.open(self.scope.note(vm), os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC)
+            file = os.open(
+                self.scope.started_record(vm), os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+            )
             try:
                 os.write(file, f"{SSH_ANSWERED}=1\n".encode())
             finally:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 
 from qsysd.host.context import Host
-from qsysd.runtime.qmp import MonitorError, RunStateQuestion, socket_path
+from qsysd.runtime.qmp import MonitorError, RunStateQuery, socket_path
 
 QUESTIONS = 200  # at once: a process may have 1024 files open
 
@@ -32,15 +32,15 @@ def guest_states(host: Host, pids: Mapping[str, int], timeout: float) -> dict[st
 
 
 @contextmanager
-def asked(host: Host, names: Iterable[str], timeout: float) -> Iterator[dict[str, RunStateQuestion]]:
+def asked(host: Host, names: Iterable[str], timeout: float) -> Iterator[dict[str, RunStateQuery]]:
     """Ask those of the VMs that have a monitor; close the connections afterwards."""
     with ExitStack() as connections:
-        questions: dict[str, RunStateQuestion] = {}
+        questions: dict[str, RunStateQuery] = {}
         for name in names:
             path = socket_path(host.scope, name, host.scope.monitor(name, "cli"))
             if _is_socket(path):
                 with suppress(MonitorError):
-                    question = RunStateQuestion(path, timeout=timeout)
+                    question = RunStateQuery(path, timeout=timeout)
                     questions[name] = connections.enter_context(question)
         yield questions
 
@@ -56,7 +56,7 @@ def _is_socket(path: str) -> bool:
         return False
 
 
-def answers(questions: Mapping[str, RunStateQuestion], pids: Mapping[str, int]) -> dict[str, str]:
+def answers(questions: Mapping[str, RunStateQuery], pids: Mapping[str, int]) -> dict[str, str]:
     """Return the run states that were answered. pids: those of the QEMUs that may answer, by VM name."""
     states: dict[str, str] = {}
     for name, question in questions.items():

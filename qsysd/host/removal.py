@@ -95,7 +95,12 @@ def _remove_files(host: Host, name: str) -> None:
     rendered = (scope.drop_in(name), scope.environment(name), scope.definition(name))
     for path in rendered:
         _remove(f"{path}.part")  # what a killed write left
-    for path in (scope.note(name), scope.known_hosts(name), scope.vm_dir(name), scope.seed_scratch(name)):
+    for path in (
+        scope.started_record(name),
+        scope.known_hosts(name),
+        scope.vm_dir(name),
+        scope.seed_scratch(name),
+    ):
         _remove(path)
     # systemd removes it, but not without the unit's template.
     _remove(scope.runtime(name))
@@ -113,7 +118,7 @@ def files(host: Host, name: str) -> Iterator[str]:
     """Yield the paths that are files of a VM, outside its own directory; not all of them need exist."""
     scope = host.scope
     yield from (scope.definition(name), scope.environment(name), scope.drop_in(name))
-    yield from (scope.note(name), scope.known_hosts(name))
+    yield from (scope.started_record(name), scope.known_hosts(name))
     yield from (scope.dhcp_host(network_name, name) for network_name in host.store.network_names())
 
 

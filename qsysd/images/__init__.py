@@ -257,7 +257,7 @@ class Images:
             )
         with staging.directory(self.scope.images_dir, name):
             remove(self.scope.image(name))
-            remove(self.scope.image_origin(name))
+            remove(self.scope.image_metadata(name))
 
     def remove_abandoned(self) -> Sequence[str]:
         """Remove what killed commands left half-made; return the names of those images."""
@@ -311,7 +311,7 @@ class Images:
         """Return the note beside an image, empty when it is lost or broken."""
         import yaml
 
-        path = self.scope.image_origin(name)
+        path = self.scope.image_metadata(name)
         loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
         try:
             with open(path, encoding="utf-8") as file:
@@ -326,7 +326,7 @@ class Images:
 
         dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
         text: str = yaml.dump(dict(note), Dumper=dumper, sort_keys=False, allow_unicode=True)
-        write_atomic(self.scope.image_origin(name), text, 0o644, partial=scratch)
+        write_atomic(self.scope.image_metadata(name), text, 0o644, partial=scratch)
 
     # The last one: within the class its name hides the type.
     def list(self) -> list[Image]:

@@ -1,7 +1,7 @@
 """QMP, the door into a running QEMU (docs/interop/qmp-spec.rst in QEMU's sources).
 
 Each command carries an id and its reply is matched by it; events that arrive in between are kept in
-`events`. Every read has a deadline. The errors are those of `wire`, which has the socket.
+`events`. Every read has a deadline. The errors are those of `runtime.qmp`, which has the socket.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from qsysd.paths import DROP_IN_MARK, Scope, is_name
 # Read by type checkers only: importing typing takes longer than the rest of this module.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from qsysd.runtime.qmp import Wire
+    from qsysd.runtime.qmp import Client
 
 READY_TIMEOUT = 60.0  # seconds until QEMU must answer; a host under load takes its time
 CONSOLE_LOG_MAX = 4 * 1024 * 1024  # bytes
@@ -106,11 +106,11 @@ class Monitors:
         except OSError as error:
             raise HostError(f"{directory}: {error.strerror}", hint=f"qsysd kill {vm}") from error
 
-    def connect(self, purpose: str, timeout: float) -> Wire:
+    def connect(self, purpose: str, timeout: float) -> Client:
         """Return a connection to a monitor. timeout: seconds. Raises MonitorError."""
-        from qsysd.runtime.qmp import Wire
+        from qsysd.runtime.qmp import Client
 
-        return Wire(self.paths[purpose], timeout=timeout, directory=self.directory)
+        return Client(self.paths[purpose], timeout=timeout, directory=self.directory)
 
 
 def become_root() -> None:
@@ -196,10 +196,10 @@ def note_start(scope: Scope, vm: str, accelerator: str) -> None:
         f"QSYSD_CPUS={setting('QSYSD_CPUS', digits, range(10))}",
         f"QSYSD_ACCELERATOR={accelerator}",
     )
-    os.makedirs(scope.notes_dir, mode=0o755, exist_ok=True)
-    if os.path.isdir(scope.note(vm)):
-        trees.remove(scope.note(vm))
-    with open(scope.note(vm), "w", encoding="ascii") as file:
+    os.makedirs(scope.started_dir, mode=0o755, exist_ok=True)
+    if os.path.isdir(scope.started_record(vm)):
+        trees.remove(scope.started_record(vm))
+    with open(scope.started_record(vm), "w", encoding="ascii") as file:
         file.write("\n".join(lines) + "\n")
 
 
@@ -246,7 +246,7 @@ def check_image(scope: Scope) -> None:
         return
     from qsysd.files import read_bytes
 
-    note = (read_bytes(scope.image_origin(image)) or b"").decode("utf-8", "replace")
+    note = (read_bytes(scope.image_metadata(image)) or b"").decode("utf-8", "replace")
     fields = dict(line.split(": ", 1) for line in note.splitlines() if ": " in line)
     try:
         size = str(os.stat(scope.image(image)).st_size)
@@ -293,7 +293,7 @@ def after_stop(scope: Scope, vm: str) -> None:
     from qsysd.runtime import roots, taps
 
     taps.unplug(scope, taps.parse_ports(os.environ.get("QSYSD_NICS", "")), vm)
-    trees.remove(scope.note(vm))
+    trees.remove(scope.started_record(vm))
     root = scope.root_dir(vm)
     if os.path.exists(root) and not roots.remove(root):
         say(f"{root} holds files or mounts that are not qsysd's; they were left in place")
@@ -326,7 +326,7 @@ def ready(scope: Scope, vm: str) -> None:
         try:
             # The greeting comes from a thread of its own; a reply shows that QEMU's main loop runs.
             with monitors.connect("ready", max(0.1, deadline - time.monotonic())) as monitor:
-                monitor.tell("query-status")
+                monitor.execute("query-status")
             return
         except MonitorGone:
             continue  # QEMU has not created it yet, or does not listen yet
@@ -338,7 +338,7 @@ def ready(scope: Scope, vm: str) -> None:
 # stop
 
 
-def connect(monitors: Monitors) -> Wire | None:
+def connect(monitors: Monitors) -> Client | None:
     """Return a monitor that answers, the stop path's own first, or None."""
     from qsysd.runtime.qmp import MonitorError
 
@@ -350,14 +350,14 @@ def connect(monitors: Monitors) -> Wire | None:
     return None
 
 
-def press(monitor: Wire) -> None:
+def press(monitor: Client) -> None:
     """Press the power button; a paused or sleeping guest is woken first, else it cannot hear it."""
     status = monitor.run_state()
     if status in ("paused", "io-error", "prelaunch"):
-        monitor.tell("cont")
+        monitor.execute("cont")
     elif status == "suspended":
-        monitor.tell("system_wakeup")
-    monitor.tell("system_powerdown")
+        monitor.execute("system_wakeup")
+    monitor.execute("system_powerdown")
 
 
 def stop(scope: Scope, vm: str) -> None:
@@ -386,7 +386,7 @@ def power_off(monitors: Monitors, qemu: Qemu) -> bool:
 
     timeout = int(setting("QSYSD_STOP_TIMEOUT", "0123456789", range(1, 7)))
     deadline = time.monotonic() + timeout
-    monitor: Wire | None = None
+    monitor: Client | None = None
     while not qemu.gone(0) and time.monotonic() < deadline:
         monitor = monitor or connect(monitors)
         try:
@@ -404,7 +404,7 @@ def power_off(monitors: Monitors, qemu: Qemu) -> bool:
     monitor = monitor or connect(monitors)
     if monitor:
         try:
-            monitor.tell("quit")
+            monitor.execute("quit")
         except MonitorError as error:
             say(f"{error}")
     return qemu.gone(QUIT_TIMEOUT if monitor else 0)

@@ -186,14 +186,14 @@ class Channel:
         return line
 
 
-class Wire(Channel):
+class Client(Channel):
     """A connection for commands without arguments; events are passed over. path, timeout, peer: as above."""
 
     def _negotiate(self, deadline: float) -> None:
         super()._negotiate(deadline)
-        self.tell("qmp_capabilities", timeout=max(0.001, deadline - time.monotonic()))
+        self.execute("qmp_capabilities", timeout=max(0.001, deadline - time.monotonic()))
 
-    def tell(self, command: str, *, timeout: float | None = None) -> bytes:
+    def execute(self, command: str, *, timeout: float | None = None) -> bytes:
         """Run a command without arguments; return the line of its reply, without its blanks.
 
         timeout: seconds. Raises CommandRefused, MonitorTimeout, MonitorGone.
@@ -220,19 +220,19 @@ class Wire(Channel):
     def run_state(self) -> str:
         """Return the guest's run state: running, paused, io-error, … (RunState in qapi/run-state.json).
 
-        Raises as `tell` does, and MonitorGone for what is none.
+        Raises as `execute` does, and MonitorGone for what is none.
         """
-        return self._status(self.tell("query-status"))
+        return self._status(self.execute("query-status"))
 
     def _status(self, reply: bytes) -> str:
         status = reply.partition(b'"status":"')[2].partition(b'"')[0]
         return self._run_state(status.decode("ascii", "replace"))
 
 
-class RunStateQuestion(Wire):
+class RunStateQuery(Client):
     """A question for the guest's run state, put now and answered later: many VMs are asked at once.
 
-    path, timeout: as for a Wire; timeout counts for all of it. Raises as a Wire does.
+    path, timeout: as for a Client; timeout counts for all of it. Raises as a Client does.
     """
 
     _COMMANDS = ("qmp_capabilities", "query-status")
@@ -247,7 +247,7 @@ class RunStateQuestion(Wire):
         self._send("query-status", b"".join(lines), deadline)
 
     def answer(self, *, peer: int) -> str:
-        """Return the run state, as `run_state` does. peer: as for a Wire; nobody else is believed."""
+        """Return the run state, as `run_state` does. peer: as for a Client; nobody else is believed."""
         self._require_peer(peer)
         self._read_greeting(self._deadline)
         reply = b""

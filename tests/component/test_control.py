@@ -399,8 +399,8 @@ def test_a_broken_vm_is_in_the_list_and_its_status_tells_why(vm: OwnHost) -> Non
 
 def test_what_waits_for_a_restart_is_pending(vm: OwnHost) -> None:
     vm.fake.set(UNIT, "active", "running")
-    os.makedirs(vm.scope.notes_dir)
-    note = Path(vm.scope.note("web1"))
+    os.makedirs(vm.scope.started_dir)
+    note = Path(vm.scope.started_record("web1"))
     note.write_text(f"{vm.store.summary('web1').digest}\n", encoding="utf-8")
     assert query.pending(vm, "web1", running=True) == []
     note.write_text("0123456789abcdef\n", encoding="utf-8")
@@ -410,8 +410,8 @@ def test_what_waits_for_a_restart_is_pending(vm: OwnHost) -> None:
 
 def test_list_and_status_show_what_runs_and_what_is_pending(vm: OwnHost) -> None:
     vm.fake.set(UNIT, "active", "running")
-    os.makedirs(vm.scope.notes_dir)
-    note = Path(vm.scope.note("web1"))
+    os.makedirs(vm.scope.started_dir)
+    note = Path(vm.scope.started_record("web1"))
     lines = ("0123456789abcdef", "QSYSD_MEMORY_MIB=512", "QSYSD_CPUS=1", "QSYSD_ACCELERATOR=kvm")
     note.write_text("\n".join(lines) + "\n", encoding="ascii")
     (shown,) = query.status(vm, ["web1"])
@@ -503,8 +503,8 @@ def test_a_wait_for_ssh_shows_the_last_line_of_the_console(
 def test_a_guest_that_has_answered_is_not_tried_again_before_each_ssh(
     vm: OwnHost, guest: socket.socket
 ) -> None:
-    os.makedirs(vm.scope.notes_dir)
-    note = Path(vm.scope.note("web1"))
+    os.makedirs(vm.scope.started_dir)
+    note = Path(vm.scope.started_record("web1"))
     note.write_text("0123456789abcdef\nQSYSD_CPUS=1\n", encoding="ascii")
     thread = answer(guest, b"SSH-2.0-OpenSSH_10.0\r\n")
     guest_verbs.wait_before_ssh(vm, "web1")

@@ -177,7 +177,7 @@ def test_an_address_that_somebody_still_holds_is_not_given_away(host: OwnHost) -
 
 
 def test_a_user_that_is_not_the_images_own_is_named_as_a_login_only(host: OwnHost) -> None:
-    Path(host.scope.image_origin("tiny")).write_text("default_user: debian\n", encoding="utf-8")
+    Path(host.scope.image_metadata("tiny")).write_text("default_user: debian\n", encoding="utf-8")
     make(host, more="user: bob\n", start=False)
     (warning,) = host.told
     assert warning.startswith("warning: the user bob is not created in the guest")

@@ -25,7 +25,7 @@ PLACES: dict[str, Callable[[Scope, str], str]] = {
     "bad-drop-in": Scope.drop_in,
     "bad-drop-ins": Scope.drop_in_dir,
     "bad-entry": lambda scope, vm: scope.dhcp_host("default", vm),
-    "bad-note": Scope.note,
+    "bad-note": Scope.started_record,
     "bad-known-hosts": Scope.known_hosts,
     "bad-disk": Scope.overlay,
     "bad-seed": Scope.seed,

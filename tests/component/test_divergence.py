@@ -218,7 +218,7 @@ def test_an_image_that_is_another_than_at_create_is_named_by_doctor(vm: OwnHost)
     digest = vm.images.get("tiny").sha256
     assert vm.store.load("web1").image_digest == digest
     assert f"image_digest: {digest}" in vm.store.require("web1")
-    note = Path(vm.scope.image_origin("tiny"))
+    note = Path(vm.scope.image_metadata("tiny"))
     note.write_text(note.read_text().replace(digest, "f" * 64))
     assert "web1: image tiny is not the one that its disk was created on" in found(vm)
 

@@ -531,7 +531,7 @@ def test_before_start_refuses_another_image_than_the_disk_was_created_on(
     with pytest.raises(HostError, match="No such file"):
         helper.before_start(scope, VM)
     Path(scope.image("debian")).write_bytes(b"x" * 100)
-    note = Path(scope.image_origin("debian"))
+    note = Path(scope.image_metadata("debian"))
     for text, refused in (
         (None, False),
         (f"sha256: {'a' * 64}\nfile_size: 100\n", False),
@@ -571,16 +571,16 @@ def test_before_start_reports_a_definition_that_was_changed_after_it_was_rendere
 @pytest.mark.usefixtures("unit")
 def test_after_stop_takes_it_back_and_can_be_repeated(directory: Path, scope: Scope) -> None:
     helper.before_start(scope, VM)
-    os.unlink(scope.note(VM))
-    os.makedirs(f"{scope.note(VM)}/in-the-way")
+    os.unlink(scope.started_record(VM))
+    os.makedirs(f"{scope.started_record(VM)}/in-the-way")
     helper.before_start(scope, VM)
-    assert os.path.isfile(scope.note(VM))
+    assert os.path.isfile(scope.started_record(VM))
     for what in ("file", "directory", "nothing"):
         if what == "directory":
-            os.makedirs(f"{scope.note(VM)}/in-the-way")
+            os.makedirs(f"{scope.started_record(VM)}/in-the-way")
         helper.after_stop(scope, VM)
         assert owners(directory) == {(0, 0)}
-        assert not os.path.lexists(scope.note(VM))
+        assert not os.path.lexists(scope.started_record(VM))
         assert not os.path.lexists(scope.root_dir(VM))
 
 
@@ -678,7 +678,7 @@ def test_odd_variables_are_refused(
     monkeypatch.setenv(variable, value)
     with pytest.raises(InvalidError):
         helper.before_start(scope, VM)
-    assert not os.path.exists(scope.note(VM))
+    assert not os.path.exists(scope.started_record(VM))
 
 
 @pytest.mark.usefixtures("unit")

@@ -448,9 +448,9 @@ def test_broken_notes_do_not_stop_the_list(
 ) -> None:
     images.import_file(str(disk), "second")
     if note is None:
-        os.unlink(scope.image_origin("base"))
+        os.unlink(scope.image_metadata("base"))
     else:
-        Path(scope.image_origin("base")).write_bytes(note)
+        Path(scope.image_metadata("base")).write_bytes(note)
     first, second = images.list()
     assert (first.name, first.source, first.sha256, first.virtual_size) == ("base", "unknown", "", SIZE)
     assert first.created.endswith("Z")
@@ -464,12 +464,12 @@ def test_an_image_is_readable_to_all_whatever_the_umask(images: Images, scope: S
         images.import_file(str(disk), "base")
     finally:
         os.umask(before)
-    for path in (scope.image("base"), scope.image_origin("base")):
+    for path in (scope.image("base"), scope.image_metadata("base")):
         assert os.stat(path).st_mode & 0o777 == 0o644
 
 
 def test_the_note_is_plain_yaml(images: Images, scope: Scope, base: str) -> None:
-    note = yaml.safe_load(Path(scope.image_origin("base")).read_text(encoding="utf-8"))
+    note = yaml.safe_load(Path(scope.image_metadata("base")).read_text(encoding="utf-8"))
     assert list(note)[:2] == ["name", "source"]
     assert note["default_user"] == "debian"
     assert note["file_size"] == os.stat(base).st_size

@@ -106,7 +106,7 @@ def test_a_built_image_boots(
     assert (image.default_user, image.cloud_init, image.virtual_size) == ("debian", True, 2048 * MIB)
     assert image.problem is None
     assert "root is hd0,gpt1, hello" in boots(image.path, tmp_path)
-    note = yaml.safe_load(Path(scope.image_origin("tiny")).read_text(encoding="utf-8"))
+    note = yaml.safe_load(Path(scope.image_metadata("tiny")).read_text(encoding="utf-8"))
     assert (note["recipe"], note["suite"], note["packages"]) == ("debian", "trixie", 7)
     assert any(line.startswith("packing the image") for line in told)
 

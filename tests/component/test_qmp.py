@@ -26,7 +26,7 @@ from qsysd.qemu.monitor import (
     MonitorTimeout,
 )
 from qsysd.runtime import qmp
-from qsysd.runtime.qmp import RunStateQuestion, Wire
+from qsysd.runtime.qmp import Client, RunStateQuery
 
 SHORT = 0.2  # seconds that a client waits in a test in which nothing comes
 Serve = Callable[[Script], Peer]
@@ -45,13 +45,13 @@ def connect(timeout: float = 5.0) -> Monitor:
 
 
 # The CLI's client, and the units': what a peer does to the one it does to the other.
-CLIENTS = pytest.mark.parametrize("client", [Monitor, Wire])
-Client = type[Monitor] | type[Wire]
+CLIENTS = pytest.mark.parametrize("client", [Monitor, Client])
+AnyClient = type[Monitor] | type[Client]
 
 
-def ask(monitor: Monitor | Wire, command: str, timeout: float | None = None) -> None:
+def ask(monitor: Monitor | Client, command: str, timeout: float | None = None) -> None:
     """Run a command, whatever it returns."""
-    (monitor.execute if isinstance(monitor, Monitor) else monitor.tell)(command, timeout=timeout)
+    monitor.execute(command, timeout=timeout)
 
 
 def raw(greeting: bytes) -> Script:
@@ -101,7 +101,7 @@ def test_a_refusal_holds_qemus_words(serve: Serve) -> None:
 
 
 @CLIENTS
-def test_a_refused_negotiation_is_an_error(client: Client, serve: Serve) -> None:
+def test_a_refused_negotiation_is_an_error(client: AnyClient, serve: Serve) -> None:
     def script(connection: Connection) -> None:
         connection.send(GREETING)
         connection.answer_one({})
@@ -122,7 +122,7 @@ def test_a_question_is_put_before_anything_is_answered(serve: Serve) -> None:
         connection.serve({"query-status": {"status": "io-error"}})
 
     peer = serve(script)
-    with RunStateQuestion("qmp.sock", timeout=20) as question:
+    with RunStateQuery("qmp.sock", timeout=20) as question:
         put.set()  # nothing was waited for until here
         assert question.answer(peer=os.getpid()) == "io-error"
     assert peer.commands == ["qmp_capabilities", "query-status"]
@@ -131,7 +131,7 @@ def test_a_question_is_put_before_anything_is_answered(serve: Serve) -> None:
 def test_an_answer_of_another_process_is_not_believed(serve: Serve) -> None:
     serve(lambda connection: connection.serve({"query-status": {"status": "running"}}))
     with (
-        RunStateQuestion("qmp.sock", timeout=20) as question,
+        RunStateQuery("qmp.sock", timeout=20) as question,
         pytest.raises(MonitorGone, match="not that of"),
     ):
         question.answer(peer=os.getppid())
@@ -139,10 +139,10 @@ def test_an_answer_of_another_process_is_not_believed(serve: Serve) -> None:
 
 def test_a_question_that_is_refused_or_never_answered(serve: Serve) -> None:
     serve(lambda connection: connection.serve({}))
-    with RunStateQuestion("qmp.sock", timeout=20) as question, pytest.raises(CommandRefused):
+    with RunStateQuery("qmp.sock", timeout=20) as question, pytest.raises(CommandRefused):
         question.answer(peer=os.getpid())
     with Monitor("qmp.sock"):
-        late = RunStateQuestion("qmp.sock", timeout=SHORT)
+        late = RunStateQuery("qmp.sock", timeout=SHORT)
         with late, pytest.raises(MonitorBusy):
             late.answer(peer=os.getpid())
 
@@ -198,7 +198,7 @@ def test_the_greeting_may_come_with_events_before_and_behind_it(serve: Serve) ->
 
 
 @CLIENTS
-def test_messages_in_pieces_and_several_at_once(client: Client, serve: Serve) -> None:
+def test_messages_in_pieces_and_several_at_once(client: AnyClient, serve: Serve) -> None:
     def script(connection: Connection) -> None:
         for byte in json.dumps(GREETING).encode() + b"\r\n":
             connection.send_bytes(bytes([byte]))
@@ -215,7 +215,7 @@ def test_messages_in_pieces_and_several_at_once(client: Client, serve: Serve) ->
             assert monitor.execute("x") == 1
             assert len(monitor.events) == 2
         else:
-            assert monitor.tell("x").strip() == b'{"return":1,"id":2}'
+            assert monitor.execute("x").strip() == b'{"return":1,"id":2}'
 
 
 def flood(connection: Connection) -> None:
@@ -226,7 +226,7 @@ def flood(connection: Connection) -> None:
 
 
 @CLIENTS
-def test_a_flood_of_events_ends_at_the_deadline(client: Client, serve: Serve) -> None:
+def test_a_flood_of_events_ends_at_the_deadline(client: AnyClient, serve: Serve) -> None:
     serve(flood)
     with client("qmp.sock") as monitor, pytest.raises(MonitorTimeout):
         ask(monitor, "query-status", SHORT)
@@ -244,7 +244,7 @@ def test_a_flood_of_events_does_not_fill_the_memory(serve: Serve) -> None:
 
 
 @CLIENTS
-def test_a_late_greeting_is_waited_for(client: Client, serve: Serve) -> None:
+def test_a_late_greeting_is_waited_for(client: AnyClient, serve: Serve) -> None:
     def script(connection: Connection) -> None:
         time.sleep(SHORT)
         connection.serve({"query-status": {"status": "running"}})
@@ -255,14 +255,14 @@ def test_a_late_greeting_is_waited_for(client: Client, serve: Serve) -> None:
 
 
 @CLIENTS
-def test_a_monitor_that_another_client_holds_is_busy(client: Client, serve: Serve) -> None:
+def test_a_monitor_that_another_client_holds_is_busy(client: AnyClient, serve: Serve) -> None:
     serve(lambda connection: connection.serve({}))
     with connect(), pytest.raises(MonitorBusy, match="another client holds it"):
         client("qmp.sock", timeout=SHORT)
 
 
 @CLIENTS
-def test_a_monitor_at_which_others_wait_already_is_busy(client: Client, serve: Serve) -> None:
+def test_a_monitor_at_which_others_wait_already_is_busy(client: AnyClient, serve: Serve) -> None:
     serve(lambda connection: connection.serve({}))
     with connect(), contextlib.ExitStack() as stack:
         # the kernel's queue for the listener is full then: EAGAIN, at once
@@ -284,14 +284,16 @@ def test_the_next_client_gets_in_when_the_first_leaves(serve: Serve) -> None:
 
 
 @CLIENTS
-def test_a_greeting_without_an_answer_to_the_negotiation_is_a_time_out(client: Client, serve: Serve) -> None:
+def test_a_greeting_without_a_reply_to_the_negotiation_times_out(
+    client: AnyClient, serve: Serve
+) -> None:
     serve(raw(json.dumps(GREETING).encode() + b"\n"))
     with pytest.raises(MonitorTimeout, match="qmp_capabilities: no answer"):
         client("qmp.sock", timeout=SHORT)
 
 
 @CLIENTS
-def test_no_reply_is_a_time_out(client: Client, serve: Serve) -> None:
+def test_no_reply_is_a_time_out(client: AnyClient, serve: Serve) -> None:
     def script(connection: Connection) -> None:
         connection.greet()
         connection.receive()
@@ -306,7 +308,7 @@ def test_no_reply_is_a_time_out(client: Client, serve: Serve) -> None:
 
 
 @CLIENTS
-def test_a_qemu_that_does_not_read_is_a_time_out(client: Client, serve: Serve) -> None:
+def test_a_qemu_that_does_not_read_is_a_time_out(client: AnyClient, serve: Serve) -> None:
     def script(connection: Connection) -> None:
         connection.greet()
         assert done.wait(20)
@@ -340,14 +342,14 @@ def test_a_time_out_leaves_no_reply_for_the_next_command(serve: Serve) -> None:
 
 
 @CLIENTS
-def test_an_end_before_the_greeting(client: Client, serve: Serve) -> None:
+def test_an_end_before_the_greeting(client: AnyClient, serve: Serve) -> None:
     serve(lambda connection: None)
     with pytest.raises(MonitorGone, match="QEMU closed the monitor"):
         client("qmp.sock")
 
 
 @CLIENTS
-def test_an_end_in_the_middle_of_a_reply(client: Client, serve: Serve) -> None:
+def test_an_end_in_the_middle_of_a_reply(client: AnyClient, serve: Serve) -> None:
     def script(connection: Connection) -> None:
         connection.greet()
         connection.receive()
@@ -359,7 +361,7 @@ def test_an_end_in_the_middle_of_a_reply(client: Client, serve: Serve) -> None:
 
 
 @CLIENTS
-def test_a_command_after_the_end(client: Client, serve: Serve) -> None:
+def test_a_command_after_the_end(client: AnyClient, serve: Serve) -> None:
     serve(lambda connection: connection.greet())
     with client("qmp.sock") as monitor:
         for _ in range(2):
@@ -370,7 +372,7 @@ def test_a_command_after_the_end(client: Client, serve: Serve) -> None:
 @CLIENTS
 @pytest.mark.parametrize("kind", ["nothing", "stale", "file", "too long"])
 def test_no_socket_or_none_that_listens(
-    client: Client, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    client: AnyClient, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     path = "qmp.sock"
@@ -386,7 +388,7 @@ def test_no_socket_or_none_that_listens(
 
 
 @CLIENTS
-def test_a_failed_connect_leaves_nothing_open(client: Client, serve: Serve) -> None:
+def test_a_failed_connect_leaves_nothing_open(client: AnyClient, serve: Serve) -> None:
     serve(lambda connection: None)
     before = set(os.listdir("/proc/self/fd"))
     with warnings.catch_warnings(record=True) as left_open:
@@ -410,14 +412,14 @@ GARBAGE = [
 
 @CLIENTS
 @pytest.mark.parametrize("greeting", GARBAGE, ids=range(len(GARBAGE)))
-def test_garbage_in_the_greetings_place(client: Client, serve: Serve, greeting: bytes) -> None:
+def test_garbage_in_the_greetings_place(client: AnyClient, serve: Serve, greeting: bytes) -> None:
     serve(raw(greeting))
     with pytest.raises(MonitorGone, match="does not speak QMP"):
         client("qmp.sock")
 
 
 @CLIENTS
-def test_a_line_without_end(client: Client, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_without_end(client: AnyClient, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(qmp, "LINE_MAX", 1_000_000)
 
     def script(connection: Connection) -> None:
@@ -443,7 +445,7 @@ ODD_REPLIES = [
 @CLIENTS
 @pytest.mark.parametrize("reply", ODD_REPLIES, ids=json.dumps)
 def test_an_odd_reply_is_an_error_of_the_monitor(
-    client: Client, serve: Serve, reply: dict[str, object]
+    client: AnyClient, serve: Serve, reply: dict[str, object]
 ) -> None:
     def script(connection: Connection) -> None:
         connection.greet()
@@ -458,7 +460,7 @@ def test_an_odd_reply_is_an_error_of_the_monitor(
 
 
 @CLIENTS
-def test_what_qemu_says_cannot_play_with_a_terminal(client: Client, serve: Serve) -> None:
+def test_what_qemu_says_cannot_play_with_a_terminal(client: AnyClient, serve: Serve) -> None:
     def refuse() -> None:
         raise Refuse("no\x1b[2J\x9b1mway\r\x00\u202e")
 
@@ -471,7 +473,7 @@ def test_what_qemu_says_cannot_play_with_a_terminal(client: Client, serve: Serve
 
 @CLIENTS
 @pytest.mark.parametrize("state", ["running", "paused", "io-error", "internal-error", "guest-panicked"])
-def test_the_run_state(client: Client, serve: Serve, state: str) -> None:
+def test_the_run_state(client: AnyClient, serve: Serve, state: str) -> None:
     serve(lambda connection: connection.serve({"query-status": {"status": state, "running": True}}))
     with client("qmp.sock") as monitor:
         assert monitor.run_state() == state

@@ -431,7 +431,7 @@ def test_names_are_in_the_order_in_which_people_count(definitions: Store) -> Non
 def test_a_note_of_a_start_is_read_in_the_old_and_the_new_form(
     definitions: Store, text: str, started: Started
 ) -> None:
-    os.makedirs(definitions.scope.notes_dir)
+    os.makedirs(definitions.scope.started_dir)
     assert definitions.started("web1") is None
-    Path(definitions.scope.note("web1")).write_text(text, encoding="ascii")
+    Path(definitions.scope.started_record("web1")).write_text(text, encoding="ascii")
     assert definitions.started("web1") == started

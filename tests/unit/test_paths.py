@@ -130,10 +130,10 @@ def test_no_two_things_have_one_path() -> None:
     methods = [
         scope.definition, scope.environment, scope.drop_in_dir, scope.drop_in, scope.vm_dir, scope.overlay,
         scope.seed,
-        scope.console_log, scope.known_hosts, scope.runtime, scope.console, scope.note,
+        scope.console_log, scope.known_hosts, scope.runtime, scope.console, scope.started_record,
         scope.network_definition, scope.network_environment, scope.network_rules, scope.dnsmasq_config,
         scope.network_dir,
-        scope.dhcp_hosts_dir, scope.leases, scope.image, scope.image_origin, scope.root_dir,
+        scope.dhcp_hosts_dir, scope.leases, scope.image, scope.image_metadata, scope.root_dir,
     ]  # fmt: skip
     found = [method(name) for method in methods for name in ("default", "web1")]
     found += [scope.monitor("web1", purpose) for purpose in ("cli", "ready", "stop")]
