@@ -24,7 +24,7 @@ from qsysd.files import digest
 from qsysd.model.network import NetworkSpec
 from qsysd.model.vm import Accel, VMSpec
 from qsysd.paths import Scope
-from qsysd.qemu import argv
+from qsysd.qemu import argv, disk, machine
 from qsysd.runtime import taps
 
 TEMPLATES = os.path.join(os.path.dirname(__file__), "templates")
@@ -165,12 +165,12 @@ def vm(spec: VMSpec, scope: Scope, definition: str | None = None) -> Rendered:
         cpus=spec.cpus,
         image=spec.image or "",
         image_digest=spec.image_digest or "",
-        disks=argv.disk_count(spec),
+        disks=disk.disk_count(spec),
         uuid=spec.uuid,
         depends_on=":".join(spec.depends_on),
         drop_in_digest=drop_in_digest,
-        accelerator=argv.accelerator(spec.accel) if pinned else None,
-        processor=argv.processor(spec.accel, spec.cpu) if pinned or spec.cpu else None,
+        accelerator=machine.accelerator(spec.accel) if pinned else None,
+        processor=machine.processor(spec.accel, spec.cpu) if pinned or spec.cpu else None,
         qemu_args=argv.build(spec, scope),
     )
     # Without the digests of definition and seed: a comment or an SSH key needs no restart.

@@ -19,7 +19,7 @@ FROZEN = ("--qemu-arg=-S", "--stop-timeout=1s")
 
 RUN_MONITOR = """\
 import json, sys
-from qsysd.qmp import Monitor
+from qsysd.qemu.monitor import Monitor
 with Monitor(sys.argv[1], timeout=20) as monitor:
     print(json.dumps(monitor.execute(sys.argv[2], **json.loads(sys.argv[3]))))
 """

@@ -9,7 +9,7 @@ from qsysd.model.disk import Disk
 from qsysd.model.nic import Nic
 from qsysd.model.vm import Accel, Kernel
 from qsysd.paths import Scope
-from qsysd.qemu import argv
+from qsysd.qemu import argv, disk, machine
 
 SCOPE = Scope()
 
@@ -84,7 +84,7 @@ def test_a_comma_in_a_path_is_doubled() -> None:
 )
 def test_an_image_brings_the_first_disk(image: str | None, disks: tuple[Disk, ...], count: int) -> None:
     spec = vm(image=image, disks=disks, seed=False)
-    assert argv.disk_count(spec) == count
+    assert disk.disk_count(spec) == count
     arguments = argv.build(spec, SCOPE)
     devices = [fields(value) for value in options(arguments, "-device") if "virtio-blk" in value]
     assert [device["drive"] for device in devices] == [f"disk{index}" for index in range(count)]
@@ -153,7 +153,7 @@ def test_the_accelerator_is_chosen_apart() -> None:
     for accel in Accel:
         assert "-accel" not in build(accel=accel)
         assert "-cpu" not in build(accel=accel)
-    assert argv.accelerator(Accel.KVM) == ["-accel", "kvm"]
-    assert argv.processor(Accel.KVM, None) == ["-cpu", "host"]
-    assert argv.processor(Accel.TCG, None) == ["-cpu", "max,erms=off,fsrm=off"]
-    assert argv.processor(Accel.KVM, "Haswell,-vmx") == ["-cpu", "Haswell,-vmx"]
+    assert machine.accelerator(Accel.KVM) == ["-accel", "kvm"]
+    assert machine.processor(Accel.KVM, None) == ["-cpu", "host"]
+    assert machine.processor(Accel.TCG, None) == ["-cpu", "max,erms=off,fsrm=off"]
+    assert machine.processor(Accel.KVM, "Haswell,-vmx") == ["-cpu", "Haswell,-vmx"]
