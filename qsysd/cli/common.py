@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from qsysd.cli import complete, print_error
+from qsysd.cli import complete
 from qsysd.cli.progress import Progress
 from qsysd.errors import InvalidError
 
 if TYPE_CHECKING:
     from qsysd.host.context import Host
-    from qsysd.host.unit_jobs import Outcome
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -48,19 +47,6 @@ def chosen(host: Host, names: Sequence[str], everything: bool) -> list[str]:
         path = click.get_current_context().command_path
         raise InvalidError("missing VM", hint=f"{path} VM... or {path} --all; qsysd list shows the VMs")
     return list(dict.fromkeys(names))
-
-
-def report(outcomes: Iterable[Outcome]) -> None:
-    """Print the outcome of a verb for each VM; exit with the status of the first error."""
-    status = 0
-    for outcome in outcomes:
-        if outcome.error:
-            print_error(outcome.error)
-            status = status or outcome.error.code
-        else:
-            click.echo(f"{outcome.name}: {outcome.what}")
-    if status:
-        sys.exit(status)
 
 
 def print_json(value: Any) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import click
 
-from qsysd.cli.common import chosen, make_host, report, vms_arguments
+from qsysd.cli.common import chosen, make_host, vms_arguments
 
 
 def _verb(name: str, text: str) -> click.Command:
@@ -15,6 +15,7 @@ def _verb(name: str, text: str) -> click.Command:
     @click.command(name, help=text)
     @vms_arguments
     def command(names: Sequence[str], everything: bool) -> None:
+        from qsysd.cli.outcomes import report
         from qsysd.operations import power
 
         host = make_host()

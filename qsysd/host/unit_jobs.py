@@ -6,27 +6,19 @@ import os
 import signal
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import NamedTuple
+from dataclasses import replace
 
 from qsysd import paths
 from qsysd.errors import HostError, QsysdError, StateError, TimeoutExpired
 from qsysd.files import sync_directory
 from qsysd.host import unit_states
 from qsysd.host.context import Host
+from qsysd.host.outcomes import Outcome, State, failed
 from qsysd.systemd import NOT_LOADED, JobResult, UnitState
 
 START_TIMEOUT = 180.0  # seconds; the unit's own TimeoutStartSec is 120, and networks may come up before
 KILL_TIMEOUT = 5.0  # seconds that QEMU has to flush its disks after SIGTERM, before SIGKILL
 STOP_MARGIN = 10.0
-RUNS_ALREADY = "already running"
-
-
-class Outcome(NamedTuple):
-    """What a verb came to for one VM: `what` in words, or the error."""
-
-    name: str
-    what: str
-    error: QsysdError | None = None
 
 
 def prepare(host: Host, states: Iterable[UnitState]) -> None:
@@ -71,7 +63,11 @@ def start_units(host: Host, needed_by: Mapping[str, str]) -> dict[str, Outcome]:
     names = list(needed_by)
     unit_states.require(host, names)
     states = unit_states.states(host, names)
-    outcomes = {name: Outcome(name, RUNS_ALREADY) for name in names if states[name].active == "active"}
+    outcomes = {
+        name: Outcome(name, State.ALREADY_RUNNING, "active", "active")
+        for name in names
+        if states[name].active == "active"
+    }
     rest = [name for name in names if name not in outcomes]
     prepare(host, [states[name] for name in rest])
     # A start job for a unit in auto-restart waits for RestartSec; RestartUnit starts it at once.
@@ -82,7 +78,8 @@ def start_units(host: Host, needed_by: Mapping[str, str]) -> dict[str, Outcome]:
     stopping = [state for state in states.values() if state.active == "deactivating"]
     timeout = chain * START_TIMEOUT + stop_limit(host, stopping)
     for method, group in (("StartUnit", others), ("RestartUnit", pausing)):
-        outcomes |= start_jobs(host, method, group, "started", timeout)
+        before = {name: states[name].active for name in group}
+        outcomes |= start_jobs(host, method, before, State.STARTED, timeout)
     return outcomes
 
 
@@ -126,24 +123,28 @@ def as_dependencies(
 ) -> list[Outcome]:
     """Return the outcomes of those VMs that were started only because one of `names` depends on them."""
     return [
-        outcomes[name]._replace(what=f"{outcomes[name].what} ({other} depends on it)")
+        replace(outcomes[name], needed_by=other)
         for name, other in needed_by.items()
-        if name not in names and outcomes[name].what != RUNS_ALREADY
+        if name not in names and outcomes[name].state is not State.ALREADY_RUNNING
     ]
 
 
 def start_jobs(
-    host: Host, method: str, names: Sequence[str], what: str, timeout: float
+    host: Host, method: str, before: Mapping[str, str], state: State, timeout: float
 ) -> dict[str, Outcome]:
-    """Run StartUnit or RestartUnit for VMs in parallel; return the outcome of each by name."""
-    if not names:
+    """Run StartUnit or RestartUnit for VMs in parallel; return the outcome of each by name.
+
+    before: the units' active states by VM. state: of a VM whose job is done; such a VM is active.
+    """
+    if not before:
         return {}
-    results = run_jobs(host, method, names, timeout)
-    return {
-        name: Outcome(name, what)
-        if result.done
-        else Outcome(name, "", _start_error(host, name, result, timeout))
-        for name, result in zip(names, results, strict=True)
+    results = dict(zip(before, run_jobs(host, method, list(before), timeout), strict=True))
+    done = {name: Outcome(name, state, before[name], "active") for name in before if results[name].done}
+    rest = [name for name in before if name not in done]
+    after = unit_states.states(host, rest) if rest else {}
+    return done | {
+        name: failed(name, _start_error(host, name, results[name], timeout), before[name], after[name].active)
+        for name in rest
     }
 
 

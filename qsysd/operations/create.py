@@ -122,7 +122,10 @@ def _start(host: Host, spec: VMSpec) -> None:
     # Without the locks of the dependencies: two creates could wait for each other.
     outcomes = unit_jobs.start_units(host, needed_by)
     for started in unit_jobs.as_dependencies(outcomes, needed_by, [spec.name]):
-        host.tell(f"warning: {started.error.message}" if started.error else f"{started.name}: {started.what}")
+        if started.error:
+            host.tell(f"warning: {started.error.message}")
+        else:
+            host.tell(f"{started.name}: started ({started.needed_by} depends on it)")
     error = outcomes[spec.name].error
     if error:
         raise QsysdError(

@@ -13,7 +13,7 @@ from qsysd import paths
 from qsysd.errors import NotFoundError, QsysdError, StateError, TimeoutExpired
 from qsysd.host import intents, locks, unit_jobs, unit_states
 from qsysd.host.context import Host
-from qsysd.host.unit_jobs import Outcome
+from qsysd.host.outcomes import Outcome, State, failed
 from qsysd.systemd import JobResult
 
 if TYPE_CHECKING:
@@ -48,7 +48,8 @@ def restart(host: Host, names: Sequence[str]) -> list[Outcome]:
         rest = [name for name in names if name not in outcomes]
         unit_jobs.prepare(host, [states[name] for name in rest])
         timeout = unit_jobs.START_TIMEOUT + unit_jobs.stop_limit(host, [states[name] for name in rest])
-        outcomes |= unit_jobs.start_jobs(host, "RestartUnit", rest, "restarted", timeout)
+        before = {name: states[name].active for name in rest}
+        outcomes |= unit_jobs.start_jobs(host, "RestartUnit", before, State.RESTARTED, timeout)
     return [outcomes[name] for name in names]
 
 
@@ -61,31 +62,33 @@ def stop(host: Host, names: Sequence[str]) -> list[Outcome]:
             unit_states.require_traces(host, name)
         states = unit_states.states(host, names)
         outcomes = {
-            name: Outcome(name, "already off") for name in names if states[name].active in unit_states.OFF
+            name: Outcome(name, State.ALREADY_OFF, states[name].active, states[name].active)
+            for name in names
+            if states[name].active in unit_states.OFF
         }
         rest = [name for name in names if name not in outcomes]
         if rest:
             rest, timeout = unit_jobs.stop_plan(host, rest, [states[name] for name in rest])
             results = unit_jobs.run_jobs(host, "StopUnit", rest, timeout)
             for name, result in zip(rest, results, strict=True):
-                outcomes[name] = _stopped(name, result)
                 if states[name].active == "activating" and result.done:
                     # A start that was ended on purpose is no failure.
                     host.systemd.reset_failed(paths.unit(name))
+            after = unit_states.states(host, rest)
+            for name, result in zip(rest, results, strict=True):
+                outcomes[name] = _stopped(name, result, states[name].active, after[name].active)
     return [outcomes[name] for name in names]
 
 
-def _stopped(name: str, result: JobResult) -> Outcome:
+def _stopped(name: str, result: JobResult, before: str, after: str) -> Outcome:
+    error: QsysdError | None = None
     if result.result == "canceled":
-        return Outcome(name, "", StateError(f"{name}: another command started it again before it was off"))
-    if result.refusal:
-        hint = f"systemctl status {result.unit}"
-        return Outcome(name, "", QsysdError(f"{name}: {result.refusal}", hint=hint))
-    if not result.done:
-        return Outcome(
-            name, "", TimeoutExpired(f"{name}: systemd says {result.result}", hint=f"qsysd kill {name}")
-        )
-    return Outcome(name, "stopped")
+        error = StateError(f"{name}: another command started it again before it was off")
+    elif result.refusal:
+        error = QsysdError(f"{name}: {result.refusal}", hint=f"systemctl status {result.unit}")
+    elif not result.done:
+        error = TimeoutExpired(f"{name}: systemd says {result.result}", hint=f"qsysd kill {name}")
+    return failed(name, error, before, after) if error else Outcome(name, State.STOPPED, before, after)
 
 
 def kill(host: Host, names: Sequence[str]) -> list[Outcome]:
@@ -97,10 +100,17 @@ def kill(host: Host, names: Sequence[str]) -> list[Outcome]:
     with locks.locked(host, names, exclusive=False):
         for name in names:
             unit_states.require_traces(host, name)
-        states = unit_states.states(host, names)
+        before = unit_states.states(host, names)
         unit_jobs.power_off(host, names)
+        after = unit_states.states(host, names)
     return [
-        Outcome(name, "already off" if states[name].active in unit_states.OFF else "killed") for name in names
+        Outcome(
+            name,
+            State.ALREADY_OFF if before[name].active in unit_states.OFF else State.KILLED,
+            before[name].active,
+            after[name].active,
+        )
+        for name in names
     ]
 
 
@@ -116,7 +126,7 @@ def _render_stale(host: Host, names: Sequence[str]) -> dict[str, Outcome]:
 
     Return the outcome of each VM whose definition is not valid.
     """
-    failed: dict[str, Outcome] = {}
+    invalid: dict[str, Outcome] = {}
     for name in names:
         if host.store.is_stale(name):
             from qsysd.host import rendering
@@ -124,14 +134,14 @@ def _render_stale(host: Host, names: Sequence[str]) -> dict[str, Outcome]:
             try:
                 rendering.render_again(host, [name])
             except QsysdError as error:
-                failed[name] = Outcome(name, "", error)
-    return failed
+                invalid[name] = failed(name, error)
+    return invalid
 
 
 # inside the VM
 
 
-def ask(host: Host, name: str, action: Callable[[Monitor], str]) -> Outcome:
+def ask(host: Host, name: str, action: Callable[[Monitor], State]) -> Outcome:
     """Do something over the monitor of a running VM."""
     from qsysd.qemu.monitor import Monitor, MonitorError
     from qsysd.runtime.qmp import socket_path
@@ -147,18 +157,17 @@ def ask(host: Host, name: str, action: Callable[[Monitor], str]) -> Outcome:
         pid = host.systemd.main_pid(state)
         path = socket_path(host.scope, name, host.scope.monitor(name, "cli"))
         with Monitor(path, timeout=MONITOR_TIMEOUT, peer=pid) as monitor:
-            return Outcome(name, action(monitor))
+            return Outcome(name, action(monitor), state.active, state.active)
     except MonitorError as error:
-        return Outcome(
-            name, "", QsysdError(f"{name}: {error.message}", hint=error.hint or f"qsysd logs {name}")
-        )
+        message = f"{name}: {error.message}"
+        return failed(name, QsysdError(message, hint=error.hint or f"qsysd logs {name}"), "active")
     except NotFoundError:
         raise
     except QsysdError as error:
-        return Outcome(name, "", error)
+        return failed(name, error)
 
 
-def _each(host: Host, names: Sequence[str], action: Callable[[Monitor], str]) -> list[Outcome]:
+def _each(host: Host, names: Sequence[str], action: Callable[[Monitor], State]) -> list[Outcome]:
     host.require_root()
     unit_states.require(host, names)
     with locks.locked(host, names, exclusive=False):
@@ -168,11 +177,11 @@ def _each(host: Host, names: Sequence[str], action: Callable[[Monitor], str]) ->
 def pause(host: Host, names: Sequence[str]) -> list[Outcome]:
     """Stop the guest's processors; its memory stays."""
 
-    def action(monitor: Monitor) -> str:
+    def action(monitor: Monitor) -> State:
         if monitor.run_state() in ("paused", "prelaunch"):
-            return "already paused"
+            return State.ALREADY_PAUSED
         monitor.execute("stop")
-        return "paused"
+        return State.PAUSED
 
     return _each(host, names, action)
 
@@ -180,11 +189,11 @@ def pause(host: Host, names: Sequence[str]) -> list[Outcome]:
 def resume(host: Host, names: Sequence[str]) -> list[Outcome]:
     """Let a paused guest go on; after an I/O error the disk's request is tried again."""
 
-    def action(monitor: Monitor) -> str:
+    def action(monitor: Monitor) -> State:
         if monitor.run_state() == "running":
-            return "already running"
+            return State.ALREADY_RUNNING
         monitor.execute("cont")
-        return "resumed"
+        return State.RESUMED
 
     return _each(host, names, action)
 
@@ -192,9 +201,9 @@ def resume(host: Host, names: Sequence[str]) -> list[Outcome]:
 def reset(host: Host, names: Sequence[str]) -> list[Outcome]:
     """Press the reset button: the guest boots again without a shutdown."""
 
-    def action(monitor: Monitor) -> str:
+    def action(monitor: Monitor) -> State:
         monitor.execute("system_reset")
-        return "reset"
+        return State.RESET
 
     return _each(host, names, action)
 
@@ -204,26 +213,27 @@ def reset(host: Host, names: Sequence[str]) -> list[Outcome]:
 
 def enable(host: Host, names: Sequence[str]) -> list[Outcome]:
     """Start VMs at host boot from now on."""
-    return _enabling(host, names, "enabled")
+    return _enabling(host, names, State.ENABLED)
 
 
 def disable(host: Host, names: Sequence[str]) -> list[Outcome]:
     """Do not start VMs at host boot any more; one that runs goes on."""
-    return _enabling(host, names, "disabled")
+    return _enabling(host, names, State.DISABLED)
 
 
-def _enabling(host: Host, names: Sequence[str], what: str) -> list[Outcome]:
+def _enabling(host: Host, names: Sequence[str], state: State) -> list[Outcome]:
     host.require_root()
     with locks.locked(host, names):
         for name in names:
-            if what == "enabled":
+            if state is State.ENABLED:
                 unit_states.require(host, [name])
             else:
                 unit_states.require_traces(host, name)
+        before = unit_states.enabled_names(host)
         units = [paths.unit(name) for name in names]
-        if what == "enabled":
+        if state is State.ENABLED:
             host.systemd.enable(units)
         else:
             host.systemd.disable(units)
         unit_jobs.sync_links(host)
-    return [Outcome(name, what) for name in names]
+    return [Outcome(name, state, "enabled" if name in before else "disabled", state.value) for name in names]

@@ -21,7 +21,7 @@ from samples import KEY
 from qsysd import paths
 from qsysd.errors import HostError, InvalidError, NotFoundError, QsysdError, StateError, TimeoutExpired
 from qsysd.host import intents, journal, listing, unit_jobs
-from qsysd.host.unit_jobs import Outcome
+from qsysd.host.outcomes import Outcome
 from qsysd.operations import create, delete, edit, power, query
 from qsysd.operations import guest as guest_verbs
 from qsysd.store import Started
@@ -52,7 +52,7 @@ def jobs(host: OwnHost) -> list[str]:
 
 def one(outcomes: list[Outcome]) -> str | QsysdError:
     (outcome,) = outcomes
-    return outcome.error or outcome.what
+    return outcome.error or outcome.state
 
 
 # start and restart
@@ -67,7 +67,7 @@ def test_a_start_counts_as_the_first_one_and_uses_what_is_on_disk(vm: OwnHost) -
 
 def test_what_runs_is_not_started_again(vm: OwnHost) -> None:
     vm.fake.set(UNIT, "active", "running")
-    assert [outcome.what for outcome in power.start(vm, ["web1", "web2"])] == ["already running", "started"]
+    assert [outcome.state for outcome in power.start(vm, ["web1", "web2"])] == ["already_running", "started"]
     assert jobs(vm) == ["StartUnit web2"]
 
 
@@ -94,22 +94,22 @@ def chain(vm: OwnHost) -> OwnHost:
 
 
 def test_start_starts_dependencies_first_and_names_them(chain: OwnHost) -> None:
-    assert [f"{outcome.name}: {outcome.what}" for outcome in power.start(chain, ["web3"])] == [
-        "db1: started (app1 depends on it)", "app1: started (web3 depends on it)", "web3: started",
+    assert [(outcome.name, outcome.state, outcome.needed_by) for outcome in power.start(chain, ["web3"])] == [
+        ("db1", "started", "app1"), ("app1", "started", "web3"), ("web3", "started", ""),
     ]  # fmt: skip
     assert jobs(chain) == ["StartUnit db1", "StartUnit app1", "StartUnit web3"]
     chain.fake.calls.clear()
     # In the order of the names, and nothing about what runs already unless it was named.
     chain.fake.set(paths.unit("web3"), "inactive", "dead")
     outcomes = power.start(chain, ["web3", "db1"])
-    assert [outcome.what for outcome in outcomes] == ["started", "already running"]
+    assert [outcome.state for outcome in outcomes] == ["started", "already_running"]
 
 
 def test_a_dependency_that_fails_is_reported_and_does_not_prevent_the_start(chain: OwnHost) -> None:
     chain.fake.results[paths.unit("db1")] = "failed"
     first, second, third = power.start(chain, ["web3"])
     assert isinstance(first.error, QsysdError)
-    assert (first.name, second.what, third.what) == ("db1", "started (web3 depends on it)", "started")
+    assert (first.name, second.state, second.needed_by, third.state) == ("db1", "started", "web3", "started")
 
 
 def test_a_dependency_that_does_not_exist_is_only_a_warning(chain: OwnHost) -> None:
@@ -147,7 +147,7 @@ def test_a_definition_that_is_not_valid_hinders_no_other_vm(vm: OwnHost, verb: s
     first, second = getattr(power, verb)(vm, ["web1", "web2"])
     assert isinstance(first.error, InvalidError)
     assert "web1.yaml:2: memory" in first.error.message
-    assert second.what == f"{verb}ed"
+    assert second.state == f"{verb}ed"
     assert jobs(vm) == [f"{verb.title()}Unit web2"]
 
 
@@ -169,7 +169,7 @@ def test_a_start_that_fails_is_told_as_what_it_is(
     assert type(first.error) is kind
     assert re.search(words, first.error.message)
     # the other one is started all the same
-    assert second.what == "started"
+    assert second.state == "started"
 
 
 def test_qemus_own_words_are_shown(vm: OwnHost, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,7 +206,7 @@ def test_one_unknown_name_and_nothing_is_done(vm: OwnHost, verb: str) -> None:
 
 def test_a_stop(vm: OwnHost) -> None:
     vm.fake.set(UNIT, "active", "running")
-    assert [outcome.what for outcome in power.stop(vm, ["web1", "web2"])] == ["stopped", "already off"]
+    assert [outcome.state for outcome in power.stop(vm, ["web1", "web2"])] == ["stopped", "already_off"]
     assert jobs(vm) == ["StopUnit web1"]
 
 
@@ -274,10 +274,10 @@ Serve = Callable[[Script], Peer]
     ("verb", "state", "what", "commands"),
     [
         ("pause", "running", "paused", ["stop"]),
-        ("pause", "paused", "already paused", []),
+        ("pause", "paused", "already_paused", []),
         ("resume", "paused", "resumed", ["cont"]),
         ("resume", "io-error", "resumed", ["cont"]),
-        ("resume", "running", "already running", []),
+        ("resume", "running", "already_running", []),
         ("reset", "running", "reset", ["system_reset"]),
     ],
 )

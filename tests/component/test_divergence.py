@@ -11,7 +11,8 @@ from own_host import OwnHost
 
 from qsysd import network, paths
 from qsysd.errors import ExistsError, InvalidError, NotFoundError, StateError
-from qsysd.host import divergence, unit_jobs
+from qsysd.host import divergence
+from qsysd.host.outcomes import Outcome
 from qsysd.operations import create, delete, doctor, edit, power, query, setup
 from qsysd.store import Claims
 
@@ -165,7 +166,7 @@ def test_the_copy_is_to_be_moved_whatever_its_name(vm: OwnHost) -> None:
     assert [f"mv {vm.scope.definition('a1')} to" in remedy for remedy in remedies] == [True]
 
 
-def raise_first(outcomes: list[unit_jobs.Outcome]) -> None:
+def raise_first(outcomes: list[Outcome]) -> None:
     for outcome in outcomes:
         if outcome.error:
             raise outcome.error

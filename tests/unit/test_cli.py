@@ -36,7 +36,7 @@ from qsysd.errors import (
 )
 from qsysd.host import checks, listing
 from qsysd.host.context import Host
-from qsysd.host.unit_jobs import Outcome
+from qsysd.host.outcomes import Outcome, State, failed
 from qsysd.model.disk import Disk
 from qsysd.model.nic import Nic
 from qsysd.model.vm import Accel, Kernel, VMSpec
@@ -89,20 +89,27 @@ def qsysd_command(host: OwnHost) -> Callable[..., Result]:
 Run = Callable[..., Result]
 
 
+DONE = {
+    "start": State.STARTED, "stop": State.STOPPED, "kill": State.KILLED, "restart": State.RESTARTED,
+    "reset": State.RESET, "pause": State.PAUSED, "resume": State.RESUMED, "enable": State.ENABLED,
+    "disable": State.DISABLED,
+}  # fmt: skip
+
+
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, Any]]]:
-    """Return what operations of `control` were called with; each says `done` for each VM."""
+    """Return what the operations of `power` were called with; each succeeds for each VM."""
     made: list[tuple[str, Any]] = []
 
-    def operation(name: str) -> Callable[[Host, Sequence[str]], list[Outcome]]:
+    def operation(name: str, state: State) -> Callable[[Host, Sequence[str]], list[Outcome]]:
         def call(host: Host, names: Sequence[str]) -> list[Outcome]:
             made.append((name, list(names)))
-            return [Outcome(vm, f"{name} done") for vm in names]
+            return [Outcome(vm, state) for vm in names]
 
         return call
 
-    for name in ("start", "stop", "kill", "restart", "reset", "pause", "resume", "enable", "disable"):
-        monkeypatch.setattr(power, name, operation(name))
+    for name, state in DONE.items():
+        monkeypatch.setattr(power, name, operation(name, state))
     yield made
 
 
@@ -372,14 +379,12 @@ def test_a_wrong_image_is_one_error_with_what_to_type(
 # one shape: verbs on VMs
 
 
-@pytest.mark.parametrize(
-    "verb", ["start", "stop", "kill", "restart", "reset", "pause", "resume", "enable", "disable"]
-)
+@pytest.mark.parametrize("verb", DONE)
 def test_a_verb_works_on_several_vms_each_once(qsysd_command: Run, calls: list[Any], verb: str) -> None:
     result = qsysd_command(verb, "web2", "web1", "web2")
     assert result.exit_code == 0
     assert calls == [(verb, ["web2", "web1"])]
-    assert result.output == f"web2: {verb} done\nweb1: {verb} done\n"
+    assert result.output == f"web2: {DONE[verb]}\nweb1: {DONE[verb]}\n"
 
 
 def test_all_of_them(qsysd_command: Run, calls: list[Any], host: OwnHost) -> None:
@@ -391,12 +396,10 @@ def test_all_of_them(qsysd_command: Run, calls: list[Any], host: OwnHost) -> Non
 
 
 def test_one_that_fails_does_not_hide_the_others(qsysd_command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    outcomes = [
-        Outcome("web1", "", TimeoutExpired("web1: not started", hint="qsysd logs web1")),
-        Outcome("web2", "started"),
-        Outcome("web3", "", HostError("web3: no bridge")),
-    ]
-    monkeypatch.setattr(power, "start", lambda host, names: outcomes)
+    timeout = TimeoutExpired("web1: not started", hint="qsysd logs web1")
+    last = HostError("web3: no bridge")
+    results = [failed("web1", timeout), Outcome("web2", State.STARTED), failed("web3", last)]
+    monkeypatch.setattr(power, "start", lambda host, names: results)
     result = qsysd_command("start", "web1", "web2", "web3")
     # that of the first error
     assert result.exit_code == TimeoutExpired.code
