@@ -143,8 +143,8 @@ def _render_stale(host: Host, names: Sequence[str]) -> dict[str, Outcome]:
 
 def ask(host: Host, name: str, action: Callable[[Monitor], State]) -> Outcome:
     """Do something over the monitor of a running VM."""
-    from qsysd.qemu.monitor import Monitor, MonitorError
-    from qsysd.runtime.qmp import socket_path
+    from qsysd.qemu.monitor import Monitor
+    from qsysd.runtime.qmp import MonitorError, socket_path
 
     try:
         unit_states.require(host, [name])

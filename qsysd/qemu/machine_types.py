@@ -1,4 +1,4 @@
-"""What this host's QEMU is: its machine types, remembered until QEMU changes or the host boots again."""
+"""The machine types of this host's QEMU, cached until the program changes or the host boots."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ PROGRAM = "qemu-system-x86_64"
 
 
 def pinned_machine(scope: Scope, alias: str) -> str:
-    """Return the versioned machine type behind an alias: `pc-q35-7.2` for `q35`.
+    """Return the versioned machine type that an alias stands for: `pc-q35-7.2` for `q35`.
 
-    A VM keeps it, so that its guest sees the same machine after QEMU was upgraded.
-    Raises HostError where QEMU is missing or does not know the alias.
+    The definition records it, so that the guest sees the same machine after an upgrade of QEMU.
+    Raises HostError without QEMU, and for an alias that it does not have.
     """
     machines = _machines(scope)
     if alias not in machines:
@@ -29,26 +29,26 @@ def pinned_machine(scope: Scope, alias: str) -> str:
 
 
 def _machines(scope: Scope) -> dict[str, str]:
-    """Return each machine type with what stands behind it: itself, unless it is an alias."""
+    """Return the versioned machine type of each name; a name that is not an alias stands for itself."""
     program = spawn.require(PROGRAM)
     status = os.stat(program)
     identity = [program, status.st_mtime_ns, status.st_size]
     cache = os.path.join(scope.runtime_dir, "machines.json")
-    known = _remembered(cache)
+    known = _cached(cache)
     if known.get("identity") == identity and isinstance(machines := known.get("machines"), dict):
         return {str(name): str(target) for name, target in machines.items()}
     output = spawn.run([PROGRAM, "-machine", "help"], timeout=30).stdout
     # "q35                  Standard PC (Q35 + ICH9, 2009) (alias of pc-q35-7.2)"
     lines = re.findall(r"^(\S+) .*?(?:\(alias of (\S+)\))?$", output, re.MULTILINE)
     machines = {name: target or name for name, target in lines}
-    with suppress(OSError, QsysdError):  # QEMU is asked again the next time
+    with suppress(OSError, QsysdError):  # without the cache, the next call runs QEMU again
         os.makedirs(scope.runtime_dir, mode=0o755, exist_ok=True)
         write_atomic(cache, json.dumps({"identity": identity, "machines": machines}), 0o644)
     return machines
 
 
-def _remembered(cache: str) -> dict[str, Any]:
-    """Return what was written about QEMU; empty if it cannot be read, whatever is in its place."""
+def _cached(cache: str) -> dict[str, Any]:
+    """Return the contents of the cache; empty if it cannot be read, or is not a mapping."""
     try:
         known = json.loads(read_text(cache) or "{}")
     except (QsysdError, ValueError, RecursionError):

@@ -1,32 +1,25 @@
-"""QMP, the door into a running QEMU (docs/interop/qmp-spec.rst in QEMU's sources).
+"""A QMP client for any command and for events (docs/interop/qmp-spec.rst in QEMU's sources).
 
-Each command carries an id and its reply is matched by it; events that arrive in between are kept in
-`events`. Every read has a deadline. The errors are those of `runtime.qmp`, which has the socket.
+Each command carries an id, by which its reply is found; events that arrive before the reply are kept in
+`events`. Every read has a deadline. The errors are those of `qsysd.runtime.qmp`.
 """
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from typing import Any
 
-from qsysd.runtime.qmp import Channel, CommandRefused, MonitorBusy, MonitorError, MonitorGone, MonitorTimeout
+from qsysd.qemu.options import Value
+from qsysd.runtime.qmp import Channel, CommandRefused, MonitorTimeout
 
-__all__ = [
-    "CommandRefused",
-    "Monitor",
-    "MonitorBusy",
-    "MonitorError",
-    "MonitorGone",
-    "MonitorTimeout",
-]
-
-# Of a QEMU that sends events without end, the last ones are kept.
+# A QEMU that sends events without end fills no memory: the last ones are kept.
 EVENTS_MAX = 1000
 
 
 class Monitor(Channel):
-    """A connection for any command, and for events. path, timeout, peer: as for a Channel."""
+    """A connection to a monitor, as a context manager. path, timeout, peer: as for a Channel."""
 
     def __init__(self, path: str, *, timeout: float = 5.0, peer: int | None = None) -> None:
         self.events: list[dict[str, Any]] = []
@@ -39,16 +32,19 @@ class Monitor(Channel):
     def _greets(self, line: bytes) -> bool:
         return "QMP" in self._message(line)
 
-    def execute(self, command: str, *, timeout: float | None = None, **arguments: Any) -> Any:
+    def execute(
+        self, command: str, arguments: Mapping[str, Value] | None = None, *, timeout: float | None = None
+    ) -> Any:
         """Run a command and return the value of its reply.
 
-        timeout: seconds. Raises CommandRefused, MonitorTimeout, MonitorGone.
+        arguments: as the command takes them, for example an option's values. timeout: seconds.
+        Raises CommandRefused, MonitorTimeout, MonitorGone.
         """
         deadline = time.monotonic() + (self.timeout if timeout is None else timeout)
         self._last_id += 1
         message: dict[str, Any] = {"execute": command, "id": self._last_id}
         if arguments:
-            message["arguments"] = arguments
+            message["arguments"] = dict(arguments)
         self._send(command, json.dumps(message).encode() + b"\n", deadline)
         return self._reply(command, self._last_id, deadline)
 
@@ -67,13 +63,13 @@ class Monitor(Channel):
     def run_state(self) -> str:
         """Return the guest's run state: running, paused, io-error, … (RunState in qapi/run-state.json).
 
-        Raises as `execute` does, and MonitorGone for what is none.
+        Raises as `execute` does, and MonitorGone for a reply that holds no run state.
         """
         reply = self.execute("query-status")
         return self._run_state(reply.get("status") if isinstance(reply, dict) else None)
 
     def wait_event(self, *names: str, timeout: float) -> dict[str, Any]:
-        """Return the first event with one of these names, an already received one included.
+        """Return the first event with one of these names, which may have been received before the call.
 
         timeout: seconds. Raises MonitorTimeout, MonitorGone.
         """
@@ -85,7 +81,7 @@ class Monitor(Channel):
             self._read(deadline)
 
     def _read(self, deadline: float) -> dict[str, Any]:
-        """Return the next message; an event is put into `events` too. Raises MonitorTimeout, MonitorGone."""
+        """Return the next message; an event is added to `events`. Raises MonitorTimeout, MonitorGone."""
         message = self._message(self._read_line(deadline))
         if "event" in message:
             self.events.append(message)

@@ -16,17 +16,17 @@ from pathlib import Path
 import pytest
 from qmp_peer import GREETING, Connection, Peer, Refuse, Script
 
-from qsysd.qemu.monitor import (
-    EVENTS_MAX,
+from qsysd.qemu.monitor import EVENTS_MAX, Monitor
+from qsysd.runtime import qmp
+from qsysd.runtime.qmp import (
+    Client,
     CommandRefused,
-    Monitor,
     MonitorBusy,
     MonitorError,
     MonitorGone,
     MonitorTimeout,
+    RunStateQuery,
 )
-from qsysd.runtime import qmp
-from qsysd.runtime.qmp import Client, RunStateQuery
 
 SHORT = 0.2  # seconds that a client waits in a test in which nothing comes
 Serve = Callable[[Script], Peer]
@@ -85,7 +85,7 @@ def test_arguments_are_sent(serve: Serve) -> None:
 
     serve(script)
     with connect() as monitor:
-        assert monitor.execute("device_del", id="net0 'é'") is None
+        assert monitor.execute("device_del", {"id": "net0 'é'"}) is None
     assert received == [{"execute": "device_del", "id": 2, "arguments": {"id": "net0 'é'"}}]
 
 
@@ -95,7 +95,7 @@ def test_a_refusal_holds_qemus_words(serve: Serve) -> None:
 
     serve(lambda connection: connection.serve({"device_del": refuse}))
     with connect() as monitor, pytest.raises(CommandRefused) as caught:
-        monitor.execute("device_del", id="x")
+        monitor.execute("device_del", {"id": "x"})
     assert (caught.value.kind, caught.value.description) == ("DeviceNotFound", "Device 'x' not found")
     assert caught.value.message == "device_del: Device 'x' not found"
 
@@ -284,9 +284,7 @@ def test_the_next_client_gets_in_when_the_first_leaves(serve: Serve) -> None:
 
 
 @CLIENTS
-def test_a_greeting_without_a_reply_to_the_negotiation_times_out(
-    client: AnyClient, serve: Serve
-) -> None:
+def test_a_greeting_without_a_reply_to_the_negotiation_times_out(client: AnyClient, serve: Serve) -> None:
     serve(raw(json.dumps(GREETING).encode() + b"\n"))
     with pytest.raises(MonitorTimeout, match="qmp_capabilities: no answer"):
         client("qmp.sock", timeout=SHORT)

@@ -21,7 +21,7 @@ RUN_MONITOR = """\
 import json, sys
 from qsysd.qemu.monitor import Monitor
 with Monitor(sys.argv[1], timeout=20) as monitor:
-    print(json.dumps(monitor.execute(sys.argv[2], **json.loads(sys.argv[3]))))
+    print(json.dumps(monitor.execute(sys.argv[2], json.loads(sys.argv[3]))))
 """
 
 # Everything of qsysd's on a host that a VM could leave something in. Locks are files that stay, and so

@@ -10,7 +10,7 @@ import pytest
 from qsysd import errors
 from qsysd.errors import KINDS, HostError, QsysdError, StateError, TimeoutExpired
 from qsysd.images.formats import BrokenImageError
-from qsysd.qemu.monitor import MonitorBusy
+from qsysd.runtime.qmp import MonitorBusy
 
 
 def test_exit_statuses_are_as_documented() -> None:

@@ -56,7 +56,6 @@ LISTED_FUNCTION_IMPORTS = 25
 # `**name: Any` accepts every option, known or not.
 OPEN_OPTIONS = {
     "qsysd/cli/vm.py": "still to be written as typed options",
-    "qsysd/qemu/monitor.py": "the arguments of a QMP command, which QEMU checks",
     "qsysd/render.py": "the variables of a template, which jinja2's StrictUndefined checks",
 }
 
