@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from qsysd.cli import complete
-from qsysd.cli.progress import Progress
 from qsysd.errors import InvalidError
 
 if TYPE_CHECKING:
@@ -21,10 +20,10 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 def make_host() -> Host:
     """Return this host, with progress and warnings on standard error."""
+    from qsysd.cli.progress import Progress
     from qsysd.host.context import Host
 
-    progress = Progress()
-    return Host(tell=progress.tell, waiting=progress.waiting)
+    return Host(progress=Progress())
 
 
 vm_argument = click.argument("name", metavar="VM", shell_complete=complete.vm)

@@ -8,11 +8,13 @@ import time
 
 import click
 
+from qsysd.host import progress
+
 FIRST = 2.0  # seconds of waiting until the first line where no terminal shows it in place
 REPEAT = 10.0
 
 
-class Progress:
+class Progress(progress.Progress):
     """Progress of one command. A terminal shows a wait in one line that is rewritten in place."""
 
     def __init__(self) -> None:
@@ -21,12 +23,12 @@ class Progress:
         self._what = ""
         self._printed = 0.0
 
-    def tell(self, line: str) -> None:
+    def __call__(self, line: str) -> None:
         """Print a line of progress or a warning."""
         self._clear()
         click.echo(line, err=True)
 
-    def waiting(self, what: str, seconds: float = 0, state: str = "", detail: str = "") -> None:
+    def waiting(self, what: str, seconds: float = 0.0, state: str = "", detail: str = "") -> None:
         """Show what a wait is for, its duration, and its state, or on a terminal a detail; "" ends it."""
         if not what:
             self._clear()

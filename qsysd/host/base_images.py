@@ -43,7 +43,7 @@ def ensure(host: Host, name: str) -> bool:
             f"image {name} does not exist",
             hint=image_names.instead(name, [*host.images.names(), *image_names.RECIPES]),
         )
-    host.tell(f"image {name} does not exist on this host yet: building it, once")
+    host.progress(f"image {name} does not exist on this host yet: building it, once")
     build(host, name)
     return True
 
@@ -56,4 +56,4 @@ def build(
     Raises InvalidError, ExistsError, HostError, QsysdError.
     """
     with locks.locked(host, [f"image:{name or recipe}"]):
-        return host.images.build(recipe, name=name, suite=suite, size=size, progress=host.tell)
+        return host.images.build(recipe, name=name, suite=suite, size=size, progress=host.progress)

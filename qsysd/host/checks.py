@@ -28,7 +28,7 @@ def check(host: Host, spec: VMSpec, others: Sequence[Claims]) -> None:
         host.images.check(spec.image)
         default_user = host.images.get(spec.image).default_user
         if default_user and spec.user != default_user:
-            host.tell(
+            host.progress(
                 f"warning: the user {spec.user} is not created in the guest, it is only the login of "
                 f"qsysd ssh; the SSH keys are for {default_user}"
             )
@@ -44,7 +44,7 @@ def _warn_of_memory(host: Host, spec: VMSpec, others: Sequence[Claims]) -> None:
     counted = running | unit_states.enabled_names(host)
     memory_mib = spec.memory_mib + sum(other.memory_mib for other in others if other.name in counted)
     if memory_mib * 1024**2 > total:
-        host.tell(
+        host.progress(
             f"warning: with {spec.name}, the running and enabled VMs have "
             f"{values.human_size(memory_mib * 1024**2)} of memory, more than this host's "
             f"{values.human_size(total)}"

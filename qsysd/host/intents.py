@@ -136,7 +136,7 @@ def intent(host: Host, vm: str, verb: str, undo: Callable[[], None]) -> Iterator
                 undo()
         except Exception as error:
             # The intent stays, so that the next command repeats the undo; the first error is raised.
-            host.tell(f"{vm}: the failed {verb} could not be undone yet: {error}")
+            host.progress(f"{vm}: the failed {verb} could not be undone yet: {error}")
         else:
             end(begun)
         raise

@@ -79,6 +79,6 @@ def _wait_for_lock(host: Host, descriptor: int, name: str, exclusive: bool) -> N
                 hint="see what it waits for: ps -C qsysd",
             )
         if waited > TELL_AFTER and not told:
-            host.tell(f"{name}: waiting for another qsysd command to end")
+            host.progress(f"{name}: waiting for another qsysd command to end")
             told = True
         time.sleep(_POLL)

@@ -57,17 +57,17 @@ def recover(host: Host) -> list[Recovered]:
     for intent, error in found:
         if error:
             words = error.message if isinstance(error, QsysdError) else f"{type(error).__name__}: {error}"
-            host.tell(f"{intent.name}: the {intent.verb} that was killed cannot be repaired yet: {words}")
+            host.progress(f"{intent.name}: the {intent.verb} that was killed cannot be repaired yet: {words}")
         else:
             repaired = REPAIRS[intent.kind, intent.verb].result
-            host.tell(f"{intent.name}: a {intent.verb} was killed; {repaired}")
+            host.progress(f"{intent.name}: a {intent.verb} was killed; {repaired}")
     if any(not result.error for result in found):
         _reload_all_dhcp(host)
     if os.path.isdir(host.scope.intents_dir):
         try:
             host.images.remove_abandoned()
         except (QsysdError, OSError) as error:
-            host.tell(f"warning: images that were not completed: {error}")
+            host.progress(f"warning: images that were not completed: {error}")
     return found
 
 
@@ -94,4 +94,4 @@ def _reload_all_dhcp(host: Host) -> None:
         try:
             reload_dhcp(host, name)
         except QsysdError as error:
-            host.tell(f"warning: {error.message}")
+            host.progress(f"warning: {error.message}")

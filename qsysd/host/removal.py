@@ -69,7 +69,7 @@ def _disable(host: Host, units: Sequence[str]) -> None:
         raise  # no systemd: nothing is removed
     except QsysdError as error:
         # For example without the unit's template.
-        host.tell(f"warning: {error.message}; the links in {host.scope.wants_dir} are removed directly")
+        host.progress(f"warning: {error.message}; the links in {host.scope.wants_dir} are removed directly")
     for unit in units:
         _remove(os.path.join(host.scope.wants_dir, unit))
     sync_links(host)
@@ -106,7 +106,7 @@ def _remove_files(host: Host, name: str) -> None:
     _remove(scope.runtime(name))
     root = scope.root_dir(name)
     if not roots.remove(root):
-        host.tell(f"warning: {root} holds files or mounts that are not qsysd's; they were left in place")
+        host.progress(f"warning: {root} holds files or mounts that are not qsysd's; they were left in place")
     for path in rendered:
         _remove(path)
     with suppress(OSError):  # a person's own drop-ins, or a link to theirs
@@ -147,7 +147,7 @@ def _forget_addresses(host: Host, vm: str) -> set[str]:
                 _release_all(host, name, vm)
             except QsysdError as error:
                 # For example without its bridge; nobody gets the address until the lease runs out.
-                host.tell(f"warning: {vm}: its leases on network {name} stay: {error.message}")
+                host.progress(f"warning: {vm}: its leases on network {name} stay: {error.message}")
             _remove(path)
         network.remove_host(host.scope, name, vm)
     return found

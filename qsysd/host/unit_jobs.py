@@ -48,14 +48,14 @@ def run_jobs(host: Host, method: str, names: Sequence[str], timeout: float) -> l
         stopping = [paths.vm_of_unit(state.name) for state in states if state.active == "deactivating"]
         starting = [paths.vm_of_unit(state.name) for state in states if state.active == "activating"]
         if stopping:
-            host.waiting(f"{', '.join(stopping)}: waiting for the guest to power off", seconds, "", "")
+            host.progress.waiting(f"{', '.join(stopping)}: waiting for the guest to power off", seconds)
         elif starting:
-            host.waiting(f"{', '.join(starting)}: waiting for QEMU to answer", seconds, "", "")
+            host.progress.waiting(f"{', '.join(starting)}: waiting for QEMU to answer", seconds)
 
     try:
         return host.systemd.run_jobs(method, [paths.unit(name) for name in names], timeout=timeout, tick=tick)
     finally:
-        host.waiting("", 0, "", "")
+        host.progress.waiting("")
 
 
 def start_units(host: Host, needed_by: Mapping[str, str]) -> dict[str, Outcome]:
@@ -101,7 +101,7 @@ def dependencies(host: Host, names: Sequence[str]) -> dict[str, str]:
             if other in needs[name]:
                 needed_by[other] = needed_by.get(other) or name
             else:
-                host.tell(f"warning: {name} depends on {other}, which does not exist")
+                host.progress(f"warning: {name} depends on {other}, which does not exist")
         todo += needs[name]
     return {name: needed_by[name] for name in _sorted_by_order(needs, needed_by)}
 

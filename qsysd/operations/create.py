@@ -123,9 +123,9 @@ def _start(host: Host, spec: VMSpec) -> None:
     outcomes = unit_jobs.start_units(host, needed_by)
     for started in unit_jobs.as_dependencies(outcomes, needed_by, [spec.name]):
         if started.error:
-            host.tell(f"warning: {started.error.message}")
+            host.progress(f"warning: {started.error.message}")
         else:
-            host.tell(f"{started.name}: started ({started.needed_by} depends on it)")
+            host.progress(f"{started.name}: started ({started.needed_by} depends on it)")
     error = outcomes[spec.name].error
     if error:
         raise QsysdError(

@@ -109,7 +109,7 @@ def delete(host: Host, names: Sequence[str]) -> Deleted:
                 intents.begin(host, name, "delete")
             except QsysdError as error:
                 # A full disk: to delete is the way out of it, and can be repeated if it is killed.
-                host.tell(f"warning: {error.message}")
+                host.progress(f"warning: {error.message}")
         with SyncedTogether():
             failed = remove_all(host, names)
         for intent in intents.pending(host.scope):

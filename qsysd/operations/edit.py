@@ -47,12 +47,12 @@ def edit(host: Host, name: str, text: str, *, before: str) -> bool:
 def _warn_of_first_boot(host: Host, old: VMSpec, new: VMSpec) -> None:
     """Name the changes that cloud-init does not apply to a guest that has booted before."""
     if old.ssh_keys != new.ssh_keys:
-        host.tell(
+        host.progress(
             f"note: {new.name}: ssh_keys takes effect at the guest's first boot only; "
             "in a guest that has booted, edit ~/.ssh/authorized_keys"
         )
     if old.user != new.user:
-        host.tell(f"note: {new.name}: user is the login of qsysd ssh; it is not created in the guest")
+        host.progress(f"note: {new.name}: user is the login of qsysd ssh; it is not created in the guest")
 
 
 def _check_kept(old: VMSpec, new: VMSpec) -> None:

@@ -91,13 +91,13 @@ def wait(host: Host, name: str, *, timeout: float = WAIT_TIMEOUT) -> float:
                 )
             if waited >= next_update:
                 what, console = f"{name}: waiting for SSH", _last_console_line(host, name)
-                host.waiting(what, waited, _seen(host, name, where), console)
+                host.progress.waiting(what, waited, _seen(host, name, where), console)
                 next_update = waited + UPDATE_INTERVAL
             time.sleep(PROBE_PAUSE)
         host.store.record_ssh_answer(name)
         return time.monotonic() - started
     finally:
-        host.waiting("", 0, "", "")
+        host.progress.waiting("")
 
 
 def _last_console_line(host: Host, name: str) -> str:

@@ -50,7 +50,7 @@ def import_file(
     recover(host)
     with locks.locked(host, [f"image:{name}"]):
         return host.images.import_file(
-            path, name, default_user=user, cloud_init=cloud_init, kind=kind, progress=host.tell
+            path, name, default_user=user, cloud_init=cloud_init, kind=kind, progress=host.progress
         )
 
 
@@ -65,6 +65,8 @@ def remove(host: Host, names: Sequence[str]) -> None:
             if used[name].vms:
                 host.images.remove(name, used[name].vms)  # raises: nothing is removed yet
         for vm, problem in used[names[0]].unknown.items():
-            host.tell(f"warning: {vm}: {printable(problem)}; only its definition tells which image it uses")
+            host.progress(
+                f"warning: {vm}: {printable(problem)}; only its definition tells which image it uses"
+            )
         for name in names:
             host.images.remove(name, [])

@@ -167,5 +167,5 @@ def _renderings(host: Host) -> list[str]:
     """Render the VMs again, for a new version's templates; running VMs go on with what they have."""
     changed, errors = rendering.render_each(host, host.store.names())
     for error in errors.values():
-        host.tell(f"warning: {error.message}")
+        host.progress(f"warning: {error.message}")
     return [f"rendered {name}" for name, files in changed.items() if files]

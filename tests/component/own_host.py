@@ -5,20 +5,34 @@ from __future__ import annotations
 from fake_systemd import FakeSystemd
 
 from qsysd.host.context import Host
+from qsysd.host.progress import Progress
 from qsysd.paths import Scope
+
+
+class RecordedProgress(Progress):
+    """Progress that is kept: lines in `told`; of waits the subjects in `waits`, the states in `details`."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+        self.waits: list[str] = []
+        self.details: list[tuple[str, str, str]] = []
+
+    def __call__(self, line: str) -> None:
+        self.told.append(line)
+
+    def waiting(self, what: str, seconds: float = 0.0, state: str = "", detail: str = "") -> None:
+        self.waits.append(what)
+        self.details.append((what, state, detail))
 
 
 class OwnHost(Host):
     """A host below a directory; `told` and `waits` hold what it reported, `fake` is its systemd."""
 
     def __init__(self, scope: Scope) -> None:
-        self.told: list[str] = []
-        self.waits: list[str] = []
-        super().__init__(
-            scope, tell=self.told.append, waiting=lambda what, *_details: self.waits.append(what)
-        )
         self.fake = FakeSystemd(scope)
-        self.__dict__["systemd"] = self.fake
+        recorded = RecordedProgress()
+        self.told, self.waits, self.details = recorded.told, recorded.waits, recorded.details
+        super().__init__(scope, systemd=self.fake, progress=recorded)
 
     def require_root(self) -> None:
-        """Be content with anybody: all is below a directory of theirs."""
+        """Accept every user: all files are below a directory of the test."""

@@ -1,7 +1,8 @@
 """The command `qsysd` on the host below the current directory: `own_qsysd.py WORDS…`.
 
 All of it is real but root and systemd: a fake one keeps its units in ./systemd.json. With $SHOW_MODULES
-set, the modules that were imported are written to that file at the end.
+set, the modules that were imported are written to that file at the end. $NO_HOST is set for a command that
+must not create a host: nothing of the host is imported for it.
 """
 
 from __future__ import annotations
@@ -22,31 +23,37 @@ def show_modules() -> None:
             file.write("\n".join(sorted(set(sys.modules) - BEFORE)))
 
 
+def own_systemd() -> Any:
+    """Return the fake systemd of the current directory."""
+    from fake_systemd import FakeSystemd
+
+    from qsysd.paths import Scope
+
+    return FakeSystemd(Scope())
+
+
 def main() -> None:
     """Run the command line."""
     import qsysd.cli
     from qsysd import paths
-    from qsysd.host.context import Host
-
-    def systemd(host: Host) -> Any:
-        from fake_systemd import FakeSystemd
-
-        if "own_systemd" not in host.__dict__:
-            host.__dict__["own_systemd"] = FakeSystemd(host.scope)
-        return host.__dict__["own_systemd"]
 
     def exit_at_once(status: int) -> None:
         show_modules()
         really_exit(status)
 
     really_exit = os._exit
-    instead: tuple[tuple[Any, str, Any], ...] = (
-        # a Scope that is not told its root is that of the current directory
+    instead: list[tuple[Any, str, Any]] = [
+        # without a root given, a Scope is below the current directory
         (paths.Scope.__init__, "__defaults__", ("",)),
-        (Host, "systemd", property(systemd)),
-        (Host, "require_root", lambda host: None),
         (os, "_exit", exit_at_once),
-    )
+    ]
+    if not os.environ.get("NO_HOST"):
+        from qsysd.host import context
+
+        instead += [
+            (context, "Systemd", own_systemd),
+            (context.Host, "require_root", lambda host: None),
+        ]
     for owner, name, value in instead:
         setattr(owner, name, value)
     qsysd.cli.main()

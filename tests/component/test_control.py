@@ -489,15 +489,13 @@ def test_a_wait_for_ssh_shows_the_last_line_of_the_console(
 ) -> None:
     monkeypatch.setattr(guest_verbs, "UPDATE_INTERVAL", 0)
     Path(vm.scope.console_log("web1")).write_text("Booting\nStarting \x1b[31mnetwork\n\n", encoding="utf-8")
-    shown: list[tuple[str, str, str]] = []
-    vm.waiting = lambda what, _seconds, state, detail: shown.append((what, state, detail))
     thread = answer(guest, b"", b"SSH-2.0-OpenSSH_9.2\r\n")
     guest_verbs.wait(vm, "web1")
     thread.join()
-    what, state, detail = shown[0]
+    what, state, detail = vm.details[0]
     assert (what, detail) == ("web1: waiting for SSH", "Starting network")
     assert state.startswith("the guest ")
-    assert shown[-1] == ("", "", "")
+    assert vm.details[-1] == ("", "", "")
 
 
 def test_a_guest_that_has_answered_is_not_tried_again_before_each_ssh(

@@ -822,7 +822,7 @@ def test_a_terminal_shows_a_wait_in_one_line(monkeypatch: pytest.MonkeyPatch) ->
     progress.waiting("web1: waiting for SSH", 1.2, "the guest boots")
     progress.waiting("web1: waiting for SSH", 1.3, "the guest boots", "Starting network…\tsoon")
     progress.waiting("web1: waiting for SSH", 2.2, "the guest boots", "x" * 200)
-    progress.tell("warning: disk")
+    progress("warning: disk")
     progress.waiting("", 0)
     first, second, third, cleared = shown.getvalue().removeprefix("\r\x1b[K").split("\r\x1b[K")
     assert first == "web1: waiting for SSH (1 s): the guest boots"
