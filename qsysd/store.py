@@ -366,4 +366,4 @@ def _nics(text: str) -> tuple[Nic, ...]:
         ports = taps.parse_ports(text)
     except InvalidError:
         return ()
-    return tuple(Nic(port.network, port.mac, port.address) for port in ports)
+    return tuple(Nic(f"net{index}", port.network, port.mac, port.address) for index, port in enumerate(ports))

@@ -25,9 +25,17 @@ def dump_vm(spec: VMSpec) -> str:
         "accel": spec.accel.value,
         "image": spec.image,
         "image_digest": spec.image_digest,
-        "disks": [{"size": values.format_size(disk.size)} if disk.size else {} for disk in spec.disks],
+        "disks": [
+            {"name": disk.name, **({"size": values.format_size(disk.size)} if disk.size else {})}
+            for disk in spec.disks
+        ],
         "nics": [
-            {"network": nic.network, "mac": nic.mac, **({"address": nic.address} if nic.address else {})}
+            {
+                "name": nic.name,
+                "network": nic.network,
+                "mac": nic.mac,
+                **({"address": nic.address} if nic.address else {}),
+            }
             for nic in spec.nics
         ],
         "kernel": spec.kernel.path if spec.kernel else None,

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from collections import Counter
+from dataclasses import replace
+from itertools import chain, count
+from typing import Any, TypeVar
 
 from qsysd import image_names, values
 from qsysd.config.reader import (
@@ -17,6 +20,7 @@ from qsysd.config.reader import (
     _boolean,
     _choice,
     _compose,
+    _device_name,
     _disk_size,
     _duration,
     _integer,
@@ -35,6 +39,8 @@ from qsysd.model.disk import Disk
 from qsysd.model.network import NetworkKind, NetworkSpec
 from qsysd.model.nic import Nic
 from qsysd.model.vm import Accel, Defaults, Kernel, VMSpec
+
+Device = TypeVar("Device", Disk, Nic)
 
 VM_KEYS = (
     "name", "uuid", "machine", "memory", "memory_limit", "cpus", "cpu", "accel", "image", "image_digest",
@@ -56,27 +62,19 @@ def parse_vm(text: str, source: str, *, name: str | None = None, defaults: Defau
     root = Section(_parse(text, source), "", problems, VM_KEYS)
 
     def disk(node: Any, path: str) -> Disk:
-        return Disk(size=Section(node, path, problems, ("size",)).value("size", _disk_size, None))
+        section = Section(node, path, problems, ("name", "size"))
+        return Disk(
+            name=section.value("name", _device_name, ""), size=section.value("size", _disk_size, None)
+        )
 
     def nic(node: Any, path: str) -> Nic:
-        section = Section(node, path, problems, ("network", "mac", "address"))
+        section = Section(node, path, problems, ("name", "network", "mac", "address"))
         return Nic(
+            name=section.value("name", _device_name, ""),
             network=section.value("network", _name, defaults.network),
             mac=section.value("mac", _mac, ""),
             address=section.value("address", _address, None),
         )
-
-    kernel = None
-    if root.present("kernel"):
-        kernel = Kernel(
-            path=root.value("kernel", _plain_path, ""),
-            initrd=root.value("initrd", _plain_path, None),
-            append=root.value("append", _text, ""),
-        )
-    else:
-        for key in ("initrd", "append"):
-            if root.present(key):
-                problems.add(root.items[key], key, "needs 'kernel' as well")
 
     spec = VMSpec(
         name=root.required("name", _name, name or "invalid"),
@@ -89,9 +87,11 @@ def parse_vm(text: str, source: str, *, name: str | None = None, defaults: Defau
         accel=root.value("accel", _choice(Accel), defaults.accel),
         image=root.value("image", lambda node: image_names.checked(_text(node)), None),
         image_digest=root.value("image_digest", _matching(values.SHA256, "a SHA-256 digest"), None),
-        disks=root.each("disks", disk),
-        nics=root.each("nics", nic) if root.present("nics") else (Nic(defaults.network, "", None),),
-        kernel=kernel,
+        disks=_named(root.each("disks", disk), "disk"),
+        nics=_named(root.each("nics", nic), "net")
+        if root.present("nics")
+        else (Nic("net0", defaults.network, ""),),
+        kernel=_kernel(root, problems),
         seed=root.value("seed", _boolean, root.present("image")),
         user=root.value("user", _matching(values.USER, "a user name"), None),
         ssh_keys=root.each("ssh_keys", lambda node, _: _matching(values.SSH_KEY, "an SSH public key")(node)),
@@ -102,6 +102,31 @@ def parse_vm(text: str, source: str, *, name: str | None = None, defaults: Defau
     _check_vm(spec, root, problems, name)
     problems.check()
     return spec
+
+
+def _kernel(root: Section, problems: Problems) -> Kernel | None:
+    """Return the kernel of direct boot, whose keys are among the VM's own."""
+    if root.present("kernel"):
+        return Kernel(
+            path=root.value("kernel", _plain_path, ""),
+            initrd=root.value("initrd", _plain_path, None),
+            append=root.value("append", _text, ""),
+        )
+    for key in ("initrd", "append"):
+        if root.present(key):
+            problems.add(root.items[key], key, "needs 'kernel' as well")
+    return None
+
+
+def _named(devices: tuple[Device, ...], prefix: str) -> tuple[Device, ...]:
+    """Return the devices, each with a name: `disk0` for the first disk, where its name is not given.
+
+    A number that another device has as a name is left out, so that a name in a definition stays valid
+    where a device without one is added.
+    """
+    taken = {device.name for device in devices}
+    free = (name for number in count() if (name := f"{prefix}{number}") not in taken)
+    return tuple(device if device.name else replace(device, name=next(free)) for device in devices)
 
 
 def _check_vm(spec: VMSpec, root: Section, problems: Problems, name: str | None) -> None:
@@ -117,6 +142,11 @@ def _check_vm(spec: VMSpec, root: Section, problems: Problems, name: str | None)
     disks = root.items["disks"].value if root.present("disks") else None
     if root.items and not (root.present("image") or root.present("kernel") or disks):
         problems.add(root.node, "", "nothing to boot from: give 'image', 'kernel' or 'disks'")
+    names = {"disks": [disk.name for disk in spec.disks], "nics": [nic.name for nic in spec.nics]}
+    count_of = Counter(chain(*names.values()))
+    for key, own in names.items():
+        for taken in dict.fromkeys(name for name in own if count_of[name] > 1):
+            problems.add(root.items.get(key, root.node), key, f"two devices have the name {taken!r}")
     macs = [nic.mac for nic in spec.nics if nic.mac]
     addresses = [(nic.network, nic.address) for nic in spec.nics if nic.address]
     for what, found in (("MAC address", macs), ("address", addresses)):

@@ -25,6 +25,10 @@ CPUS_MAXIMUM = 1024
 _PLAIN_PATH = re.compile(r"/[A-Za-z0-9._/+@=~-]+")
 _MACHINE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _CPU = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+,=-]{0,255}")
+# Without a dash: names of files, TAPs and QEMU's objects are built from it with one (`disk0-file`).
+DEVICE_NAME_RULE = "[a-z][a-z0-9]{0,14}"
+_DEVICE_NAME = re.compile(DEVICE_NAME_RULE)
+RESERVED_DEVICE_NAMES = frozenset(("console", "rng0", "seed"))
 _NOT_TEXT = re.compile(f"[{values.NOT_TEXT}]")
 
 # No definition is like this, and libyaml overflows the stack on tens of thousands of levels.
@@ -166,6 +170,15 @@ def _name(node: Any) -> str:
     text = _text(node)
     if not is_name(text):
         raise ValueError(f"{text!r} is not a name; allowed is {NAME_RULE}")
+    return text
+
+
+def _device_name(node: Any) -> str:
+    text = _text(node)
+    if text in RESERVED_DEVICE_NAMES:
+        raise ValueError(f"{text!r} is the name of a device that qsysd adds itself")
+    if not _DEVICE_NAME.fullmatch(text):
+        raise ValueError(f"{text!r} is not the name of a device; allowed is {DEVICE_NAME_RULE}")
     return text
 
 

@@ -22,7 +22,7 @@ def complete(
     base = host.images.get(spec.image) if spec.image else None
     disks = spec.disks
     if base and not disks:
-        disks = (Disk(max(defaults.disk_size, base.virtual_size)),)
+        disks = (Disk("disk0", max(defaults.disk_size, base.virtual_size)),)
     user, seeded = spec.user, spec.seed
     if base:
         user = user or base.default_user
@@ -64,5 +64,5 @@ def complete_nics(host: Host, spec: VMSpec, others: Sequence[Claims]) -> tuple[N
             leased = [lease.address for lease in network.leases(host.scope, nic.network)]
             address = network.allocate(subnet, [*claimed, *leased])
             taken.add((nic.network, address))
-        result.append(Nic(nic.network, mac, address))
+        result.append(replace(nic, mac=mac, address=address))
     return tuple(result)

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Disk:
-    """A disk of its own; the first one of a VM with an image is an overlay on it.
+    """A disk that belongs to one VM; the first one of a VM with an image is an overlay on it.
 
-    size: bytes; None takes the image's.
+    name: unique among the VM's devices, kept when other disks are added or removed. size: bytes; None
+    takes the image's.
     """
 
-    size: int | None
+    name: str
+    size: int | None = None

@@ -90,8 +90,8 @@ def run_edit(host: Host) -> None:
     before = host.store.require(VM)
     text = before.replace("memory: 64M", "memory: 96M")
     lines = text.splitlines()
-    last = max(index for index, line in enumerate(lines) if line.startswith("- network: default"))
-    text = "\n".join(lines[:last] + lines[last + 3 :]) + "\nstop_timeout: 7s\n"
+    last = max(index for index, line in enumerate(lines) if line.startswith("- name: net"))
+    text = "\n".join(lines[:last] + lines[last + 4 :]) + "\nstop_timeout: 7s\n"
     text = text.replace("stop_timeout: 90s\n", "").replace("ssh_keys:\n", f"ssh_keys:\n- {ANOTHER_KEY}\n")
     edit.edit(host, VM, text, before=before)
 

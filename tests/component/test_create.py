@@ -519,8 +519,9 @@ def test_an_edit_of_a_vm_that_runs_waits_for_a_restart(host: OwnHost) -> None:
     [
         ("name: web1", "name: web2", "is not the file's name"),
         ("image: tiny", "image: other", "image of web1 cannot be changed"),
-        ("- size: 1M", "- size: 2M", "disks of web1 cannot be changed"),
-        ("- size: 1M", "- size: 1M\n- size: 1M", "disks of web1 cannot be changed"),
+        ("size: 1M", "size: 2M", "disks of web1 cannot be changed"),
+        ("size: 1M", "size: 1M\n- size: 1M", "disks of web1 cannot be changed"),
+        ("name: disk0", "name: disk1", "disks of web1 cannot be changed"),
         ("seed: true", "seed: false", "seed of web1 cannot be changed"),
         ("cpus: 1", "cpus: none", "'none' is not a whole number"),
         ("cpus: 1", "depends_on: [nobody]", "depends on 'nobody'"),

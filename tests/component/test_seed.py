@@ -53,7 +53,10 @@ def test_only_its_owner_can_read_it_and_nothing_else_is_left(scope: Scope, direc
 
 
 def test_a_guest_gets_its_name_its_keys_and_its_nics_by_mac() -> None:
-    nics = (Nic("default", "52:54:00:00:00:01", "10.83.0.10"), Nic("lan", "52:54:00:00:00:02"))
+    nics = (
+        Nic("net0", "default", "52:54:00:00:00:01", "10.83.0.10"),
+        Nic("net1", "lan", "52:54:00:00:00:02"),
+    )
     documents = {name: yaml.safe_load(text) for name, text in seed.documents(vm(nics=nics)).items()}
     assert documents["user-data"]["hostname"] == "web1"
     assert documents["user-data"]["ssh_authorized_keys"] == [KEY]

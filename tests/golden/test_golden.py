@@ -102,7 +102,7 @@ def test_definition_says_what_the_spec_says(case: Path) -> None:
 def test_every_key_is_exercised() -> None:
     documents = [yaml.safe_load(case.read_text()) for case in CASES]
     assert {key for document in documents for key in document} == set(load.VM_KEYS)
-    for part, keys in (("disks", {"size"}), ("nics", {"network", "mac", "address"})):
+    for part, keys in (("disks", {"name", "size"}), ("nics", {"name", "network", "mac", "address"})):
         assert {key for document in documents for item in document.get(part, []) for key in item} == keys
 
 

@@ -43,8 +43,8 @@ def vm(**changes: Any) -> VMSpec:
         cpu=None,
         image="debian",
         image_digest="0123456789abcdef" * 4,
-        disks=(Disk(10 * 1024**3),),
-        nics=(Nic("default", MAC, "10.83.0.10"),),
+        disks=(Disk("disk0", 10 * 1024**3),),
+        nics=(Nic("net0", "default", MAC, "10.83.0.10"),),
         kernel=None,
         seed=True,
         user="debian",
@@ -77,8 +77,8 @@ def _mac(chance: random.Random) -> str:
 def _nics(chance: random.Random) -> tuple[Nic, ...]:
     macs = {_mac(chance) for _ in range(chance.randint(0, 3))}
     return tuple(
-        Nic(_name(chance), mac, chance.choice([None, f"10.{chance.randrange(256)}.7.9"]))
-        for mac in sorted(macs)
+        Nic(f"net{number}", _name(chance), mac, chance.choice([None, f"10.{chance.randrange(256)}.7.9"]))
+        for number, mac in enumerate(sorted(macs))
     )
 
 
@@ -88,9 +88,12 @@ def any_vm(chance: random.Random) -> VMSpec:
     if chance.random() < 0.5:
         kernel = Kernel(_path(chance), chance.choice([None, _path(chance)]), _text(chance))
     image = chance.choice([None, "debian", "d.1-x", "null", "no-x"])
-    disks = tuple(Disk(chance.randint(1024**2, 2**60)) for _ in range(chance.randint(0, 3)))
+    disks = tuple(
+        Disk(name, chance.randint(1024**2, 2**60))
+        for name in chance.sample(("disk0", "disk1", "disk7", "data", "no"), chance.randint(0, 3))
+    )
     if not (image or kernel or disks):
-        disks = (Disk(None),)
+        disks = (Disk("disk0", None),)
     return VMSpec(
         name=_name(chance),
         uuid=UUID,

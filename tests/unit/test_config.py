@@ -80,8 +80,8 @@ qemu_args: [-device, "usb-ehci,id=usb0"]
         accel=Accel.KVM,
         image="debian",
         image_digest=None,
-        disks=(Disk(20 * GIB), Disk(None)),
-        nics=(Nic("lan", "52:54:00:ab:cd:ef", "10.0.0.5"), Nic("default", "", None)),
+        disks=(Disk("disk0", 20 * GIB), Disk("disk1", None)),
+        nics=(Nic("net0", "lan", "52:54:00:ab:cd:ef", "10.0.0.5"), Nic("net1", "default", "", None)),
         kernel=Kernel("/boot/vmlinuz", "/boot/initrd", "console=ttyS0 quiet"),
         seed=False,
         user="admin",
@@ -113,7 +113,7 @@ def test_what_is_left_out_has_a_default() -> None:
         image="debian",
         image_digest=None,
         disks=(),
-        nics=(Nic("default", "", None),),
+        nics=(Nic("net0", "default", "", None),),
         kernel=None,
         seed=True,
         user=None,
@@ -131,7 +131,7 @@ def test_defaults_of_the_host_take_the_place_of_those_built_in() -> None:
     assert host == Defaults(Accel.TCG, 2048, 3, 5 * GIB, "lan", 10)
     spec = parse("name: web1\nimage: debian\nnics: [{}]", defaults=host)
     assert (spec.accel, spec.memory_mib, spec.cpus, spec.stop_timeout) == (Accel.TCG, 2048, 3, 10)
-    assert spec.nics == (Nic("lan", "", None),)
+    assert spec.nics == (Nic("net0", "lan", "", None),)
 
 
 @pytest.mark.parametrize("text", ["", "\n", "# only\n  # comments\n", "---\n"])
@@ -146,7 +146,7 @@ def test_defaults_are_checked() -> None:
 
 def test_no_nics_is_not_the_same_as_nothing_about_nics() -> None:
     assert valid("nics: []").nics == ()
-    assert valid("nics:").nics == (Nic("default", "", None),)
+    assert valid("nics:").nics == (Nic("net0", "default", "", None),)
 
 
 def test_a_seed_comes_with_an_image_unless_it_is_refused() -> None:
@@ -469,7 +469,7 @@ def test_broken_yaml(text: str, line: int) -> None:
 
 def test_anchors_stand_for_what_they_name() -> None:
     spec = parse("name: &n web1\nimage: debian\ndisks: [&d {size: 10G}, *d]\nmemory: &m 1G\n")
-    assert spec.disks == (Disk(10 * GIB), Disk(10 * GIB))
+    assert spec.disks == (Disk("disk0", 10 * GIB), Disk("disk1", 10 * GIB))
     assert problems("name: &n web1\nimage: debian\nmemory: &m [1]\ncpus: *m")[1].startswith("web1.yaml:3: ")
 
 
@@ -559,7 +559,8 @@ def test_a_definition_is_written_for_people() -> None:
     assert dump.dump_vm(vm(ssh_keys=(), user=None)) == (
         f"name: web1\nuuid: {UUID}\nmachine: pc-q35-7.2\nmemory: 512M\ncpus: 2\naccel: tcg\nimage: debian\n"
         f"image_digest: {'0123456789abcdef' * 4}\n"
-        f"disks:\n- size: 10G\nnics:\n- network: default\n  mac: '52:54:00:12:34:56'\n  address: 10.83.0.10\n"
+        f"disks:\n- name: disk0\n  size: 10G\n"
+        f"nics:\n- name: net0\n  network: default\n  mac: '52:54:00:12:34:56'\n  address: 10.83.0.10\n"
         "seed: true\nstop_timeout: 90s\n"
     )
 

@@ -64,7 +64,7 @@ def test_the_console_is_a_socket_and_a_log() -> None:
 
 
 def test_a_comma_in_a_path_is_doubled() -> None:
-    arguments = build("/srv/a,b", disks=(Disk(1),))
+    arguments = build("/srv/a,b", disks=(Disk("disk0", 1),))
     scope = Scope("/srv/a,b")
     files = [fields(value)["filename"] for value in options(arguments, "-blockdev") if "filename" in value]
     assert files == [scope.overlay("web1"), scope.seed("web1")]
@@ -76,10 +76,10 @@ def test_a_comma_in_a_path_is_doubled() -> None:
     ("image", "disks", "count"),
     [
         ("debian", (), 1),
-        ("debian", (Disk(1),), 1),
-        ("debian", (Disk(1), Disk(2)), 2),
+        ("debian", (Disk("disk0", 1),), 1),
+        ("debian", (Disk("disk0", 1), Disk("disk1", 2)), 2),
         (None, (), 0),
-        (None, (Disk(1),), 1),
+        (None, (Disk("disk0", 1),), 1),
     ],
 )
 def test_an_image_brings_the_first_disk(image: str | None, disks: tuple[Disk, ...], count: int) -> None:
@@ -102,7 +102,10 @@ def test_the_seed_is_read_only_and_comes_last() -> None:
 
 
 def test_each_nic_has_its_tap_and_its_mac() -> None:
-    nics = (Nic("default", "52:54:00:00:00:01", "10.83.0.10"), Nic("lan", "52:54:00:00:00:02"))
+    nics = (
+        Nic("net0", "default", "52:54:00:00:00:01", "10.83.0.10"),
+        Nic("net1", "lan", "52:54:00:00:00:02"),
+    )
     arguments = build(nics=nics)
     netdevs = [fields(value) for value in options(arguments, "-netdev")]
     assert [netdev["ifname"] for netdev in netdevs] == ["qv-web1-0", "qv-web1-1"]
@@ -138,7 +141,8 @@ def test_what_a_person_adds_comes_last_and_unchanged() -> None:
 
 def test_ids_are_unique() -> None:
     arguments = build(
-        disks=(Disk(1), Disk(2)), nics=(Nic("a", "52:54:00:00:00:01"), Nic("b", "52:54:00:00:00:02"))
+        disks=(Disk("disk0", 1), Disk("disk1", 2)),
+        nics=(Nic("net0", "a", "52:54:00:00:00:01"), Nic("net1", "b", "52:54:00:00:00:02")),
     )
     ids = [
         found

@@ -159,7 +159,11 @@ def test_the_backstop_lies_behind_the_vms_own_time_out() -> None:
 
 
 def test_networks_are_wanted_once_and_ordered_and_dependencies_only_ordered() -> None:
-    nics = (Nic("lan", "52:54:00:00:00:01"), Nic("dmz", "52:54:00:00:00:02"), Nic("lan", "52:54:00:00:00:03"))
+    nics = (
+        Nic("net0", "lan", "52:54:00:00:00:01"),
+        Nic("net1", "dmz", "52:54:00:00:00:02"),
+        Nic("net2", "lan", "52:54:00:00:00:03"),
+    )
     lines = systemd_syntax.unit(render.vm(vm(nics=nics, depends_on=("db1",)), SCOPE).drop_in)
     wanted = [value for _, name, value in lines if name == "Wants"]
     assert wanted == [
