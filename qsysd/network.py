@@ -17,7 +17,8 @@ from qsysd import paths
 from qsysd.errors import HostError, InvalidError, QsysdError
 from qsysd.files import make_directory, read_text, remove, write_atomic
 from qsysd.paths import Scope
-from qsysd.runtime import antispoof, spawn, taps
+from qsysd.runtime import antispoof, spawn, sysfs, taps
+from qsysd.runtime.ports import is_address, is_mac, parse_alias
 
 # The first address that a VM gets; those below are left for the gateway and for people.
 FIRST_HOST = 10
@@ -65,7 +66,7 @@ def _subnets_in_use() -> Iterator[ipaddress.IPv4Network]:
         if destination not in ("default", "0.0.0.0/0"):
             yield ipaddress.IPv4Network(destination, strict=False)
     for server in name_servers():
-        if taps.is_address(server):
+        if is_address(server):
             yield ipaddress.IPv4Network(server)
 
 
@@ -113,9 +114,9 @@ def _check(vm: str, mac: str, address: str) -> None:
     """Raise InvalidError unless the values are what dnsmasq's files may hold."""
     if not paths.is_name(vm):
         raise InvalidError(f"not a VM's name: {vm!r}")
-    if not taps.is_mac(mac):
+    if not is_mac(mac):
         raise InvalidError(f"not a MAC: {mac!r}")
-    if not taps.is_address(address):
+    if not is_address(address):
         raise InvalidError(f"not an IPv4 address: {address!r}")
 
 
@@ -200,7 +201,7 @@ def leases(scope: Scope, network: str) -> list[Lease]:
 def _parse_lease(line: str) -> Lease | None:
     """Return the lease in a line of the lease file: `expires mac address name client-id`."""
     words = line.split()
-    if len(words) < 4 or not words[0].isdigit() or not taps.is_address(words[2]):
+    if len(words) < 4 or not words[0].isdigit() or not is_address(words[2]):
         return None
     return Lease(int(words[0]), words[1], words[2], words[3])
 
@@ -218,7 +219,7 @@ def release(scope: Scope, network: str, address: str, mac: str, *, running: bool
             _forget(scope, network, address)
         return
     bridge = paths.bridge(network)
-    if not taps.exists(bridge):
+    if not sysfs.exists(bridge):
         return  # dnsmasq cannot be reached there; the lease ends by itself, and no VM gets the address before
     # Also without a lease: the guest's last request may be on its way, and dnsmasq takes one after the other.
     spawn.run(["dhcp_release", bridge, address, mac], timeout=10)
@@ -285,9 +286,9 @@ def blockers(bridge: str = "qb-default") -> list[Blocker]:
 
 def _bare_taps(bridge: str) -> Iterator[Blocker]:
     """Yield the TAPs on a bridge whose anti-spoofing somebody has flushed."""
-    held = antispoof.held_taps()
+    held = antispoof.protected_taps()
     for tap, alias in taps.existing_taps().items():
-        known = taps.parse_alias(alias)
+        known = parse_alias(alias)
         if known and known[1].bridge == bridge and tap not in held:
             unit = paths.network_unit(known[1].network)
             yield Blocker(

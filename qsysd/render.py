@@ -25,7 +25,7 @@ from qsysd.model.network import NetworkSpec
 from qsysd.model.vm import Accel, VMSpec
 from qsysd.paths import Scope
 from qsysd.qemu import argv, disk, machine
-from qsysd.runtime import taps
+from qsysd.runtime.ports import Port, format_ports
 
 TEMPLATES = os.path.join(os.path.dirname(__file__), "templates")
 
@@ -111,10 +111,10 @@ def unit(scope: Scope, *, systemd_version: int, helper: Sequence[str], after_sto
     )
 
 
-def ports(spec: VMSpec) -> list[taps.Port]:
+def ports(spec: VMSpec) -> list[Port]:
     """Return the TAPs that a VM's network cards need."""
     return [
-        taps.Port(
+        Port(
             tap=paths.tap(spec.name, index),
             mac=nic.mac,
             bridge=paths.bridge(nic.network),
@@ -158,7 +158,7 @@ def vm(spec: VMSpec, scope: Scope, definition: str | None = None) -> Rendered:
         "vm.env.j2",
         definition=scope.definition(spec.name),
         name=spec.name,
-        nics=taps.format_ports(ports(spec)),
+        nics=format_ports(ports(spec)),
         stop_timeout=spec.stop_timeout,
         read_files=":".join(boot_files),
         memory_mib=spec.memory_mib,

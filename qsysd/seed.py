@@ -8,11 +8,11 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from qsysd import files, paths, trees
+from qsysd import files, paths
 from qsysd.errors import QsysdError
 from qsysd.model.vm import VMSpec
 from qsysd.paths import Scope
-from qsysd.runtime import spawn
+from qsysd.runtime import spawn, trees
 
 VOLUME_LABEL = "cidata"
 

@@ -360,10 +360,10 @@ def _nics(text: str) -> tuple[Nic, ...]:
     if not text:
         return ()
     from qsysd.model.nic import Nic
-    from qsysd.runtime import taps
+    from qsysd.runtime.ports import parse_ports
 
     try:
-        ports = taps.parse_ports(text)
+        ports = parse_ports(text)
     except InvalidError:
         return ()
     return tuple(Nic(f"net{index}", port.network, port.mac, port.address) for index, port in enumerate(ports))

@@ -14,20 +14,23 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 
-from qsysd import paths, render, trees
+from qsysd import paths, render
 from qsysd.errors import QsysdError
 from qsysd.files import SyncedTogether, read_bytes, read_text, sync_directory, sync_file, write_atomic
 from qsysd.host.context import Host
 from qsysd.qemu.machine_types import PROGRAM
-from qsysd.runtime import spawn
+from qsysd.runtime import spawn, trees
 
 PACKAGE = os.path.dirname(os.path.dirname(__file__))
 
 # What the helper is made of: the lowest floors.
 HELPER_MODULES = (
     "__init__", "errors", "files", "paths", "runtime/__init__", "runtime/antispoof", "runtime/bridges",
-    "runtime/helper", "runtime/kvm", "runtime/qmp", "runtime/roots", "runtime/spawn", "runtime/tampering",
-    "runtime/taps", "trees",
+    "runtime/cleanup", "runtime/console_logs", "runtime/helper", "runtime/iproute", "runtime/kvm",
+    "runtime/monitors", "runtime/nftables", "runtime/ports", "runtime/prepare", "runtime/privileges",
+    "runtime/qmp", "runtime/readiness", "runtime/roots", "runtime/shutdown", "runtime/spawn",
+    "runtime/sysfs", "runtime/tampering", "runtime/taps", "runtime/trees", "runtime/unit",
+    "runtime/vm_directory",
 )  # fmt: skip
 HELPER_MAIN = """\
 import os

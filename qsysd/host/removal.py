@@ -10,12 +10,12 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
-from qsysd import network, paths, trees
+from qsysd import network, paths
 from qsysd.errors import HostError, QsysdError, TimeoutExpired
 from qsysd.files import remove, sync_directory
 from qsysd.host.context import Host
 from qsysd.host.unit_jobs import power_off, reload_dhcp, sync_links
-from qsysd.runtime import roots, taps
+from qsysd.runtime import roots, taps, trees
 
 
 def remove_everything(host: Host, name: str) -> None:

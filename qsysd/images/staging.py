@@ -13,9 +13,9 @@ import fcntl
 import os
 from collections.abc import Iterator
 
-from qsysd import trees
 from qsysd.errors import ExistsError, QsysdError, StateError
 from qsysd.files import sync_directory
+from qsysd.runtime import trees
 
 PREFIX, SUFFIX = ".", ".part"
 

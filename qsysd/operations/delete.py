@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
-from qsysd import paths, trees
+from qsysd import paths
 from qsysd.errors import QsysdError
 from qsysd.files import SyncedTogether
 from qsysd.host import intents, locks
@@ -17,6 +17,7 @@ from qsysd.host.recovery import is_known, recover
 from qsysd.host.removal import files, remove_all
 from qsysd.host.unit_states import require_traces
 from qsysd.names import natural_key
+from qsysd.runtime import trees
 from qsysd.values import human_size, printable
 
 LISTED_MAX = 100  # files of a VM's directory that are named; its QEMU can create millions

@@ -12,21 +12,15 @@ cut short, a malformed header) accepts nothing: nft ends a rule at a field that 
 from __future__ import annotations
 
 from qsysd import paths
-from qsysd.errors import HostError
-from qsysd.runtime import spawn
+from qsysd.runtime import TYPE_CHECKING, nftables
 
-# Read by type checkers only, as in the helper.
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from qsysd.runtime.taps import Port
+    from qsysd.runtime.ports import Port
 
-TABLE = "bridge qsysd"
-COMMAND = ("nft", "-f", "-")
-
-# Seconds; it takes a few milliseconds, this only keeps a broken host from hanging a start.
-TIMEOUT = 20.0
+FAMILY, NAME = "bridge", "qsysd"
+TABLE = f"{FAMILY} {NAME}"
 
 SETS = {
     # the MAC of each TAP's NIC
@@ -139,84 +133,44 @@ def elements(ports: Sequence[Port]) -> dict[str, list[str]]:
 
 
 def _changes(verb: str, ports: Sequence[Port]) -> str:
-    """Return nft commands that add or delete the elements of one VM's ports."""
     return "".join(
         f"{verb} element {TABLE} {name} {{ {', '.join(held)} }}\n" for name, held in elements(ports).items()
     )
 
 
-def begin_add(ports: Sequence[Port]) -> spawn.Running:
-    """Begin to add the elements of one VM's ports. Raises HostError without nft."""
-    return spawn.Running(COMMAND, stdin=_changes("add", ports))
+def additions(ports: Sequence[Port]) -> str:
+    """Return nft commands that add the elements of one VM's ports."""
+    return _changes("add", ports)
 
 
-def begin_remove(ports: Sequence[Port]) -> spawn.Running | None:
-    """Begin to remove the elements of one VM's ports.
+def removals(ports: Sequence[Port]) -> str:
+    """Return nft commands that remove the elements of one VM's ports, those that exist.
 
-    nft has `destroy` for that only from 1.0.7 on a kernel from 6.3 on, so they are added and deleted.
+    `destroy` does so only from nft 1.0.7 and Linux 6.3 on; before, deleting what does not exist fails.
     """
-    text = _changes("add", ports) + _changes("delete", ports)
-    return spawn.Running(COMMAND, stdin=text) if text else None
+    return _changes("add", ports) + _changes("delete", ports)
 
 
-def finish_remove(removing: spawn.Running) -> None:
-    """Wait for the end of `begin_remove`; quiet where the table does not exist. Raises HostError."""
-    try:
-        _output(removing.finish(timeout=TIMEOUT, check=False))
-    except HostError:
-        if exists():
-            raise
-
-
-def replace(vms: Iterable[Sequence[Port]]) -> None:
-    """Put the rules in place, and in the sets exactly the elements of these VMs' ports, at once.
-
-    Raises HostError with nft's own words.
-    """
+def replacement(vms: Iterable[Sequence[Port]]) -> str:
+    """Return nft commands that put the rules in place, and in the sets exactly these VMs' elements."""
     flushes = "".join(f"flush set {TABLE} {name}\n" for name in SETS)
-    nft(rules() + flushes + "".join(_changes("add", ports) for ports in vms))
+    return rules() + flushes + "".join(additions(ports) for ports in vms)
 
 
 def exists() -> bool:
-    """Tell whether the host has the table. Raises HostError where nft fails."""
-    return f"table {TABLE}" in nft("list tables bridge\n").splitlines()
+    """Return whether the host has the table. Raises HostError where nft fails."""
+    return nftables.has_table(FAMILY, NAME)
 
 
-def held_taps() -> set[str]:
+def protected_taps() -> set[str]:
     """Return the TAPs that have elements. Raises HostError where nft fails."""
     import re
 
     if not exists():
         return set()
-    return set(re.findall(r'"([^"*]+)" \.', nft(f"list table {TABLE}\n")))
+    return set(re.findall(r'"([^"*]+)" \.', nftables.run(f"list table {TABLE}\n")))
 
 
 def remove() -> None:
-    """Remove the table, when the last of qsysd's bridges no longer exists. Raises HostError."""
-    nft(f"add table {TABLE}\ndelete table {TABLE}\n")
-
-
-def load(path: str) -> None:
-    """Load a file of nftables rules as one transaction. Raises HostError with nft's own words."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            rules = file.read()
-    except OSError as error:
-        raise HostError(f"cannot read {path}: {error.strerror}", hint="qsysd render") from error
-    nft(rules)
-
-
-def nft(commands: str) -> str:
-    """Run nft(8) commands as one transaction and return what they list.
-
-    Raises HostError with nft's own words.
-    """
-    return _output(spawn.run(COMMAND, stdin=commands, timeout=TIMEOUT, check=False))
-
-
-def _output(done: spawn.Done) -> str:
-    if done.returncode != 0:
-        errors = [line.strip() for line in done.stderr.splitlines() if "Error:" in line]
-        message = "; ".join(errors) or spawn.last_words(done.stderr) or f"exit status {done.returncode}"
-        raise HostError(f"nft: {message}")
-    return done.stdout
+    """Remove the table. Raises HostError."""
+    nftables.run(f"add table {TABLE}\ndelete table {TABLE}\n")

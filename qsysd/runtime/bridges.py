@@ -15,7 +15,8 @@ from collections.abc import Mapping
 from qsysd import paths
 from qsysd.errors import HostError, InvalidError
 from qsysd.paths import Scope
-from qsysd.runtime import antispoof, spawn, taps
+from qsysd.runtime import antispoof, iproute, nftables, sysfs, taps
+from qsysd.runtime.ports import ALIAS_PREFIX, is_address, is_interface
 
 KINDS = ("nat", "isolated")
 IP_FORWARD = "/proc/sys/net/ipv4/ip_forward"
@@ -56,10 +57,10 @@ def parse(environment: Mapping[str, str]) -> Network:
         raise InvalidError(f"QSYSD_NETWORK: not a network: {name!r}")
     if kind not in KINDS:
         raise InvalidError(f"QSYSD_KIND: not one of {', '.join(KINDS)}: {kind!r}")
-    if not taps.is_bridge(bridge):
+    if not is_interface(bridge):
         raise InvalidError(f"QSYSD_BRIDGE: not a bridge: {bridge!r}")
     address, _, prefix = gateway.partition("/")
-    if not taps.is_address(address) or not re.fullmatch(r"[1-9]|[12][0-9]|30", prefix):
+    if not is_address(address) or not re.fullmatch(r"[1-9]|[12][0-9]|30", prefix):
         raise InvalidError(f"QSYSD_GATEWAY: not an IPv4 address with a prefix length: {gateway!r}")
     if not os.path.isabs(rules):
         raise InvalidError(f"QSYSD_RULES: not an absolute path: {rules!r}")
@@ -73,7 +74,7 @@ def table(network: str) -> str:
 
 def alias(network: str) -> str:
     """Return the alias that marks a network's bridge as qsysd's."""
-    return f"{taps.ALIAS_PREFIX}{network}"
+    return f"{ALIAS_PREFIX}{network}"
 
 
 def mac(network: str) -> str:
@@ -103,34 +104,35 @@ def up(scope: Scope, environment: Mapping[str, str]) -> list[str]:
     done = []
     renamed = _renamed(network)
     if renamed:
-        taps.ip_batch([f"link set dev {renamed} down", f"link set dev {renamed} name {bridge}"])
+        iproute.batch([f"link set dev {renamed} down", f"link set dev {renamed} name {bridge}"])
         done.append(f"renamed {renamed} back to {bridge}")
-    made = not taps.exists(bridge)
+    made = not sysfs.exists(bridge)
     if made:
-        taps.ip_batch([f"link add {bridge} type bridge"])
+        iproute.batch([f"link add {bridge} type bridge"])
         done.append(f"created the bridge {bridge}")
-    elif not os.path.isdir(f"{taps.SYS_NET}/{bridge}/bridge"):
+    elif not sysfs.is_bridge(bridge):
         raise HostError(f"network {network.name}: {bridge} exists but is not a bridge")
-    elif taps.alias(bridge) not in ("", alias(network.name)):
+    elif sysfs.alias(bridge) not in ("", alias(network.name)):
         raise HostError(f"network {network.name}: the bridge {bridge} is not qsysd's")
     try:
-        taps.ip_batch(
+        others = iproute.addresses(bridge) - {network.gateway}
+        iproute.batch(
             [
                 # No IPv6 address by itself: the network is IPv4, and so is what protects the host.
                 f"link set dev {bridge} alias {alias(network.name)} addrgenmode none",
                 f"link set dev {bridge} type bridge {BRIDGE_OPTIONS}",
                 f"link set dev {bridge} address {mac(network.name)}",
                 f"address replace {network.gateway} brd + dev {bridge}",
-                *(f"address delete {other} dev {bridge}" for other in _addresses(bridge) - {network.gateway}),
+                *(f"address delete {other} dev {bridge}" for other in others),
                 f"link set dev {bridge} up",
             ]
         )
         if network.kind == "nat":
             _forward()
-        antispoof.load(network.rules)
+        nftables.load(network.rules)
     except BaseException:
-        if made and not ports(bridge):
-            taps.ip_batch([f"link delete dev {bridge}"])
+        if made and not sysfs.bridge_ports(bridge):
+            iproute.batch([f"link delete dev {bridge}"])
         raise
     return done + _repair_ports(scope, network)
 
@@ -143,35 +145,27 @@ def down(scope: Scope, environment: Mapping[str, str]) -> list[str]:
     network = parse(environment)
     with taps.Lock(scope, exclusive=True):
         bridge = _renamed(network) or network.bridge
-        attached = ports(bridge)
+        attached = sysfs.bridge_ports(bridge)
         if attached:
             return [f"left the bridge {bridge} in place for {', '.join(attached)}"]
-        if taps.exists(bridge) and taps.alias(bridge) in ("", alias(network.name)):
-            taps.ip_batch([f"link delete dev {bridge}"])
+        if sysfs.exists(bridge) and sysfs.alias(bridge) in ("", alias(network.name)):
+            iproute.batch([f"link delete dev {bridge}"])
         name = table(network.name)
-        antispoof.nft(f"add table ip {name}\ndelete table ip {name}\n")
-        if not any(taps.alias(name).startswith(taps.ALIAS_PREFIX) for name in os.listdir(taps.SYS_NET)):
+        nftables.run(f"add table ip {name}\ndelete table ip {name}\n")
+        if not any(sysfs.alias(name).startswith(ALIAS_PREFIX) for name in sysfs.interfaces()):
             antispoof.remove()
     return [f"removed the bridge {bridge}"]
 
 
 def _renamed(network: Network) -> str | None:
     """Return the name that the network's bridge was given by somebody else, or None."""
-    if taps.exists(network.bridge):
+    if sysfs.exists(network.bridge):
         return None
-    for name in sorted(os.listdir(taps.SYS_NET)):
-        is_one = os.path.isdir(f"{taps.SYS_NET}/{name}/bridge") and taps.is_bridge(name)
-        if is_one and taps.alias(name) == alias(network.name):
+    for name in sysfs.interfaces():
+        is_one = is_interface(name) and sysfs.is_bridge(name)
+        if is_one and sysfs.alias(name) == alias(network.name):
             return name
     return None
-
-
-def ports(bridge: str) -> list[str]:
-    """Return the interfaces that are on a bridge; none where there is no such bridge."""
-    try:
-        return sorted(os.listdir(f"{taps.SYS_NET}/{bridge}/brif"))
-    except OSError:
-        return []
 
 
 def _forward() -> None:
@@ -183,29 +177,21 @@ def _forward() -> None:
         file.write("1\n")
 
 
-def _addresses(bridge: str) -> set[str]:
-    """Return the IPv4 addresses of an interface, each with its prefix length."""
-    import json
-
-    found = json.loads(spawn.run(["ip", "-j", "-4", "address", "show", "dev", bridge]).stdout or "[]")
-    return {f"{info['local']}/{info['prefixlen']}" for link in found for info in link.get("addr_info", ())}
-
-
 def _repair_ports(scope: Scope, network: Network) -> list[str]:
     """Restore what running VMs lost: their port of a bridge that was deleted, their anti-spoofing."""
     with taps.Lock(scope, exclusive=True):
         renamed = taps.restore_names()
-        held = antispoof.held_taps()
+        held = antispoof.protected_taps()
         # Anti-spoofing first: these guests run.
-        known = taps.hold_all()
-        attached = ports(network.bridge)
+        known = taps.restore_antispoofing()
+        attached = sysfs.bridge_ports(network.bridge)
         away = [
             port
             for port in known
             if port.network == network.name and port.tap not in attached and not taps.is_cut_off(port.tap)
         ]
         if away:
-            taps.ip_batch([f"link set dev {port.tap} master {network.bridge} up" for port in away])
+            iproute.batch([f"link set dev {port.tap} master {network.bridge} up" for port in away])
     bare = sorted({port.tap for port in known} - held)
     return (
         [f"renamed {tap} back" for tap in renamed]

@@ -13,8 +13,6 @@ one message (docs/interop/qmp-spec.rst in QEMU's sources). `qmp` builds on it fo
 
 from __future__ import annotations
 
-# The half of `socket` that is written in C: the other one, which makes files and enums of it, takes
-# longer to import than a guest's button to press; and so does `json`. Twenty guests may go off at once.
 import _socket
 import os
 import select
@@ -22,9 +20,8 @@ import sys
 import time
 
 from qsysd.errors import QsysdError
+from qsysd.runtime import TYPE_CHECKING
 
-# Read by type checkers only: importing typing takes long for a helper that runs at each start and stop.
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Self
 

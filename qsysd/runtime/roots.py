@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 
-from qsysd import trees
+from qsysd.runtime import trees
 
 # What systemd mounts into a VM's root, and what Debian has in the place of directories of old. systemd
 # itself would create /root with a mode that hides a kernel in it.

@@ -12,9 +12,8 @@ import select
 import sys
 
 from qsysd.errors import HostError, QsysdError, TimeoutExpired
+from qsysd.runtime import TYPE_CHECKING
 
-# Read by type checkers only: the helper that runs at each start and stop of a VM imports little.
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -63,7 +62,6 @@ def search_path() -> str:
 
 def find(program: str) -> str | None:
     """Return the absolute path of `program`, or None where the host lacks it."""
-    # Not shutil.which: its import takes longer than `ip`, and the helper runs at each start and stop.
     if os.path.isabs(program):
         return program if os.access(program, os.X_OK) else None
     for directory in search_path().split(":"):

@@ -18,10 +18,9 @@ import os
 
 from qsysd.errors import QsysdError
 from qsysd.paths import Scope
-from qsysd.runtime import spawn, taps
+from qsysd.runtime import TYPE_CHECKING, iproute, sysfs, taps
+from qsysd.runtime.ports import Port, parse_alias
 
-# Read by type checkers only, as in the helper.
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -37,7 +36,7 @@ class Change:
 
     __slots__ = ("expected_owner", "mac", "owner", "port", "vm")
 
-    def __init__(self, vm: str, port: taps.Port) -> None:
+    def __init__(self, vm: str, port: Port) -> None:
         self.vm = vm
         self.port = port
         self.mac: str | None = None
@@ -51,21 +50,29 @@ class Change:
         return f"{self.port.tap} of {self.vm} was given the {' and the '.join(changes)} by its QEMU"
 
 
+def check(scope: Scope) -> Iterator[str]:
+    """Restore TAPs that QEMU changed, and rules that somebody flushed; yield a line for each."""
+    flushed = taps.restore_flushed(scope)
+    if flushed:
+        yield f"nftables was flushed; restored the rules of {', '.join(flushed)}"
+    yield from repair(scope)
+
+
 def find(scope: Scope) -> list[Change]:
     """Return the TAPs on this host that are not as they were created."""
     found = []
     for tap, alias in taps.existing_taps().items():
-        known = taps.parse_alias(alias)
+        known = parse_alias(alias)
         if not known:
             continue
         change = Change(*known)
-        mac = taps.attribute(tap, "address")
+        mac = sysfs.attribute(tap, "address")
         if (
-            mac not in ("", taps.own_mac(change.port.mac))
-            and taps.attribute(tap, "addr_assign_type") != RANDOM
+            mac not in ("", taps.tap_mac(change.port.mac))
+            and sysfs.attribute(tap, "addr_assign_type") != RANDOM
         ):
             change.mac = mac
-        owner = taps.attribute(tap, "owner")
+        owner = sysfs.attribute(tap, "owner")
         try:
             change.expected_owner = os.stat(scope.runtime(change.vm)).st_uid
         except FileNotFoundError:
@@ -79,7 +86,7 @@ def find(scope: Scope) -> list[Change]:
 
 def repaired() -> list[tuple[str, str]]:
     """Return the VMs and TAPs that were repaired since they were started."""
-    known = ((taps.parse_alias(alias), tap) for tap, alias in taps.existing_taps().items())
+    known = ((parse_alias(alias), tap) for tap, alias in taps.existing_taps().items())
     return [(found[0], tap) for found, tap in known if found and taps.repairs(tap)]
 
 
@@ -102,11 +109,11 @@ def _repair(change: Change) -> str:
     restored = change.owner is None or _restore_owner(change)
     count = taps.repairs(tap) + 1 if restored else taps.REPAIRS_MAX + 1
     # The bridge's own entry for the port follows its MAC.
-    commands = [f"link set dev {tap} address {taps.own_mac(change.port.mac)} group {count}"]
+    commands = [f"link set dev {tap} address {taps.tap_mac(change.port.mac)} group {count}"]
     cut_off = count > taps.REPAIRS_MAX
     if cut_off:
         commands.append(f"link set dev {tap} nomaster")
-    taps.ip_batch(commands)
+    iproute.batch(commands)
     if change.mac:
         _restore_entry(change.mac)
     if cut_off:
@@ -117,10 +124,9 @@ def _repair(change: Change) -> str:
 def _restore_entry(mac: str) -> None:
     """Let the bridge know again where a guest's MAC is, which it otherwise learns from its next frame."""
     for alias in taps.existing_taps().values():
-        known = taps.parse_alias(alias)
+        known = parse_alias(alias)
         if known and known[1].mac == mac:
-            entry = ["bridge", "fdb", "replace", mac, "dev", known[1].tap, "master", "dynamic"]
-            spawn.run(entry, timeout=taps.TOOL_TIMEOUT, check=False)
+            iproute.set_bridge_entry(mac, known[1].tap)
 
 
 def _restore_owner(change: Change) -> bool:
@@ -136,7 +142,7 @@ def _restore_owner(change: Change) -> bool:
                     _set_owner(tun, change.port.tap, change.expected_owner)
                 finally:
                     os.close(tun)
-    return taps.attribute(change.port.tap, "owner") == str(change.expected_owner)
+    return sysfs.attribute(change.port.tap, "owner") == str(change.expected_owner)
 
 
 def _set_owner(tun: int, tap: str, owner: int) -> None:

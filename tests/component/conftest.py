@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from image_files import BOOT_SIGNATURE
 from own_host import OwnHost
 from stand_ins import StandIns
+from unit_steps import VM, StandIn
 
 from qsysd.images import Images
 from qsysd.operations import setup
 from qsysd.paths import Scope
 from qsysd.qemu import machine_types
+from qsysd.runtime import privileges, readiness, shutdown
 
 
 @pytest.fixture
@@ -58,3 +61,39 @@ def stand_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandIns:
     made = StandIns(tmp_path / "stand-ins")
     monkeypatch.setenv("PATH", f"{made.directory}:{os.environ['PATH']}")
     return made
+
+
+@pytest.fixture
+def qemu(scope: Scope, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
+    """Start a process for QEMU, with its variables as systemd sets them."""
+    stand_in = StandIn(scope)
+    os.makedirs(scope.vm_dir(VM))
+    monkeypatch.setenv("MAINPID", str(stand_in.process.pid))
+    monkeypatch.setenv("QSYSD_STOP_TIMEOUT", "60")
+    monkeypatch.setattr(shutdown, "PRESS_INTERVAL", 0.05)
+    # the peers' sockets are this user's: nobody else has to be become
+    monkeypatch.setattr(privileges, "drop_privileges", lambda scope, vm: None)
+    monkeypatch.setattr(readiness, "drop_privileges", lambda scope, vm, permanently: None)
+    try:
+        with stand_in.stack:
+            yield stand_in
+            stand_in.process.kill()
+    finally:
+        stand_in.process.kill()
+        stand_in.process.wait()
+
+
+@pytest.fixture
+def journal(capfd: pytest.CaptureFixture[str]) -> Callable[[], list[str]]:
+    """Return the lines that the helper has written to the journal since the last call."""
+    return lambda: capfd.readouterr().err.splitlines()
+
+
+@pytest.fixture
+def directory(scope: Scope) -> Path:
+    """Return a VM's directory with a disk in it, as `create` leaves it."""
+    path = Path(scope.vm_dir(VM))
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "disk0.qcow2").write_bytes(b"disk")
+    (path / "disk0.qcow2").chmod(0o600)
+    return path

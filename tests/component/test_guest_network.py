@@ -38,13 +38,14 @@ from qsysd import network, paths, render
 from qsysd.config import load
 from qsysd.errors import HostError, StateError
 from qsysd.paths import Scope
-from qsysd.runtime import antispoof, bridges, tampering, taps
+from qsysd.runtime import antispoof, bridges, iproute, nftables, sysfs, tampering, taps
+from qsysd.runtime.ports import Port
 
 pytestmark = pytest.mark.needs_root
 
-WEB1 = taps.Port("qv-web1-0", "52:54:00:00:00:01", "qb-default", "default", "10.83.0.10")
-WEB2 = taps.Port("qv-web2-0", "52:54:00:00:00:02", "qb-default", "default", "10.83.0.11")
-FREE = taps.Port("qv-free-0", "52:54:00:00:00:03", "qb-default", "default")
+WEB1 = Port("qv-web1-0", "52:54:00:00:00:01", "qb-default", "default", "10.83.0.10")
+WEB2 = Port("qv-web2-0", "52:54:00:00:00:02", "qb-default", "default", "10.83.0.11")
+FREE = Port("qv-free-0", "52:54:00:00:00:03", "qb-default", "default")
 OWNER = 12345
 GATEWAY = "10.83.0.1"
 BRIDGE_NETFILTER = "/proc/sys/net/bridge/bridge-nf-call-iptables"
@@ -77,7 +78,7 @@ class Host:
             self.environment = dict(line.rstrip().split("=", 1) for line in file if line.startswith("QSYSD_"))
         bridges.up(self.scope, self.environment)
 
-    def plug(self, port: taps.Port) -> Guest:
+    def plug(self, port: Port) -> Guest:
         """Plug a VM in and return its guest."""
         taps.plug(self.scope, [port], OWNER, port.tap.split("-")[1])
         guest = Guest(port.tap, port.mac, port.address or "0.0.0.0")
@@ -179,7 +180,7 @@ def host(space: None) -> Iterator[Host]:
 
 def interfaces() -> set[str]:
     """Return the host's interfaces, but for the loopback."""
-    return set(os.listdir(taps.SYS_NET)) - {"lo"}
+    return set(os.listdir(sysfs.DIRECTORY)) - {"lo"}
 
 
 def rules() -> str:
@@ -198,12 +199,12 @@ def anti_spoofing() -> str:
 def test_plug_and_unplug_leave_nothing(host: Host) -> None:
     before = rules()
     taps.plug(host.scope, [WEB1, FREE], OWNER, "web1")
-    assert {WEB1.tap, FREE.tap} <= set(bridges.ports("qb-default"))
+    assert {WEB1.tap, FREE.tap} <= set(sysfs.bridge_ports("qb-default"))
     assert taps.existing_taps() == {
         WEB1.tap: f"qsysd:web1:{WEB1}",
         FREE.tap: f"qsysd:web1:{FREE}",
     }
-    assert {WEB1.tap, FREE.tap} == antispoof.held_taps()
+    assert {WEB1.tap, FREE.tap} == antispoof.protected_taps()
     taps.unplug(host.scope, [WEB1, FREE], "web1")
     assert interfaces() == {"qb-default"}
     assert rules() == before
@@ -239,25 +240,25 @@ def test_a_tap_gives_the_host_no_ipv6_address(host: Host) -> None:
 
 def test_a_tap_left_by_a_crash_is_replaced(host: Host) -> None:
     taps.plug(host.scope, [WEB1], OWNER, "web1")
-    index = run("cat", f"{taps.SYS_NET}/{WEB1.tap}/ifindex")
+    index = run("cat", f"{sysfs.DIRECTORY}/{WEB1.tap}/ifindex")
     taps.plug(host.scope, [WEB1], OWNER + 1, "web1")
-    assert run("cat", f"{taps.SYS_NET}/{WEB1.tap}/ifindex") != index
+    assert run("cat", f"{sysfs.DIRECTORY}/{WEB1.tap}/ifindex") != index
     assert f"user {OWNER + 1} " in run("ip", "-d", "link", "show", "dev", WEB1.tap)
 
 
 def test_what_a_tap_left_by_a_crash_could_say_is_forgotten(host: Host) -> None:
     taps.plug(host.scope, [WEB1], OWNER, "web1")
-    other = taps.Port(WEB1.tap, WEB2.mac, "qb-default", "default", WEB2.address)
+    other = Port(WEB1.tap, WEB2.mac, "qb-default", "default", WEB2.address)
     taps.plug(host.scope, [other], OWNER, "web1")
     assert WEB1.mac not in rules() and WEB2.mac in rules()
 
 
 def test_a_vm_that_lost_a_nic_while_it_ran_leaves_nothing(host: Host) -> None:
     before = rules()
-    gone = taps.Port("qv-web1-1", FREE.mac, "qb-default", "default", "10.83.0.77")
+    gone = Port("qv-web1-1", FREE.mac, "qb-default", "default", "10.83.0.77")
     taps.plug(host.scope, [WEB1, gone], OWNER, "web1")
     taps.plug(host.scope, [WEB2], OWNER, "web2")
-    changed = taps.Port(WEB1.tap, "52:54:00:00:00:09", "qb-default", "default", "10.83.0.99")
+    changed = Port(WEB1.tap, "52:54:00:00:00:09", "qb-default", "default", "10.83.0.99")
     taps.unplug(host.scope, [changed], "web1")
     assert set(taps.existing_taps()) == {WEB2.tap}
     taps.unplug(host.scope, [], "web2")
@@ -269,7 +270,7 @@ def test_one_start_after_a_flush_restores_the_anti_spoofing_of_all_vms(host: Hos
     run("nft", "flush", "ruleset")
     taps.unplug(host.scope, [WEB2], "web2")
     second = host.plug(WEB2)
-    assert antispoof.held_taps() == {WEB1.tap, WEB2.tap}
+    assert antispoof.protected_taps() == {WEB1.tap, WEB2.tap}
     # and the rules of its network, which guests would miss, and the host too
     assert "masquerade" in rules() and "jump guests" in rules()
     for guest in (first, second):
@@ -281,7 +282,7 @@ def test_rules_that_were_flushed_are_restored_without_a_start(host: Host) -> Non
     assert taps.restore_flushed(host.scope) == []
     run("nft", "flush", "ruleset")
     assert taps.restore_flushed(host.scope) == [WEB1.tap]
-    assert antispoof.held_taps() == {WEB1.tap}
+    assert antispoof.protected_taps() == {WEB1.tap}
     assert "masquerade" in rules() and "jump guests" in rules()
     assert guest.gateway_mac(GATEWAY) == bridges.mac("default")
     # without a VM, nothing is to be held
@@ -294,7 +295,7 @@ def test_elements_of_a_tap_that_no_longer_exists_are_dropped(host: Host) -> None
     host.plug(WEB1)
     before = anti_spoofing()
     # What a start leaves that is killed between nft and ip.
-    antispoof.nft(antispoof._changes("add", [WEB2, FREE]))
+    nftables.run(antispoof.additions([WEB2, FREE]))
     bridges.up(host.scope, host.environment)
     assert anti_spoofing() == before
 
@@ -302,9 +303,7 @@ def test_elements_of_a_tap_that_no_longer_exists_are_dropped(host: Host) -> None
 def test_a_network_that_is_restarted_between_starts_and_stops_loses_and_leaves_nothing(host: Host) -> None:
     """VMs come and go while the elements of all are written again, which reads the TAPs that exist."""
     vms = [
-        taps.Port(
-            f"qv-vm{number}-0", f"52:54:00:00:01:{number:02x}", "qb-default", "default", f"10.83.0.{number}"
-        )
+        Port(f"qv-vm{number}-0", f"52:54:00:00:01:{number:02x}", "qb-default", "default", f"10.83.0.{number}")
         for number in range(50, 58)
     ]
     before = anti_spoofing()
@@ -316,12 +315,12 @@ def test_a_network_that_is_restarted_between_starts_and_stops_loses_and_leaves_n
         while not ended.is_set():
             bridges.up(host.scope, host.environment)
 
-    def come_and_go(port: taps.Port) -> None:
+    def come_and_go(port: Port) -> None:
         wire.enter(here)
         vm = port.tap.split("-")[1]
         for _ in range(4):
             taps.plug(host.scope, [port], OWNER, vm)
-            assert port.tap in antispoof.held_taps()
+            assert port.tap in antispoof.protected_taps()
             taps.unplug(host.scope, [port], vm)
         taps.plug(host.scope, [port], OWNER, vm)
 
@@ -335,7 +334,7 @@ def test_a_network_that_is_restarted_between_starts_and_stops_loses_and_leaves_n
             finally:
                 ended.set()
             restarting.result()
-        assert antispoof.held_taps() == {port.tap for port in vms} == set(taps.existing_taps())
+        assert antispoof.protected_taps() == {port.tap for port in vms} == set(taps.existing_taps())
         for port in vms:
             taps.unplug(host.scope, [port], port.tap.split("-")[1])
         assert anti_spoofing() == before
@@ -345,7 +344,7 @@ def test_a_network_that_is_restarted_between_starts_and_stops_loses_and_leaves_n
 
 
 def test_a_guest_with_two_nics_on_one_network_may_answer_from_either(host: Host) -> None:
-    second = taps.Port("qv-web1-1", "52:54:00:00:00:0a", "qb-default", "default", "10.83.0.12")
+    second = Port("qv-web1-1", "52:54:00:00:00:0a", "qb-default", "default", "10.83.0.12")
     taps.plug(host.scope, [WEB1, second], OWNER, "web1")
     guests = [Guest(port.tap, port.mac, "10.83.0.10") for port in (WEB1, second)]
     host.guests += guests
@@ -371,15 +370,13 @@ def test_a_guest_with_two_nics_on_one_network_may_answer_from_either(host: Host)
         bridges.up(host.scope, host.environment)
     taps.unplug(host.scope, [], "web1")
     taps.unplug(host.scope, [], "web2")
-    assert antispoof.held_taps() == set()
+    assert antispoof.protected_taps() == set()
 
 
 def test_a_tap_without_elements_can_send_nothing(host: Host) -> None:
     stranger, listener = host.plug(WEB1), host.plug(WEB2)
     assert stranger.gateway_mac(GATEWAY) == listener.gateway_mac(GATEWAY)
-    removing = antispoof.begin_remove([WEB1])
-    assert removing
-    antispoof.finish_remove(removing)
+    nftables.run(antispoof.removals([WEB1]))
     stranger.send(datagram(MINE, 4000, 4000))
     assert not listener.hears(b"hello", timeout=0.2)
 
@@ -529,7 +526,7 @@ FREE_HELD_BACK = {
 } | {name for name in HELD_BACK if name.startswith("VLAN")}  # fmt: skip
 
 
-def passing(host: Host, port: taps.Port, frames: dict[str, bytes]) -> set[str]:
+def passing(host: Host, port: Port, frames: dict[str, bytes]) -> set[str]:
     """Send the frames as the guest at `port` and return the names of those that another guest hears."""
     sender, listener = host.plug(port), host.plug(WEB2)
     assert sender.gateway_mac(GATEWAY) == listener.gateway_mac(GATEWAY)
@@ -564,7 +561,7 @@ def test_a_guest_cannot_draw_anothers_frames_to_itself(host: Host) -> None:
 
 
 def test_a_guest_without_address_is_held_to_its_mac(host: Host) -> None:
-    port = taps.Port(WEB1.tap, WEB1.mac, "qb-default", "default")
+    port = Port(WEB1.tap, WEB1.mac, "qb-default", "default")
     assert passing(host, port, PASSES | HELD_BACK) == (set(PASSES) | set(HELD_BACK)) - FREE_HELD_BACK
 
 
@@ -607,8 +604,8 @@ def local_entries() -> set[str]:
 
 def test_a_taps_own_mac_is_no_guests(host: Host) -> None:
     host.plug(WEB1)
-    assert run("cat", f"{taps.SYS_NET}/{WEB1.tap}/address").strip() == "fe:54:00:00:00:01"
-    assert taps.own_mac("fe:54:00:00:00:01") == "fa:54:00:00:00:01"
+    assert run("cat", f"{sysfs.DIRECTORY}/{WEB1.tap}/address").strip() == "fe:54:00:00:00:01"
+    assert taps.tap_mac("fe:54:00:00:00:01") == "fa:54:00:00:00:01"
     assert local_entries() >= {bridges.mac("default"), "fe:54:00:00:00:01"}
 
 
@@ -629,7 +626,7 @@ def test_a_tap_with_another_guests_mac_is_found_and_repaired(
 
     (line,) = tampering.repair(host.scope)
     assert line == f"{change}; it was restored"
-    assert OTHER not in local_entries() and taps.own_mac(MAC) in local_entries()
+    assert OTHER not in local_entries() and taps.tap_mac(MAC) in local_entries()
     # at once, before the victim sends anything
     run("/usr/bin/python3", "-c", KNOCK.format(address=THEIRS))
     assert victim.hears(b"knock") and not attacker.hears(b"knock", timeout=0.2)
@@ -644,7 +641,7 @@ def test_a_tap_whose_owner_cannot_be_restored_is_taken_off_the_bridge(
     (line,) = changed(host, running[0], mac=OTHER, owner=65534)
     assert line.startswith(f"{WEB1.tap} of web1 was given the MAC {OTHER} and the owner 65534 by its QEMU; ")
     assert line.endswith("it was taken off the network default until the VM is started again")
-    assert bridges.ports("qb-default") == [WEB2.tap]
+    assert sysfs.bridge_ports("qb-default") == [WEB2.tap]
 
 
 def test_what_else_a_qemu_opened_keeps_no_tap_from_being_repaired(
@@ -660,7 +657,7 @@ def test_what_else_a_qemu_opened_keeps_no_tap_from_being_repaired(
     finally:
         os.close(path_only)
     assert [line.rpartition("; ")[2] for line in lines] == ["both were restored", "it was restored"]
-    assert taps.attribute(WEB1.tap, "owner") == str(OWNER)
+    assert sysfs.attribute(WEB1.tap, "owner") == str(OWNER)
     assert list(tampering.repair(host.scope)) == []
 
 
@@ -672,9 +669,9 @@ def test_a_tap_that_is_changed_again_and_again_is_taken_off_the_bridge(
         assert "it was restored" in changed(host, attacker, mac=OTHER)[0]
     (line,) = changed(host, attacker, mac=OTHER)
     assert "it was taken off the network default until the VM is started again" in line
-    assert bridges.ports("qb-default") == [WEB2.tap]
+    assert sysfs.bridge_ports("qb-default") == [WEB2.tap]
     bridges.up(host.scope, host.environment)
-    assert bridges.ports("qb-default") == [WEB2.tap]
+    assert sysfs.bridge_ports("qb-default") == [WEB2.tap]
     assert victim.gateway_mac(GATEWAY) == bridges.mac("default")
 
 
@@ -695,7 +692,7 @@ def test_a_tap_of_an_older_version_is_no_finding(host: Host, running: tuple[Gues
 
 
 def test_up_can_be_repeated_and_mends(host: Host) -> None:
-    index = run("cat", f"{taps.SYS_NET}/qb-default/ifindex")
+    index = run("cat", f"{sysfs.DIRECTORY}/qb-default/ifindex")
     guest = host.plug(WEB1)
     run("nft", "flush", "ruleset")
     run("ip", "address", "replace", "10.9.9.1/24", "dev", "qb-default")
@@ -703,9 +700,9 @@ def test_up_can_be_repeated_and_mends(host: Host) -> None:
         file.write("0")
     assert bridges.up(host.scope, host.environment) == [f"restored the anti-spoofing of {WEB1.tap}"]
     assert bridges.up(host.scope, host.environment) == []
-    assert run("cat", f"{taps.SYS_NET}/qb-default/ifindex") == index
+    assert run("cat", f"{sysfs.DIRECTORY}/qb-default/ifindex") == index
     assert run("cat", bridges.IP_FORWARD) == "1\n"
-    assert bridges._addresses("qb-default") == {f"{GATEWAY}/24"}
+    assert iproute.addresses("qb-default") == {f"{GATEWAY}/24"}
     assert "masquerade" in rules() and WEB1.mac in rules()
     assert guest.gateway_mac(GATEWAY) == bridges.mac("default")
 
@@ -726,7 +723,7 @@ def test_what_was_renamed_is_found_by_its_alias(host: Host) -> None:
     run("ip", "link", "set", "dev", WEB1.tap, "name", "foo")
     taps.unplug(host.scope, [WEB1], "web1")
     assert interfaces() == before
-    assert WEB1.tap not in antispoof.held_taps()
+    assert WEB1.tap not in antispoof.protected_taps()
     run("ip", "link", "set", "dev", WEB1.bridge, "down")
     run("ip", "link", "set", "dev", WEB1.bridge, "name", "bar")
     assert bridges.down(host.scope, host.environment) == ["removed the bridge bar"]
@@ -748,7 +745,7 @@ def test_up_renames_bridge_and_taps_back(host: Host) -> None:
 
 def test_ports_do_not_change_the_bridges_mac(host: Host) -> None:
     def address() -> str:
-        return run("cat", f"{taps.SYS_NET}/qb-default/address").strip()
+        return run("cat", f"{sysfs.DIRECTORY}/qb-default/address").strip()
 
     host.plug(WEB1)
     assert address() == bridges.mac("default")
@@ -945,7 +942,7 @@ def test_each_nic_of_a_vm_gets_its_address(host: Host) -> None:
 
 
 def test_names_are_those_of_the_definitions(host: Host) -> None:
-    second = taps.Port("qv-web1-1", FREE.mac, "qb-default", "default", "10.83.0.12")
+    second = Port("qv-web1-1", FREE.mac, "qb-default", "default", "10.83.0.12")
     assert second.address
     network.write_hosts(host.scope, "default", "web1", [(WEB1.mac, MINE), (second.mac, second.address)])
     network.write_hosts(host.scope, "default", "web2", [(WEB2.mac, THEIRS)])
@@ -1059,7 +1056,7 @@ def test_a_vm_made_again_gets_its_address_at_once(host: Host, running: bool) -> 
     network.write_hosts(host.scope, "default", "web1", [(WEB2.mac, MINE)])
     if not running:
         host.serve()
-    again = host.plug(taps.Port(WEB1.tap, WEB2.mac, "qb-default", "default", MINE))
+    again = host.plug(Port(WEB1.tap, WEB2.mac, "qb-default", "default", MINE))
     assert again.dhcp() == MINE
     assert again.lookup("web1", GATEWAY) == MINE
 
@@ -1070,7 +1067,7 @@ def test_a_changed_entry_counts_after_a_reload(host: Host) -> None:
     assert network.write_hosts(host.scope, "default", "web1", [(WEB1.mac, MINE)]) is False
     assert network.write_hosts(host.scope, "default", "web1", [(WEB1.mac, THEIRS)]) is True
     host.reload()
-    guest = host.plug(taps.Port(WEB1.tap, WEB1.mac, "qb-default", "default", THEIRS))
+    guest = host.plug(Port(WEB1.tap, WEB1.mac, "qb-default", "default", THEIRS))
     assert guest.dhcp() == THEIRS
 
 

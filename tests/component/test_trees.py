@@ -11,10 +11,10 @@ import pytest
 import wire
 from own_host import OwnHost
 
-from qsysd import trees
 from qsysd.errors import QsysdError, StateError
 from qsysd.host import intents
 from qsysd.operations import create, delete, power
+from qsysd.runtime import trees
 
 DEFINITION = "name: {}\ndisks: [{{size: 1M}}]\nnics: []\nseed: false\n"
 

@@ -171,7 +171,7 @@ def test_a_lease_that_dnsmasq_keeps_is_an_error(scope: Scope, monkeypatch: pytes
     os.makedirs(os.path.dirname(scope.leases("default")))
     Path(scope.leases("default")).write_text(LEASES)
     asked = []
-    monkeypatch.setattr("qsysd.runtime.taps.exists", lambda bridge: True)
+    monkeypatch.setattr("qsysd.runtime.sysfs.exists", lambda bridge: True)
     monkeypatch.setattr("qsysd.runtime.spawn.run", lambda argv, **_: asked.append(argv))
     monkeypatch.setattr(network, "RELEASE_TIMEOUT", 0.0)
     with pytest.raises(HostError, match=r"keeps the lease of 10\.83\.0\.10"):
@@ -181,7 +181,7 @@ def test_a_lease_that_dnsmasq_keeps_is_an_error(scope: Scope, monkeypatch: pytes
 
 def test_dnsmasq_is_asked_even_before_it_has_the_lease(scope: Scope, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr("qsysd.runtime.taps.exists", lambda bridge: True)
+    monkeypatch.setattr("qsysd.runtime.sysfs.exists", lambda bridge: True)
     monkeypatch.setattr("qsysd.runtime.spawn.run", lambda argv, **_: asked.append(argv))
     network.release(scope, "default", "10.83.0.10", MAC, running=True)
     assert asked == [["dhcp_release", "qb-default", "10.83.0.10", MAC]]
@@ -194,7 +194,7 @@ def test_the_lease_of_another_mac_is_left_to_it(scope: Scope, monkeypatch: pytes
     path = Path(scope.leases("default"))
     path.write_text(LEASES)
     monkeypatch.setattr("qsysd.runtime.spawn.run", lambda argv, **_: argv)
-    monkeypatch.setattr("qsysd.runtime.taps.exists", lambda bridge: True)
+    monkeypatch.setattr("qsysd.runtime.sysfs.exists", lambda bridge: True)
     for running in (True, False):
         network.release(scope, "default", "10.83.0.11", MAC, running=running)
     assert path.read_text() == LEASES
@@ -203,6 +203,6 @@ def test_the_lease_of_another_mac_is_left_to_it(scope: Scope, monkeypatch: pytes
 def test_without_the_bridge_nobody_is_asked(scope: Scope, monkeypatch: pytest.MonkeyPatch) -> None:
     os.makedirs(os.path.dirname(scope.leases("default")))
     Path(scope.leases("default")).write_text(LEASES)
-    monkeypatch.setattr("qsysd.runtime.taps.exists", lambda bridge: False)
+    monkeypatch.setattr("qsysd.runtime.sysfs.exists", lambda bridge: False)
     monkeypatch.delattr("qsysd.runtime.spawn.run")
     network.release(scope, "default", "10.83.0.10", MAC, running=True)

@@ -10,7 +10,7 @@ import pytest
 
 from qsysd import paths
 from qsysd.paths import Scope
-from qsysd.runtime import taps
+from qsysd.runtime.ports import is_interface, is_tap
 
 LONGEST = "x" * 28
 
@@ -31,7 +31,7 @@ def test_interface_names_fit_and_are_ones_own(index: int) -> None:
     assert len(set(taken)) == len(names())
     for tap in taken:
         assert len(tap.encode()) <= paths.INTERFACE_NAME_MAX
-        assert taps.is_tap(tap)
+        assert is_tap(tap)
 
 
 def test_the_taps_of_a_vm_differ() -> None:
@@ -52,7 +52,7 @@ def test_bridge_names() -> None:
     assert paths.bridge("default") == "qb-default"
     bridges = {paths.bridge(name) for name in names()}
     assert len(bridges) == len(names())
-    assert all(len(bridge) <= paths.INTERFACE_NAME_MAX and taps.is_bridge(bridge) for bridge in bridges)
+    assert all(len(bridge) <= paths.INTERFACE_NAME_MAX and is_interface(bridge) for bridge in bridges)
     assert not bridges & {paths.tap(name, 0) for name in names()}
 
 

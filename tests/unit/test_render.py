@@ -18,7 +18,7 @@ from qsysd.model.nic import Nic
 from qsysd.model.vm import Accel, Kernel
 from qsysd.paths import Scope
 from qsysd.qemu import argv
-from qsysd.runtime import taps
+from qsysd.runtime.ports import parse_ports
 
 SCOPE = Scope()
 ALPHABET = "ab \t'\"\\`$#;%=,{}~é\u2028\u0085"
@@ -112,7 +112,7 @@ def test_what_the_unit_gets_is_what_was_asked_for() -> None:
         assert found["QSYSD_VM"] == spec.name
         assert found["QSYSD_DIGEST"] == rendered.digest
         assert found["QSYSD_STOP_TIMEOUT"] == str(spec.stop_timeout)
-        ports = taps.parse_ports(found["QSYSD_NICS"])
+        ports = parse_ports(found["QSYSD_NICS"])
         assert [(port.mac, port.network, port.address) for port in ports] == [
             (nic.mac, nic.network, nic.address) for nic in spec.nics
         ]

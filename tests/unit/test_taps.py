@@ -10,9 +10,9 @@ import pytest
 
 from qsysd.errors import HostError, InvalidError
 from qsysd.paths import Scope
-from qsysd.runtime import antispoof, bridges, taps
+from qsysd.runtime import antispoof, bridges, iproute, nftables, taps
+from qsysd.runtime.ports import Port, format_ports, is_mac, parse_alias, parse_ports
 from qsysd.runtime.spawn import Done
-from qsysd.runtime.taps import Port
 
 HELD = Port("qv-web1-0", "52:54:00:12:34:56", "qb-default", "default", "10.83.0.10")
 FREE = Port("qv_0123456789-1", "52:54:00:12:34:57", "br0", "lan")
@@ -20,10 +20,10 @@ TEXT = "qv-web1-0,52:54:00:12:34:56,qb-default,default,10.83.0.10;qv_0123456789-
 
 
 def test_ports_as_text_and_back() -> None:
-    assert taps.format_ports([HELD, FREE]) == TEXT
-    assert taps.parse_ports(TEXT) == [HELD, FREE]
-    assert taps.parse_ports("") == taps.parse_ports(taps.format_ports([])) == []
-    assert len({HELD, FREE, *taps.parse_ports(TEXT)}) == 2
+    assert format_ports([HELD, FREE]) == TEXT
+    assert parse_ports(TEXT) == [HELD, FREE]
+    assert parse_ports("") == parse_ports(format_ports([])) == []
+    assert len({HELD, FREE, *parse_ports(TEXT)}) == 2
 
 
 @pytest.mark.parametrize(
@@ -59,14 +59,14 @@ def test_ports_as_text_and_back() -> None:
 )
 def test_odd_ports_are_refused(text: str) -> None:
     with pytest.raises(InvalidError, match="QSYSD_NICS"):
-        taps.parse_ports(text)
+        parse_ports(text)
 
 
 def test_an_alias_tells_vm_and_port() -> None:
-    assert taps.parse_alias(f"qsysd:web1:{HELD}") == ("web1", HELD)
-    assert taps.parse_alias(f"qsysd::{FREE}") == ("", FREE)
+    assert parse_alias(f"qsysd:web1:{HELD}") == ("web1", HELD)
+    assert parse_alias(f"qsysd::{FREE}") == ("", FREE)
     for other in ("", "qsysd:default", "qsysd:web1:nonsense", f"libvirt:web1:{HELD}"):
-        assert taps.parse_alias(other) is None
+        assert parse_alias(other) is None
 
 
 def test_the_longest_alias_fits() -> None:
@@ -120,9 +120,9 @@ def test_the_tools_own_words_are_in_the_error(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr("qsysd.runtime.spawn.run", run)
     with pytest.raises(HostError, match=r'^ip link set two: Error: argument "x" is wrong: no such thing$'):
-        taps.ip_batch(["link set one", "link set two"])
+        iproute.batch(["link set one", "link set two"])
     with pytest.raises(HostError, match=r"^nft: /dev/stdin:1:1-3: Error: syntax error, unexpected foo$"):
-        antispoof.nft("foo")
+        nftables.run("foo")
 
 
 def test_no_nics_need_no_tools(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -181,4 +181,4 @@ def test_an_odd_networks_environment_is_refused(variable: str, value: str) -> No
 
 def test_a_bridges_mac_is_stable_and_unicast() -> None:
     assert bridges.mac("default") == bridges.mac("default") != bridges.mac("other")
-    assert taps.is_mac(bridges.mac("default"))
+    assert is_mac(bridges.mac("default"))

@@ -12,9 +12,8 @@ import os
 import stat
 
 from qsysd.errors import QsysdError, StateError
+from qsysd.runtime import TYPE_CHECKING
 
-# Read by type checkers only: the helper that runs at each start and stop of a VM imports little.
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
