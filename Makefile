@@ -1,8 +1,8 @@
-# `make` shows what there is to make. Needs Debian 12 or 13.
+# `make` lists the targets. Requires Debian 12 or 13.
 
-# Debian's own tools, Python before all, whatever else the caller's PATH puts first.
+# Use Debian's tools, above all its Python, whatever the caller's PATH contains.
 export PATH := /usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
-# Nothing of root's among the sources when make runs as root.
+# Do not create __pycache__ directories owned by root among the sources.
 export PYTHONPYCACHEPREFIX := $(CURDIR)/build/pycache
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -18,14 +18,15 @@ DEB := build/qsysd_$(VERSION)_all.deb
 PACKAGED := $(shell find qsysd templates units debian -not -type d -not -path '*/__pycache__/*') \
   $(wildcard docs/* examples/*) pyproject.toml setup.cfg $(wildcard LICENSE README.md CHANGELOG.md)
 
-# Debian packages that this machine needs: to build, and to run the tests that need no lab.
+# Debian packages for building, and for the tests that run without the lab.
 BUILD_NEEDS := build-essential debhelper dh-python pybuild-plugin-pyproject python3 python3-click \
   python3-setuptools
 TEST_NEEDS := dbus-daemon dnsmasq-base dnsmasq-utils e2fsprogs genisoimage grub-common grub-pc-bin iproute2 \
   nftables openssh-client python3-gi python3-jinja2 python3-pydbus python3-venv python3-yaml qemu-system-x86 qemu-utils systemd \
   util-linux
 
-# Root that works in another's clone hands back what it made there; the lab's folder stays root's.
+# After root has worked in the clone of another user: change the owner of what it created there. The lab's
+# directory remains root's.
 define give_back
 if [ ! -O . ]; then \
   find build -mindepth 1 -maxdepth 1 -not -name lab -exec chown -Rh --reference=. {} +; \
@@ -54,9 +55,9 @@ fi
 endef
 
 .PHONY: help
-help: ## show this
-	@echo 'sudo make demo    a VM on a Debian host, from nothing'
-	@echo 'sudo make test    all tests'
+help: ## list the targets
+	@echo 'sudo make demo    create a VM on a new Debian host in a container'
+	@echo 'sudo make test    run all tests'
 	@echo
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
@@ -66,7 +67,7 @@ help: ## show this
 # Setting this machine up
 
 .PHONY: setup-machine
-setup-machine: setup-build lab-setup ## install what building and testing need (root; only what is missing)
+setup-machine: setup-build lab-setup ## install the packages for building and testing (root)
 	@$(call install,$(TEST_NEEDS))
 
 .PHONY: setup-build
@@ -78,19 +79,19 @@ setup-build:
 .PHONY: deb
 deb: $(DEB) ## build the package, build/qsysd_*_all.deb
 
-# The names of the files, newer than the package when one has come or gone.
+# The list of packaged files, which changes when a file is added or removed.
 build/packaged: FORCE
 	@mkdir -p build
 	@printf '%s\n' $(PACKAGED) | cmp --quiet - $@ || printf '%s\n' $(PACKAGED) >$@
 .PHONY: FORCE
 
-# Built in a copy: dpkg-buildpackage writes beside its source folder and into it.
+# Built in a copy, because dpkg-buildpackage writes into its source directory and beside it.
 $(DEB): $(PACKAGED) build/packaged | setup-build
 	@echo 'building $@'
 	@rm -rf build/package && mkdir -p build/package/source
 	@cp -a --parents $(PACKAGED) build/package/source/
 	@cd build/package/source && dpkg-buildpackage --build=binary --no-sign >../log 2>&1 </dev/null || \
-	  { tail -n 30 ../log >&2; echo 'the whole log: build/package/log' >&2; exit 1; }
+	  { tail -n 30 ../log >&2; echo 'complete log: build/package/log' >&2; exit 1; }
 	@find build -maxdepth 1 -name 'qsysd_*_all.deb' -not -path '$@' -delete
 	@mv build/package/qsysd_$(VERSION)_all.deb $@
 	@$(give_back)
@@ -103,7 +104,7 @@ install: deb ## build the package and install it on this machine (root)
 
 $(VENV)/ready: tests/requirements.txt
 	@$(call install,python3-venv)
-	@echo 'making $(VENV)'
+	@echo 'creating $(VENV)'
 	@rm -rf $(VENV)
 	@$(PYTHON) -m venv --system-site-packages $(VENV)
 	@$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-input --requirement $<
@@ -111,29 +112,29 @@ $(VENV)/ready: tests/requirements.txt
 	@$(give_back)
 
 .PHONY: check
-check: lint types ## lint, types, unit and golden tests (no root, no lab)
+check: lint types ## run lint, type checks, unit and golden tests (no root, no lab)
 	@$(VENV)/bin/pytest --quiet $(wildcard tests/unit tests/golden)
 	@$(give_back)
 
 .PHONY: lint
 lint: $(VENV)/ready
 	@$(VENV)/bin/ruff check --quiet
-	@$(VENV)/bin/ruff format --check --quiet || { echo 'make format makes it right' >&2; exit 1; }
-	@echo 'lint: no complaints'
+	@$(VENV)/bin/ruff format --check --quiet || { echo 'to fix it: make format' >&2; exit 1; }
+	@echo 'lint: no errors'
 
 .PHONY: types
 types: $(VENV)/ready
 	@$(VENV)/bin/mypy
 
 .PHONY: format
-format: $(VENV)/ready ## put the Python code in its form
+format: $(VENV)/ready ## format the Python code
 	@$(VENV)/bin/ruff check --fix --quiet
 	@$(VENV)/bin/ruff format
 
-# What hosts are made from is built meanwhile: that takes minutes where the cache has none.
+# Builds the root file systems of lab hosts in parallel, which takes minutes without a cache.
 .PHONY: test
-test: setup-machine ## all tests, those in the lab included (root)
-	@[ $$(id -u) = 0 ] || { echo 'the lab needs root: sudo make test' >&2; exit 1; }
+test: setup-machine ## run all tests, including those in the lab (root)
+	@[ $$(id -u) = 0 ] || { echo 'the lab requires root: sudo make test' >&2; exit 1; }
 	@$(MAKE) --no-print-directory --jobs=2 lab-build test-without-lab
 	@$(MAKE) --no-print-directory test-in-lab
 
@@ -143,17 +144,17 @@ test-without-lab: lint types deb
 	  { status=$$?; $(give_back); exit $$status; }
 	@$(give_back)
 
-# Each process has hosts of its own, and takes one file of tests after the other, the longest first.
+# Each process uses separate hosts, and runs one test file after another, the longest first.
 .PHONY: test-in-lab
 test-in-lab: $(VENV)/ready deb
 	@$(VENV)/bin/pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder \
 	  --durations=10 tests/integration || { status=$$?; $(give_back); exit $$status; }
 	@$(give_back)
 
-# Trying it
+# Demo and benchmark
 
 .PHONY: demo
-demo: setup-machine deb ## a host, an image, a VM, a reboot of the host: see it work (root)
+demo: setup-machine deb ## boot a host in a container, create a VM in it, reboot the host (root)
 	@$(PYTHON) -B tests/demo/demo.py $(DEB)
 
 .PHONY: bench
@@ -161,10 +162,10 @@ bench: setup-machine deb ## how long things take: a table, and build/bench.json 
 	@$(PYTHON) -B tests/bench/bench.py $(DEB)
 
 .PHONY: clean
-clean: ## remove what was built; the lab's caches stay
+clean: ## remove what was built, except the lab's cache
 	@if [ -d build ]; then find build -mindepth 1 -maxdepth 1 -not -name lab -exec rm -rf {} +; fi
 
 .PHONY: distclean
-distclean: ## remove everything that is not a source, the lab and its hosts included
+distclean: ## remove everything that was built, including the lab and its hosts
 	@if [ -d build/lab ]; then tests/lab/lab down --all; fi
 	@rm -rf build

@@ -1,14 +1,14 @@
 #!/bin/sh
-# Makes the disk of a Debian image: a root file system by mmdebstrap, put into the prepared partition.
+# Creates the disk of a Debian image: mmdebstrap installs a root file system, which is copied into the
+# prepared partition.
 #
-# qsysd runs it in mount and PID namespaces of its own. Whatever is mounted here is seen by nobody
-# else, and when qsysd ends, however that happens, the kernel ends everything in here and the mounts
-# go with it.
+# qsysd runs this script in separate mount and PID namespaces. Its mounts are not visible to other processes,
+# and when qsysd exits for any reason, the kernel kills the processes and removes the mounts.
 #
-# From the environment: WORK (an empty directory), TMPFS (its size as tmpfs(5) takes it, or empty to
-# use the disk), SUITE, PACKAGES (commas), SOURCES (a sources.list), APT_OPTIONS (a file of apt.conf),
-# CUSTOMIZE (a script that finishes the root), DISK (a raw disk with its boot loader and partition
-# table), OFFSET and BLOCKS (its root partition: bytes, KiB), ROOT_UUID, TARGET (the qcow2 file to make).
+# Environment: WORK (an empty directory), TMPFS (size of a tmpfs on it, see tmpfs(5), or empty to use the
+# disk), SUITE, PACKAGES (separated by commas), SOURCES (a sources.list), APT_OPTIONS (an apt.conf file),
+# CUSTOMIZE (the script image-debian-customize.sh), DISK (a raw disk with boot loader and partition table),
+# OFFSET and BLOCKS (its root partition, in bytes and KiB), ROOT_UUID, TARGET (the qcow2 file to create).
 set -eu
 
 say() { echo "qsysd: $*"; }
@@ -20,8 +20,8 @@ root=$WORK/root
 disk=$WORK/disk.raw
 mkdir "$root"
 
-# INITRD=No: the kernel's own hook would make a big initramfs first; customize makes the one that stays.
-# The path excludes are not given as --dpkgopt, since each archive would then go through a slow filter.
+# INITRD=No: the kernel package must not create an initramfs; customize creates it with other settings.
+# With path excludes in --dpkgopt, mmdebstrap would filter each package, which is slow.
 export INITRD=No DEBIAN_FRONTEND=noninteractive
 mmdebstrap --verbose --mode=root --variant=minbase --format=directory \
     --skip=cleanup/apt,cleanup/reproducible \
@@ -36,11 +36,11 @@ mmdebstrap --verbose --mode=root --variant=minbase --format=directory \
 
 say "file system"
 cp --sparse=always "$DISK" "$disk"
-# GRUB reads neither metadata_csum_seed (before 2.12) nor an orphan file; the tables are zeroed by the
-# guest's kernel when it has time.
+# GRUB before 2.12 does not support metadata_csum_seed and orphan_file. The kernel of the guest zeroes the
+# inode tables in the background.
 mke2fs -q -F -t ext4 -L root -U "$ROOT_UUID" -m 1 -O '^metadata_csum_seed,^orphan_file' \
     -E "offset=$OFFSET,lazy_itable_init=1,lazy_journal_init=1,nodiscard" -d "$root" "$disk" "${BLOCKS}k"
 
 say "compressing"
-# zstd packs five times as fast as zlib here, and a guest reads it faster too.
+# zstd compresses five times as fast as zlib here, and decompresses faster.
 qemu-img convert -W -m 8 -f raw -O qcow2 -c -o compression_type=zstd "$disk" "$TARGET"

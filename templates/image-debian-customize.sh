@@ -1,12 +1,12 @@
 #!/bin/sh
-# Turns a fresh Debian root into the root of an image. mmdebstrap calls it twice:
+# Configures a new Debian root file system for an image. mmdebstrap calls it twice:
 #   excludes ROOT   before most packages are unpacked
-#   finish ROOT     when all are installed
-# From the environment: SUITE, ROOT_UUID.
+#   finish ROOT     after all packages were installed
+# Environment: SUITE, ROOT_UUID.
 set -eu
 root=$2
 
-# What is left out while the image is made; packages that are installed later bring all they have.
+# Files to exclude while the image is built. Packages that are installed later are complete.
 excludes=$root/etc/dpkg/dpkg.cfg.d/01-qsysd-image
 if [ "$1" = excludes ]; then
     cat > "$excludes" <<'END'
@@ -22,8 +22,8 @@ fi
 
 put() { mkdir -p "$root/$(dirname "$1")" && cat > "$root/$1"; }
 
-# who it is: nobody yet. An empty machine-id is filled at the first boot; "uninitialized" would add a
-# run through all presets to it.
+# identity: systemd writes the machine ID at the first boot. "uninitialized" instead of an empty file would
+# also apply all presets then.
 : > "$root/etc/machine-id"
 rm -f "$root/var/lib/dbus/machine-id" "$root/etc/ssh/"ssh_host_*
 echo debian | put etc/hostname
@@ -33,7 +33,7 @@ put etc/hosts <<'END'
 END
 chroot "$root" passwd -q -l root
 
-# apt: the public archive, whatever mirror this root came from
+# apt: use the public archive, regardless of the mirror for this build
 rm -f "$excludes" "$root/etc/apt/sources.list" "$root/etc/apt/sources.list.d/"* \
     "$root/etc/apt/apt.conf.d/99mmdebstrap" "$root/etc/dpkg/dpkg.cfg.d/99mmdebstrap"
 put etc/apt/sources.list.d/debian.sources <<END
@@ -51,14 +51,14 @@ Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
 END
 find "$root/var/lib/apt/lists" "$root/var/cache/apt" -type f -delete
 
-# disk: the partition grows to the disk by systemd-repart, the file system to the partition by
-# systemd-growfs; both are quick, and run at each boot, so that a disk can grow later too
+# disk: at each boot, systemd-repart grows the partition and systemd-growfs the file system, so that the
+# disk can be resized later
 put etc/fstab <<END
 UUID=$ROOT_UUID / ext4 discard,errors=remount-ro,x-systemd.growfs 0 1
 END
 printf '[Partition]\nType=root\n' | put etc/repart.d/50-root.conf
 
-# network: what cloud-init writes (10-cloud-init-*) comes first; this is for a guest without a seed
+# network: for a guest without a seed; files of cloud-init (10-cloud-init-*) have precedence
 put etc/systemd/network/90-dhcp.network <<'END'
 [Match]
 Name=en* eth*
@@ -66,7 +66,7 @@ Name=en* eth*
 [Network]
 DHCP=yes
 END
-# "Online" is one network that works, and a guest without any boots all the same.
+# One configured interface is sufficient for network-online.target; a guest without a network boots, too.
 put etc/systemd/system/systemd-networkd-wait-online.service.d/50-qsysd.conf <<'END'
 [Service]
 ExecStart=
@@ -74,8 +74,8 @@ ExecStart=/lib/systemd/systemd-networkd-wait-online --any --timeout=30
 END
 ln -sf ../run/systemd/resolve/stub-resolv.conf "$root/etc/resolv.conf"
 
-# cloud-init: the seed is all there is to look for. systemd grows the root; the locale is there; GRUB
-# is not a package in here; ssh keys of two kinds are enough and RSA's take seconds to make.
+# cloud-init: search for the seed only. systemd grows the root file system, the locale exists, and the GRUB
+# packages are not installed. An RSA host key would take seconds to generate.
 put etc/cloud/cloud.cfg.d/90-qsysd.cfg <<'END'
 datasource_list: [NoCloud, None]
 system_info:
@@ -89,13 +89,12 @@ ssh_genkeytypes: [ed25519, ecdsa]
 ssh: {emit_keys_to_console: false}
 no_ssh_fingerprints: true
 END
-# The file that cloud-init writes for the seed's "ssh_pwauth: false". Where it has the line already, cloud-init
-# does not restart sshd, which would refuse connections for a moment in the middle of the first boot.
+# cloud-init writes this file for "ssh_pwauth: false" in the seed. If it contains the line already, cloud-init does
+# not restart sshd, which would refuse connections for a moment during the first boot.
 echo PasswordAuthentication no | put etc/ssh/sshd_config.d/50-cloud-init.conf
 chmod 0600 "$root/etc/ssh/sshd_config.d/50-cloud-init.conf"
 echo LANG=C.UTF-8 | put etc/default/locale
-# A seed with "dsmode: local" is applied before the network is up, and the stage after it would only
-# find that out.
+# A seed with "dsmode: local" is applied before the network is up, so the network stage has nothing to do.
 for unit in cloud-init cloud-init-network; do
     if [ -e "$root/usr/lib/systemd/system/$unit.service" ] && [ ! -e "$root/usr/lib/systemd/system/cloud-init-main.service" ]; then
         put "etc/systemd/system/$unit.service.d/50-qsysd.conf" <<'END'
@@ -104,22 +103,22 @@ ExecCondition=/bin/sh -c '! grep -qs dsmode=local /run/cloud-init/status.json'
 END
     fi
 done
-# Its later stages don't compete with ssh for the processor.
+# Start sshd before the later stages of cloud-init.
 put etc/systemd/system/cloud-config.service.d/50-qsysd.conf <<'END'
 [Unit]
 After=ssh.service
 END
 
-# services: the journal is kept, so that a shutdown can be read afterwards
+# services: persistent journal, which includes messages of the last shutdown
 mkdir -p "$root/var/log/journal"
 chroot "$root" systemctl --quiet enable systemd-networkd systemd-resolved ssh
 chroot "$root" systemctl --quiet disable e2scrub_reap.service e2scrub_all.timer
-# without a use in a virtual machine: crash records of firmware, other processors' programs
+# not useful in a virtual machine: crash records of the firmware, binaries of other architectures
 chroot "$root" systemctl --quiet mask systemd-pstore.service systemd-binfmt.service \
     proc-sys-fs-binfmt_misc.automount
 
-# boot: an initramfs that has the drivers of QEMU's disks and loads those of the disks that are there.
-# Without udev it is half as big and twice as quick; the root's own udev finds everything else.
+# boot: an initramfs with the drivers of QEMU's disks, which loads those of existing disks. Without udev it
+# is half as big and takes half the time; udev in the root file system loads all other drivers.
 put etc/initramfs-tools/conf.d/qsysd <<'END'
 MODULES=list
 COMPRESS=lz4
@@ -128,7 +127,7 @@ RESUME=none
 END
 put etc/initramfs-tools/hooks/qsysd <<'END'
 #!/bin/sh
-# Which drivers an initramfs has, and that it has no udev. See initramfs-tools(7).
+# Selects the drivers of the initramfs, and removes udev from it. See initramfs-tools(7).
 if [ "$1" = prereqs ]; then exit 0; fi
 . /usr/share/initramfs-tools/hook-functions
 manual_add_modules virtio_pci virtio_blk virtio_scsi sd_mod ahci ata_piix nvme
@@ -138,7 +137,7 @@ find "$DESTDIR" -name 'dm-mod.ko*' -delete
 END
 put etc/initramfs-tools/scripts/init-top/udev <<'END'
 #!/bin/sh
-# In udev's place: load the drivers of what is on the buses. Drivers of disks only are in here.
+# Replaces udev: loads the drivers of the devices on the buses. Only drivers of disks are included.
 if [ "$1" = prereqs ]; then exit 0; fi
 modprobe -abq $(cat /sys/bus/pci/devices/*/modalias)
 modprobe -abq $(cat /sys/bus/virtio/devices/*/modalias)
@@ -147,12 +146,12 @@ exit 0
 END
 chmod 0755 "$root/etc/initramfs-tools/hooks/qsysd" "$root/etc/initramfs-tools/scripts/init-top/udev"
 
-# GRUB's core is outside of the file system and reads this file by itself; /vmlinuz and /initrd.img
-# lead to the newest kernel (linux-update-symlinks(1)), so that a new one needs no update-grub.
-# linux16 loads what the file holds; linux reserves what the kernel unpacks to, four times as much, and
-# moves all of it byte by byte, which takes seconds where QEMU has no KVM.
+# GRUB's core image is outside of the file system and reads this file. /vmlinuz and /initrd.img are links to
+# the newest kernel (linux-update-symlinks(1)), so that a new kernel does not require update-grub.
+# linux16 loads the compressed kernel. The command linux relocates the memory for the unpacked kernel, four times
+# as much, byte by byte, which takes seconds without KVM.
 put boot/grub/grub.cfg <<END
-# Edit freely: no program writes this file.
+# No program overwrites this file; it can be edited.
 set options="root=UUID=$ROOT_UUID ro console=tty0 console=ttyS0,115200"
 if linux16 /vmlinuz \$options; then
   initrd16 /initrd.img

@@ -1,14 +1,14 @@
-# The lab's part of the Makefile, which includes it: what it needs of the machine, and how it is removed.
+# Targets of the lab, included by the Makefile.
 
 LAB_PACKAGES := debian-archive-keyring e2fsprogs iproute2 mmdebstrap nftables procps python3 \
 	systemd-container util-linux
 
 .PHONY: lab-setup lab-build lab-clean
 
-lab-setup: ## install what the lab needs of this machine (root; only what is missing)
+lab-setup: ## install the packages that the lab requires (root)
 	@$(call install,$(LAB_PACKAGES))
 
-lab-build: lab-setup ## build what the lab's hosts are made from, where its cache does not have it (root)
+lab-build: lab-setup ## build the root file systems of lab hosts, if not in the cache (root)
 	@tests/lab/lab build
 
 lab-clean: ## remove the lab's hosts, its network and its cache (root)
