@@ -17,6 +17,8 @@ SOON = 30
 # Options for a VM that costs the machine nothing: its processors wait, and a stop ends it after a second.
 FROZEN = ("--qemu-arg=-S", "--stop-timeout=1s")
 
+INSTALL = ("apt-get", "install", "-qq", "--reinstall", "--allow-downgrades")
+
 RUN_MONITOR = """\
 import json, sys
 from qsysd.qemu.monitor import Monitor
@@ -40,6 +42,11 @@ TRACES = {
     "users": "ls /run/systemd/dynamic-uid 2>/dev/null | grep -v '^[0-9]' || true",
     "processes": "ps -eo comm= | grep -c '^qemu-system' || true",
 }
+
+
+def apt(host: LabHost, *argv: str) -> str:
+    """Run an apt-get command in the host and return all that it printed."""
+    return host.sh(f"DEBIAN_FRONTEND=noninteractive {shlex.join(argv)} 2>&1", timeout=300)
 
 
 def unit(name: str) -> str:

@@ -15,6 +15,7 @@ from qsysd import __version__
 from qsysd.cli.verbs import VERBS
 from qsysd.images import build
 from qsysd.runtime import spawn
+from tests.integration.helpers import INSTALL, apt
 
 if TYPE_CHECKING:
     from tests.integration.conftest import Lab, VMFactory
@@ -24,18 +25,11 @@ UNIT = f"qemu-vm@{VM}"
 CONSOLE = f"/var/lib/qsysd/vms/{VM}/console.log"
 HELPER = "/var/lib/qsysd/helper/current"
 
-INSTALL = ("apt-get", "install", "-qq", "--reinstall", "--allow-downgrades")
-
 
 def run(*argv: str | Path, cwd: Path | None = None) -> str:
     """Run a command on the machine and return what it printed."""
     done = subprocess.run(argv, cwd=cwd, check=True, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     return done.stdout
-
-
-def apt(host: LabHost, *argv: str) -> str:
-    """Run an apt-get command in the host and return all that it said."""
-    return host.sh(f"DEBIAN_FRONTEND=noninteractive {' '.join(argv)} 2>&1", timeout=120)
 
 
 def next_version(folder: Path) -> Path:
