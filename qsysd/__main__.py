@@ -1,5 +1,5 @@
 """`python -m qsysd`."""
 
-from qsysd.cli import main
+from qsysd.cli.main import main
 
 main()

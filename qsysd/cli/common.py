@@ -1,33 +1,38 @@
-"""Shared by the verbs: names as arguments, tables, JSON, outcomes, questions."""
+"""What verbs share: the host, names as arguments, questions."""
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import click
 
 from qsysd.cli import complete
+from qsysd.cli.outcomes import report
+from qsysd.cli.progress import Progress
 from qsysd.errors import InvalidError
-
-if TYPE_CHECKING:
-    from qsysd.host.context import Host
+from qsysd.host.context import Host
+from qsysd.requests import client
+from qsysd.requests.request import Plain, Request
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def make_host() -> Host:
     """Return this host, with progress and warnings on standard error."""
-    from qsysd.cli.progress import Progress
-    from qsysd.host.context import Host
-
     return Host(progress=Progress())
+
+
+def call(host: Host, operation: str, **arguments: Plain) -> Any:
+    """Request an operation and return its result."""
+    return client.call(host, Request(operation, arguments))
 
 
 vm_argument = click.argument("name", metavar="VM", shell_complete=complete.vm)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
+yes_option = click.option("--yes", "-y", is_flag=True, help="Do not ask for confirmation.")
+dry_run_option = click.option("--dry-run", is_flag=True, help="Only show what would be removed.")
 
 
 def vms_arguments(function: Function) -> Function:
@@ -48,55 +53,25 @@ def chosen(host: Host, names: Sequence[str], everything: bool) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def print_json(value: Any) -> None:
-    """Print a value as JSON."""
-    import json
+def vms_command(verb: str, text: str) -> click.Command:
+    """Return the command of a verb that takes VMs and prints an outcome for each."""
 
-    click.echo(json.dumps(value, indent=2))
+    @click.command(verb, help=text)
+    @vms_arguments
+    def command(names: tuple[str, ...], everything: bool) -> None:
+        host = make_host()
+        report(call(host, f"vm.{verb}", names=chosen(host, names, everything)))
 
-
-def print_table(
-    header: Sequence[str], rows: Iterable[Sequence[str]], *, coloured: Sequence[str] = ()
-) -> None:
-    """Print rows in columns that are as wide as they must be. coloured: the headers of state columns."""
-    table = [tuple(header), *map(tuple, rows)]
-    widths = [max(len(row[column]) for row in table) for column in range(len(header))]
-    for number, row in enumerate(table):
-        cells = list(map(str.ljust, row, widths))
-        cells[-1] = cells[-1].rstrip()
-        for column in (header.index(name) for name in coloured if number):
-            cells[column] = in_colour(cells[column])
-        click.echo("  ".join(cells).rstrip())
-
-
-# By a state's first word: of systemd's and QEMU's states, and of the levels of doctor.
-COLOURS = {
-    "active": "green", "running": "green", "ok": "green",
-    "activating": "yellow", "deactivating": "yellow", "reloading": "yellow", "paused": "yellow",
-    "prelaunch": "yellow", "suspended": "yellow", "warning": "yellow",
-    "failed": "red", "io-error": "red", "internal-error": "red", "guest-panicked": "red", "unknown": "red",
-    "no": "red", "missing": "red",
-}  # fmt: skip
-
-
-def in_colour(state: str) -> str:
-    """Return a state in its colour, where standard output shows colours."""
-    colour = COLOURS.get(state.split()[0].rstrip(",:")) if state.split() else None
-    return click.style(state, fg=colour) if colour and has_colours() else state
-
-
-def has_colours() -> bool:
-    """Return whether standard output shows colours; NO_COLOR turns them off (https://no-color.org)."""
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return command
 
 
 def is_terminal() -> bool:
-    """Return whether a person can be asked."""
+    """Return whether a question can be asked."""
     return sys.stdin.isatty() and sys.stderr.isatty()
 
 
 def confirm(question: str, *, yes: bool) -> None:
-    """Continue only if a person agrees, else exit with 1. Raises InvalidError if nobody can be asked."""
+    """Continue only if the answer is yes, else exit with 1. Raises InvalidError without a terminal."""
     if yes:
         return
     if not is_terminal():

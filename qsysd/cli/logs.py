@@ -1,15 +1,16 @@
-"""logs."""
+"""qsysd logs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import click
 
-from qsysd.cli.common import chosen, has_colours, make_host, vms_arguments
+from qsysd.cli.common import chosen, make_host, vms_arguments
+from qsysd.cli.output import has_colours
+from qsysd.host.console_log import ConsoleLog
+from qsysd.operations import logs
 
 
-@click.command()
+@click.command("logs")
 @vms_arguments
 @click.option(
     "--lines",
@@ -23,7 +24,7 @@ from qsysd.cli.common import chosen, has_colours, make_host, vms_arguments
 @click.option("--follow", "-f", is_flag=True, help="Continue with new lines; Ctrl-C ends it.")
 @click.option("--unit", "only", flag_value="unit", help="Only the unit and QEMU.")
 @click.option("--console", "only", flag_value="console", help="Only the guest's console.")
-def logs(names: Sequence[str], everything: bool, lines: int, follow: bool, only: str | None) -> None:
+def command(names: tuple[str, ...], everything: bool, lines: int, follow: bool, only: str | None) -> None:
     """Show the journal of the unit, with QEMU's messages, and the log of the guest's console.
 
     --follow continues across a crash and a restart of the VM.
@@ -34,9 +35,6 @@ def logs(names: Sequence[str], everything: bool, lines: int, follow: bool, only:
       qsysd logs web1 --console --follow
       qsysd logs web1 web2 --unit
     """
-    from qsysd.host.console_log import ConsoleLog
-    from qsysd.operations import logs as operation
-
     host = make_host()
     vms = chosen(host, names, everything)
     for vm in vms:
@@ -47,7 +45,7 @@ def logs(names: Sequence[str], everything: bool, lines: int, follow: bool, only:
         if only != "console":
             if only is None or len(vms) > 1:
                 click.echo(f"── {vm}: unit and QEMU (journalctl -u qemu-vm@{vm}) ──")
-            text, cursors[vm] = operation.unit_tail(vm, lines, colour=has_colours())
+            text, cursors[vm] = logs.unit_tail(vm, lines, colour=has_colours())
             click.echo(text, nl=False)
         if only != "unit":
             if only is None or len(vms) > 1:
@@ -56,5 +54,5 @@ def logs(names: Sequence[str], everything: bool, lines: int, follow: bool, only:
             for line in consoles[vm].tail(lines):
                 click.echo(line)
     if follow:
-        for vm, line in operation.follow(consoles, cursors, colour=has_colours()):
+        for vm, line in logs.follow(consoles, cursors, colour=has_colours()):
             click.echo(f"{vm}: {line}" if len(vms) > 1 else line)

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import click
 
-from qsysd.cli import print_error
-from qsysd.host.outcomes import Outcome, State
+from qsysd.cli.output import print_error
 
+if TYPE_CHECKING:
+    from qsysd.host.outcomes import Outcome
+
+# by the values of qsysd.host.outcomes.State
 STATE_TEXTS = {
-    State.STARTED: "started",
-    State.ALREADY_RUNNING: "already running",
-    State.STOPPED: "stopped",
-    State.ALREADY_OFF: "already off",
-    State.KILLED: "killed",
-    State.RESTARTED: "restarted",
-    State.RESET: "reset",
-    State.PAUSED: "paused",
-    State.ALREADY_PAUSED: "already paused",
-    State.RESUMED: "resumed",
-    State.ENABLED: "enabled",
-    State.DISABLED: "disabled",
+    "started": "started",
+    "already_running": "already running",
+    "stopped": "stopped",
+    "already_off": "already off",
+    "killed": "killed",
+    "restarted": "restarted",
+    "reset": "reset",
+    "paused": "paused",
+    "already_paused": "already paused",
+    "resumed": "resumed",
+    "enabled": "enabled",
+    "disabled": "disabled",
 }
 
 

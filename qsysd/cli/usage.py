@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Sequence
 
 import click
 
-from qsysd.cli.verbs import DESTRUCTIVE
+from qsysd.cli import foreign
 from qsysd.errors import InvalidError
 
-# Of difflib's ratio: swapped, missing and doubled letters are above it, mere likeness (resize, resume) below.
+# Never suggested for a word of similar spelling.
+DESTRUCTIVE = ("delete", "kill", "reset", "rm")
+
+# difflib's ratio: above it are swapped, missing and doubled letters, below it other words (resize, resume).
 SIMILAR = 0.75
 
 
@@ -43,8 +47,6 @@ def require_command(group: click.Group, context: click.Context, words: Sequence[
     """Return the command of the verb in words[0]. Raises InvalidError with what to type instead."""
     command = group.get_command(context, words[0])
     if command is None:
-        from qsysd.cli import foreign
-
         hint = foreign.instead(words[0], words[1:], image=context.parent is not None)
         if hint is None and (close := similar(words[0], group.list_commands(context))):
             hint = f"did you mean: {context.command_path} {close}"
@@ -81,8 +83,6 @@ def parameter_name(parameter: click.Parameter) -> str:
 
 def similar(word: str, known: Iterable[str]) -> str | None:
     """Return the known word of similar spelling, but none that destroys something."""
-    import difflib
-
     safe = [name for name in known if name not in DESTRUCTIVE]
     return next(iter(difflib.get_close_matches(word, safe, 1, SIMILAR)), None)
 

@@ -1,8 +1,7 @@
 """The command `qsysd` on the host below the current directory: `own_qsysd.py WORDS…`.
 
 All of it is real but root and systemd: a fake one keeps its units in ./systemd.json. With $SHOW_MODULES
-set, the modules that were imported are written to that file at the end. $NO_HOST is set for a command that
-must not create a host: nothing of the host is imported for it.
+set, the modules that were imported are written to that file at the end.
 """
 
 from __future__ import annotations
@@ -34,8 +33,9 @@ def own_systemd() -> Any:
 
 def main() -> None:
     """Run the command line."""
-    import qsysd.cli
+    import qsysd.cli.main
     from qsysd import paths
+    from qsysd.host import context
 
     def exit_at_once(status: int) -> None:
         show_modules()
@@ -46,17 +46,12 @@ def main() -> None:
         # without a root given, a Scope is below the current directory
         (paths.Scope.__init__, "__defaults__", ("",)),
         (os, "_exit", exit_at_once),
+        (context, "Systemd", own_systemd),
+        (context.Host, "require_root", lambda host: None),
     ]
-    if not os.environ.get("NO_HOST"):
-        from qsysd.host import context
-
-        instead += [
-            (context, "Systemd", own_systemd),
-            (context.Host, "require_root", lambda host: None),
-        ]
     for owner, name, value in instead:
         setattr(owner, name, value)
-    qsysd.cli.main()
+    qsysd.cli.main.main()
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 from own_host import OwnHost
 from stand_ins import StandIns
 
-from qsysd.cli import command
+from qsysd.cli.main import command
 from qsysd.errors import QsysdError
 from qsysd.host import console_log
 from qsysd.host.console_log import ConsoleLog
@@ -93,7 +93,6 @@ def vms(host: OwnHost, stand_ins: StandIns, monkeypatch: pytest.MonkeyPatch) -> 
         append(Path(host.scope.console_log(name)), f"login of {name}\n")
     stand_ins.add("journalctl", JOURNALCTL)
     stand_ins.add("setpriv", 'shift 3; exec "$@"')
-    monkeypatch.setattr("qsysd.cli.common.make_host", lambda: host)
     monkeypatch.setattr("qsysd.cli.logs.make_host", lambda: host)
     return host
 

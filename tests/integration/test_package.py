@@ -12,7 +12,7 @@ import pytest
 from labtest import REPOSITORY, LabHost, find_package, tiny_options
 
 from qsysd import __version__
-from qsysd.cli.verbs import VERBS
+from qsysd.cli.main import VERBS
 from qsysd.images import build
 from qsysd.runtime import spawn
 from tests.integration.helpers import INSTALL, apt

@@ -196,7 +196,7 @@ def test_cell(state: str, verb: str, holders: dict[str, Holder]) -> None:
 
 
 def test_table_is_whole() -> None:
-    from qsysd.cli.verbs import VERBS
+    from qsysd.cli.main import VERBS
 
     ours = {
         "create",

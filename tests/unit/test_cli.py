@@ -18,12 +18,14 @@ from click.testing import CliRunner, Result
 from samples import KEY, vm
 
 import qsysd
-from qsysd import cli, paths, render
-from qsysd.cli import command, foreign
-from qsysd.cli.progress import Progress
-from qsysd.cli.usage import similar
-from qsysd.cli.verbs import ALIASES, DESTRUCTIVE, GROUPS, VERBS
-from qsysd.cli.vm import _definition
+from qsysd import paths, render
+from qsysd.cli import create as create_verb
+from qsysd.cli import foreign, main
+from qsysd.cli.definition import take_document
+from qsysd.cli.main import ALIASES, GROUPS, VERBS, command
+from qsysd.cli.outcomes import STATE_TEXTS
+from qsysd.cli.output import print_table
+from qsysd.cli.usage import DESTRUCTIVE, similar
 from qsysd.config import dump, load
 from qsysd.errors import (
     KINDS,
@@ -57,7 +59,7 @@ class OwnHost(Host):
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> OwnHost:
     """Let commands work on a host below a directory, with the VMs web1 and web2."""
     scope = Scope(str(tmp_path))
-    monkeypatch.setattr("qsysd.host.context.Host", partial(OwnHost, scope))
+    monkeypatch.setattr("qsysd.cli.common.Host", partial(OwnHost, scope))
     monkeypatch.setattr("qsysd.paths.Scope", lambda: scope)
     made = OwnHost(scope)
     for path in (scope.definitions_dir, scope.networks_dir, scope.unit_dir, scope.images_dir, scope.vms_dir):
@@ -166,23 +168,23 @@ def test_help_holds_an_example_that_is_right(words: str) -> None:
 
 def test_help_shows_each_verb_with_its_line() -> None:
     text = CliRunner().invoke(command, ["--help"]).output
-    for verb, (_, _, line) in VERBS.items():
+    for verb, line in VERBS.items():
         assert re.search(f"^  {verb}(, [a-z]+)?  +{re.escape(line)}$", text, re.MULTILINE)
         assert line[0].isupper()
         assert line.endswith(".")
 
 
-def test_help_loads_no_verb() -> None:
-    for name in [name for name in sys.modules if name.startswith("qsysd.cli.")]:
-        del sys.modules[name]
+def test_help_loads_no_verb(monkeypatch: pytest.MonkeyPatch) -> None:
+    verbs = {f"qsysd.cli.{verb}" for verb in VERBS}
+    for name in verbs & set(sys.modules):
+        monkeypatch.delitem(sys.modules, name)
     CliRunner().invoke(command, ["--help"])
-    assert not [name for name in sys.modules if name.startswith("qsysd.cli.")]
+    assert not verbs & set(sys.modules)
 
 
 def test_each_verb_is_named_as_it_is_called() -> None:
-    for verb, (_, attribute, _) in VERBS.items():
+    for verb in VERBS:
         assert COMMANDS[verb].name == verb
-        assert attribute.removesuffix("_vms").removesuffix("_verb") == verb
 
 
 def test_without_a_verb_there_is_help() -> None:
@@ -300,7 +302,7 @@ def test_each_foreign_word_is_answered_with_verbs_that_exist() -> None:
 def test_an_alias_is_the_verb_itself(qsysd_command: Run, alias: str, verb: str) -> None:
     shown = qsysd_command("--help").output
     assert f"  {verb}, {alias} " in shown
-    assert shown.count(VERBS[verb][2]) == 1
+    assert shown.count(VERBS[verb]) == 1
     assert qsysd_command(alias, "--help").output == qsysd_command(verb, "--help").output.replace(
         f"qsysd {verb} [", f"qsysd {alias} [", 1
     )
@@ -408,14 +410,19 @@ def test_one_that_fails_does_not_hide_the_others(qsysd_command: Run, monkeypatch
     assert "error: web3: no bridge\n" in result.output
 
 
+def test_each_state_of_an_outcome_has_a_text() -> None:
+    assert set(STATE_TEXTS) == set(State) - {State.FAILED}
+
+
 # create
 
 
 def definition(*words: str) -> VMSpec:
     """Return the spec that a command line of `create` amounts to."""
     context = COMMANDS["create"].make_context("create", list(words), resilient_parsing=False)
-    name = context.params.pop("name")
-    text, source = _definition(name, context.params)
+    text, source = create_verb.definition(
+        context.params["name"], context.params["file"], take_document(context.params)
+    )
     return load.parse_vm(text, source)
 
 
@@ -715,7 +722,7 @@ def test_states_are_coloured_and_counted_on_a_terminal(
     monkeypatch.setattr(output, "isatty", lambda: terminal)
     monkeypatch.setattr(sys, "stdout", output)
     monkeypatch.setattr(sys, "argv", ["qsysd", "list"])
-    assert cli._run() == 0
+    assert main.run() == 0
     shown = output.getvalue()
     assert ("\x1b[32mactive\x1b[0m  \x1b[32mrunning\x1b[0m" in shown) is colour
     assert ("\x1b[31mfailed\x1b[0m" in shown) is colour
@@ -772,8 +779,6 @@ def test_set_up_says_what_it_did(qsysd_command: Run, monkeypatch: pytest.MonkeyP
 
 
 def test_a_table_is_as_wide_as_it_must_be(capsys: pytest.CaptureFixture[str]) -> None:
-    from qsysd.cli.common import print_table
-
     print_table(("A", "LONG HEAD"), [("x", "y"), ("wide cell", "")])
     assert capsys.readouterr().out == "A          LONG HEAD\nx          y\nwide cell\n"
 
@@ -805,55 +810,6 @@ def test_ssh_takes_the_guests_key_once_and_per_vm(rendered: OwnHost) -> None:
     assert "StrictHostKeyChecking=accept-new" in options
 
 
-# a wait
-
-
-def shown_by(monkeypatch: pytest.MonkeyPatch, *, terminal: bool) -> tuple[Progress, io.StringIO]:
-    """Return the progress of a command, and what it writes."""
-    error = io.StringIO()
-    monkeypatch.setattr(error, "isatty", lambda: terminal)
-    monkeypatch.setattr(sys, "stderr", error)
-    monkeypatch.setenv("TERM", "xterm")
-    return Progress(), error
-
-
-def test_a_terminal_shows_a_wait_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    progress, shown = shown_by(monkeypatch, terminal=True)
-    progress.waiting("web1: waiting for SSH", 1.2, "the guest boots")
-    progress.waiting("web1: waiting for SSH", 1.3, "the guest boots", "Starting network…\tsoon")
-    progress.waiting("web1: waiting for SSH", 2.2, "the guest boots", "x" * 200)
-    progress("warning: disk")
-    progress.waiting("", 0)
-    first, second, third, cleared = shown.getvalue().removeprefix("\r\x1b[K").split("\r\x1b[K")
-    assert first == "web1: waiting for SSH (1 s): the guest boots"
-    assert second == "web1: waiting for SSH (1 s): Starting network? soon"
-    assert third == ("web1: waiting for SSH (2 s): " + "x" * 200)[:79]
-    assert cleared == "warning: disk\n"
-
-
-def test_a_terminal_of_unknown_size_shows_the_whole_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    progress, shown = shown_by(monkeypatch, terminal=True)
-    monkeypatch.setattr(sys.stderr, "fileno", lambda: 2)
-    monkeypatch.setattr(os, "get_terminal_size", lambda _descriptor: os.terminal_size((0, 0)))
-    progress.waiting("web1: waiting for SSH", 1, "the guest boots")
-    assert shown.getvalue().endswith("the guest boots")
-
-
-def test_without_a_terminal_a_wait_is_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
-    progress, shown = shown_by(monkeypatch, terminal=False)
-    now = [0.0]
-    monkeypatch.setattr("time.monotonic", lambda: now[0])
-    for second in range(25):
-        now[0] = 100.0 + second
-        progress.waiting("web1: waiting", float(second), "it boots", f"line {second}")
-    progress.waiting("web1: waiting", 25.0, "it has its address")
-    progress.waiting("", 0)
-    assert shown.getvalue() == (
-        "web1: waiting: it boots (2 s)\nweb1: waiting: it boots (12 s)\nweb1: waiting: it boots (22 s)\n"
-        "web1: waiting: it has its address (25 s)\n"
-    )
-
-
 # exit statuses
 
 
@@ -862,7 +818,7 @@ def run_main(monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[int, str]:
     monkeypatch.setattr(sys, "argv", ["qsysd", *words])
     error = io.StringIO()
     monkeypatch.setattr(sys, "stderr", error)
-    return cli._run(), error.getvalue()
+    return main.run(), error.getvalue()
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
@@ -886,7 +842,7 @@ def test_each_kind_of_error_has_its_status(monkeypatch: pytest.MonkeyPatch, kind
     ("error", "status", "words"),
     [
         (OSError(28, "No space left on device", "/var/x"), 1, "No space left on device: '/var/x'"),
-        (ValueError("odd"), 1, "error: ValueError: odd\nhint: a mistake in qsysd"),
+        (ValueError("odd"), 1, "error: ValueError: odd\nhint: a bug in qsysd"),
         (KeyboardInterrupt(), 130, "interrupted"),
         (click.Abort(), 130, "interrupted"),
         (SystemExit(5), 5, ""),

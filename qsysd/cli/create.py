@@ -1,0 +1,108 @@
+"""qsysd create."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TextIO
+
+import click
+
+from qsysd.cli.common import call, json_option, make_host
+from qsysd.cli.definition import Document, definition_options
+from qsysd.cli.output import print_json
+from qsysd.config import dump
+from qsysd.errors import InvalidError
+from qsysd.host import keys
+from qsysd.host.context import Host
+from qsysd.operations import create, guest
+
+EPILOG = """\b
+Examples:
+  qsysd create web1 --image debian
+  qsysd create web1 --image debian --memory 2G --cpus 2 --disk 20G --wait
+  qsysd create tiny --kernel /boot/vmlinuz --initrd /srv/initrd --append console=ttyS0
+  qsysd create --file web1.yaml
+"""
+
+
+@click.command("create", epilog=EPILOG)
+@click.argument("name", required=False)
+@click.option(
+    "--file", "-f", type=click.File(), help="Read the definition from a YAML file; - is standard input."
+)
+@definition_options
+@click.option(
+    "--ssh-key",
+    "ssh_keys",
+    multiple=True,
+    metavar="FILE",
+    type=click.Path(exists=True),
+    help="Public key for the guest's first boot. Repeatable.",
+)
+@click.option("--start/--no-start", default=True, help="Start the VM now.", show_default=True)
+@click.option("--enable/--no-enable", default=True, help="Start the VM at host boot.", show_default=True)
+@click.option("--wait", is_flag=True, help="Wait until the guest answers on SSH.")
+@click.option(
+    "--wait-timeout",
+    metavar="SECONDS",
+    type=click.FloatRange(1),
+    default=300.0,
+    show_default="300",
+    help="Longest time that --wait waits.",
+)
+@json_option
+def command(
+    name: str | None,
+    file: TextIO | None,
+    document: Document,
+    ssh_keys: tuple[str, ...],
+    start: bool,
+    enable: bool,
+    wait: bool,
+    wait_timeout: float,
+    as_json: bool,
+) -> None:
+    """Create a VM and start it; all of it or nothing.
+
+    The definition is written to /etc/qsysd/vms/NAME.yaml. MAC, UUID, address and machine type are chosen
+    once and kept. Without options a VM has 1G of memory, one processor, a disk of 10G on its image,
+    and a NIC on the network `default`.
+    """
+    host = make_host()
+    if wait and not start:
+        raise InvalidError("--wait needs a VM that is started", hint="leave out --no-start or --wait")
+    text, source = definition(name, file, document)
+    if wait:
+        create.require_network(host, text, source)
+    given = [key for path in ssh_keys for key in keys.read_keys(path)]
+    create.ensure_image(host, text, source)
+    all_keys = [*given, *keys.for_new_guest(host.scope)]
+    spec = create.create(host, text, source, start=start, enable=enable, ssh_keys=all_keys)
+    if not as_json:
+        address = next((nic.address for nic in spec.nics if nic.address), None)
+        where = f" at {address}" if address else ""
+        click.echo(f"{spec.name}: {'running' if start else 'created'}{where}")
+    if wait:
+        seconds = guest.wait(host, spec.name, timeout=wait_timeout)
+        if not as_json:
+            click.echo(f"{spec.name}: answers on SSH after {seconds:.0f} s; qsysd ssh {spec.name}")
+    if as_json:
+        _print_created(host, spec.name)
+
+
+def _print_created(host: Host, name: str) -> None:
+    print_json(asdict(call(host, "vm.list", names=[name])[0]))
+
+
+def definition(name: str | None, file: TextIO | None, document: Document) -> tuple[str, str]:
+    """Return the definition from the file or the options, and the file's name."""
+    if file:
+        if document or name:
+            raise InvalidError(
+                "--file excludes NAME and the options for what the file contains",
+                hint="set them in the file (keys: man qsysd.yaml)",
+            )
+        return file.read(), file.name
+    if name is None:
+        raise InvalidError("missing NAME", hint="qsysd create web1 --image debian")
+    return dump.dump({"name": name, **document}), ""

@@ -1,0 +1,84 @@
+"""The options of `create` that make up a definition."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from qsysd.cli import complete
+
+Document = dict[str, Any]
+
+_OPTIONS = (
+    click.option(
+        "--image",
+        shell_complete=complete.image_or_recipe,
+        help="Base image; `debian` is built if it does not exist.",
+    ),
+    click.option("--memory", metavar="SIZE", help="Memory: 512M, 2G; a bare number is MiB."),
+    click.option("--cpus", "--vcpus", metavar="N", help="Number of processors."),
+    click.option("--cpu", metavar="MODEL", help="QEMU's CPU model."),
+    click.option(
+        "--disk",
+        "disks",
+        multiple=True,
+        metavar="SIZE",
+        help="Disk: 20G; the first is the image's. Repeatable.",
+    ),
+    click.option(
+        "--network",
+        "networks",
+        multiple=True,
+        shell_complete=complete.network,
+        metavar="NAME",
+        help="Network of a NIC, or none. Repeatable.",
+    ),
+    click.option("--kernel", type=click.Path(), help="Kernel for direct boot."),
+    click.option("--initrd", type=click.Path(), help="Initial RAM disk of the kernel."),
+    click.option("--append", metavar="WORDS", help="Command line of the kernel."),
+    click.option("--machine", metavar="TYPE", help="QEMU's machine type; pinned to its version at create."),
+    click.option(
+        "--accel",
+        metavar="auto|kvm|tcg",
+        shell_complete=complete.accelerator,
+        help="Accelerator of the guest.",
+    ),
+    click.option("--user", metavar="USER", help="Login of `qsysd ssh`; not created in the guest."),
+    click.option(
+        "--depends-on", multiple=True, metavar="VM", shell_complete=complete.vm, help="Start after this VM."
+    ),
+    click.option("--stop-timeout", metavar="TIME", help="Time that the guest has to power off: 90s, 5min."),
+    click.option(
+        "--qemu-arg", "qemu_args", multiple=True, metavar="ARG", help="Argument for QEMU. Repeatable."
+    ),
+)
+
+# options whose value is that of the key of the same name
+_KEYS = (
+    "image", "memory", "cpus", "cpu", "machine", "accel", "kernel", "initrd", "append", "user",
+    "stop_timeout", "depends_on", "qemu_args",
+)  # fmt: skip
+
+
+def take_document(values: dict[str, Any]) -> Document:
+    """Remove the definition's options from the values of all options; return them as a mapping."""
+    document = {key: value for key in _KEYS if (value := values.pop(key)) not in (None, ())}
+    document |= {key: list(value) for key, value in document.items() if isinstance(value, tuple)}
+    if disks := values.pop("disks"):
+        document["disks"] = [{"size": size} for size in disks]
+    if networks := values.pop("networks"):
+        document["nics"] = [{"network": network} for network in networks if network != "none"]
+    return document
+
+
+def definition_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a verb the options of a definition; it gets them as one argument, `document`."""
+
+    @functools.wraps(function)
+    def with_document(**values: object) -> None:
+        function(document=take_document(values), **values)
+
+    return functools.reduce(lambda decorated, option: option(decorated), reversed(_OPTIONS), with_document)

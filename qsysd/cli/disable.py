@@ -1,0 +1,15 @@
+"""qsysd disable."""
+
+from __future__ import annotations
+
+from qsysd.cli.common import vms_command
+
+command = vms_command(
+    "disable",
+    """Do not start VMs at host boot from now on; running VMs keep running.
+
+    \b
+    Example:
+      qsysd disable web1
+    """,
+)

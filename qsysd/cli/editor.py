@@ -1,0 +1,35 @@
+"""The caller's editor."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import tempfile
+
+from qsysd import files, process
+from qsysd.errors import QsysdError
+from qsysd.runtime import spawn
+
+
+def edit_text(text: str, name: str) -> str:
+    """Return the text as the caller's editor leaves it. Raises QsysdError when the editor fails."""
+    editor = (os.environ.get("VISUAL") or os.environ.get("EDITOR") or "").strip()
+    if not editor:
+        editor = next((found for found in ("sensible-editor", "nano", "vi") if spawn.find(found)), "vi")
+    try:
+        words = shlex.split(editor)
+    except ValueError as error:
+        raise QsysdError(f"the editor {editor!r} is not a command: {error}", hint="EDITOR=nano") from error
+    with tempfile.NamedTemporaryFile("w+", prefix=f"qsysd-{name}-", suffix=".yaml", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        status = process.foreground([*words, file.name])
+        if status:
+            raise QsysdError(
+                f"the editor ended with status {status}; nothing was changed", hint=f"EDITOR is {editor!r}"
+            )
+        # an editor may put a new file in the place of the old one
+        changed = files.read_text(file.name)
+        if changed is None:
+            raise QsysdError(f"the editor removed {file.name}; nothing was changed")
+        return changed

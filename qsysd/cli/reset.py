@@ -1,0 +1,15 @@
+"""qsysd reset."""
+
+from __future__ import annotations
+
+from qsysd.cli.common import vms_command
+
+command = vms_command(
+    "reset",
+    """Press the reset button: the guest boots again at once, without a shutdown.
+
+    \b
+    Example:
+      qsysd reset web1
+    """,
+)

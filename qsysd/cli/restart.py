@@ -1,0 +1,18 @@
+"""qsysd restart."""
+
+from __future__ import annotations
+
+from qsysd.cli.common import vms_command
+
+command = vms_command(
+    "restart",
+    """Stop VMs gracefully and start them again, with their current definitions.
+
+    A VM that is off is started.
+
+    \b
+    Examples:
+      qsysd restart web1
+      qsysd restart --all
+    """,
+)

@@ -1,0 +1,32 @@
+"""qsysd ssh."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from qsysd import process
+from qsysd.cli.common import make_host, vm_argument
+from qsysd.operations import guest
+
+
+@click.command("ssh", context_settings={"ignore_unknown_options": True})
+@vm_argument
+@click.argument("words", metavar="[-- COMMAND...]", nargs=-1, type=click.UNPROCESSED)
+@click.option("--user", "-l", metavar="USER", help="User in the guest; default: the definition's.")
+def command(name: str, words: tuple[str, ...], user: str | None) -> None:
+    """Log in to a guest, or run a command in it; exits with the command's status.
+
+    Waits up to 5 minutes until the SSH server of a guest that boots answers.
+
+    \b
+    Examples:
+      qsysd ssh web1
+      qsysd ssh web1 -- systemctl is-system-running
+    """
+    host = make_host()
+    guest.require_running(host, name)
+    arguments = guest.ssh_command(host, host.store.load(name), user=user, command=words)
+    guest.wait_before_ssh(host, name)
+    sys.exit(process.foreground(arguments))

@@ -1,0 +1,65 @@
+"""The operations that can be requested: where each is implemented, and whether it changes anything."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+from qsysd.errors import InvalidError
+
+
+class Effect(StrEnum):
+    """Whether an operation only reads, or changes the host."""
+
+    READ = "read"
+    CHANGE = "change"
+
+
+class Operation(NamedTuple):
+    """A function of a module of qsysd.operations. Its first parameter is the host."""
+
+    module: str
+    function: str
+    effect: Effect
+
+    def load(self) -> Callable[..., Any]:
+        """Return the function; its module is imported now."""
+        module = importlib.import_module(f"qsysd.operations.{self.module}")
+        function: Callable[..., Any] = getattr(module, self.function)
+        return function
+
+
+READ, CHANGE = Effect.READ, Effect.CHANGE
+
+OPERATIONS = {
+    "vm.start": Operation("power", "start", CHANGE),
+    "vm.stop": Operation("power", "stop", CHANGE),
+    "vm.restart": Operation("power", "restart", CHANGE),
+    "vm.kill": Operation("power", "kill", CHANGE),
+    "vm.reset": Operation("power", "reset", CHANGE),
+    "vm.pause": Operation("power", "pause", CHANGE),
+    "vm.resume": Operation("power", "resume", CHANGE),
+    "vm.enable": Operation("power", "enable", CHANGE),
+    "vm.disable": Operation("power", "disable", CHANGE),
+    "vm.list": Operation("query", "list_vms", READ),
+    "vm.status": Operation("query", "status", READ),
+    "vm.show": Operation("query", "show", READ),
+    "vm.addresses": Operation("guest", "addresses", READ),
+    "image.build": Operation("image", "build", CHANGE),
+    "image.import": Operation("image", "import_file", CHANGE),
+    "image.list": Operation("image", "list_images", READ),
+    "image.info": Operation("image", "info", READ),
+    "image.remove": Operation("image", "remove", CHANGE),
+    "host.setup": Operation("setup", "setup", CHANGE),
+    "host.doctor": Operation("doctor", "examine", READ),
+}
+
+
+def find(name: str) -> Operation:
+    """Return the operation of a name. Raises InvalidError."""
+    try:
+        return OPERATIONS[name]
+    except KeyError:
+        raise InvalidError(f"unknown operation {name!r}") from None
