@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import shlex
 from collections.abc import Iterable
+
+from qsysd.names import closest
 
 NAME_RULE = "[a-z][a-z0-9.-]{0,62}"
 NAME = re.compile(NAME_RULE)
@@ -43,9 +44,9 @@ def instead(name: str, known: Iterable[str]) -> str:
     release = name.removeprefix("debian").removeprefix("-")
     if release in (*SUITES, *SUITES.values()):
         return f"qsysd image build debian --suite {SUITES.get(release, release)} --name {name}"
-    close = difflib.get_close_matches(name, list(known), 1)
-    if close:
-        return f"did you mean {close[0]!r}?"
+    near = closest(name, known)
+    if near:
+        return f"did you mean {near!r}?"
     return "qsysd image list shows the images; qsysd image import FILE --name NAME adds one"
 
 

@@ -1,7 +1,8 @@
-"""The order of names: as people count, web2 before web10."""
+"""The natural order of names, web2 before web10, and the known name that is most similar to one."""
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterable
 
@@ -17,3 +18,8 @@ def natural_key(name: str) -> list[str | int]:
 def in_order(names: Iterable[str]) -> list[str]:
     """Return names in their natural order."""
     return sorted(names, key=natural_key)
+
+
+def closest(name: str, known: Iterable[str], *, similarity: float = 0.6) -> str | None:
+    """Return the most similar known name; None if none is similar enough. similarity: difflib's ratio."""
+    return next(iter(difflib.get_close_matches(name, list(known), 1, similarity)), None)

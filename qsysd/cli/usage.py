@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
 
 import click
 
 from qsysd.cli import foreign
 from qsysd.errors import InvalidError
+from qsysd.names import closest
 
 # Never suggested for a word of similar spelling.
 DESTRUCTIVE = ("delete", "kill", "reset", "rm")
@@ -83,8 +83,7 @@ def parameter_name(parameter: click.Parameter) -> str:
 
 def similar(word: str, known: Iterable[str]) -> str | None:
     """Return the known word of similar spelling, but none that destroys something."""
-    safe = [name for name in known if name not in DESTRUCTIVE]
-    return next(iter(difflib.get_close_matches(word, safe, 1, SIMILAR)), None)
+    return closest(word, [name for name in known if name not in DESTRUCTIVE], similarity=SIMILAR)
 
 
 def _sentence(text: str) -> str:

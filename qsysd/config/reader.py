@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from qsysd import image_names, values
 from qsysd.errors import InvalidError
+from qsysd.names import closest
 from qsysd.paths import NAME_RULE, is_name
 
 T = TypeVar("T")
@@ -58,11 +59,9 @@ class Problems:
 
 
 def _unknown(key: str, known: Iterable[str]) -> str:
-    import difflib
-
     key = key if len(key) <= 40 else f"{key[:40]}…"
-    close = difflib.get_close_matches(key, list(known), 1)
-    return f"unknown key {key!r}" + (f"; did you mean {close[0]!r}?" if close else "")
+    near = closest(key, known)
+    return f"unknown key {key!r}" + (f"; did you mean {near!r}?" if near else "")
 
 
 class Section:

@@ -12,7 +12,7 @@ from qsysd.model.disk import Disk
 from qsysd.model.nic import Nic
 from qsysd.model.vm import Defaults, VMSpec
 from qsysd.qemu import machine_types
-from qsysd.store import Claims
+from qsysd.store.claims import Claims
 
 
 def complete(

@@ -11,7 +11,7 @@ from qsysd.host import divergence, unit_states
 from qsysd.host.context import Host
 from qsysd.model.network import NetworkSpec
 from qsysd.model.vm import VMSpec
-from qsysd.store import Claims
+from qsysd.store.claims import Claims
 
 
 def check(host: Host, spec: VMSpec, others: Sequence[Claims]) -> None:

@@ -14,7 +14,7 @@ from qsysd.host import listing
 from qsysd.host.context import Host
 from qsysd.model.network import NetworkSpec
 from qsysd.names import in_order
-from qsysd.store import Claims
+from qsysd.store.claims import Claims, of_others
 
 
 class Divergence(NamedTuple):
@@ -28,7 +28,7 @@ class Divergence(NamedTuple):
 def find(host: Host) -> Iterator[Divergence]:
     """Yield all that does not agree on this host."""
     yield from _without_parts(host)
-    claims = host.store.claims(but="")
+    claims = of_others(host.store)
     yield from _duplicates(host, claims)
     yield from _outside_of_subnets(host, claims)
     yield from _other_images(host)
@@ -133,7 +133,7 @@ def cut_off(host: Host, network_name: str, subnet: str) -> list[str]:
     """Return the VMs with an address on a network that would be outside of a subnet, with the address."""
     return [
         f"{vm.name} ({nic.address})"
-        for vm in host.store.claims(but="")
+        for vm in of_others(host.store)
         for nic in vm.nics
         if nic.network == network_name and nic.address and not network.is_for_a_vm(nic.address, subnet)
     ]

@@ -13,7 +13,7 @@ from qsysd.host.unit_jobs import refresh, reload_dhcp
 from qsysd.model.nic import Nic
 from qsysd.model.vm import VMSpec
 from qsysd.render import Rendered
-from qsysd.store import Claims
+from qsysd.store.claims import Claims, of_others, rendered_nics
 
 
 def of_definition(host: Host, name: str) -> tuple[VMSpec, Rendered]:
@@ -39,7 +39,7 @@ def write(host: Host, spec: VMSpec, rendered: Rendered) -> list[str]:
     `Store.is_stale` names, and the next `start` or `render` does the rest.
     """
     scope = host.scope
-    _write_hosts(host, spec, host.store.rendered_nics(spec.name))
+    _write_hosts(host, spec, rendered_nics(host.store, spec.name))
     stale_seed = scope.seed(spec.name) in host.store.differences(spec.name, rendered)
     if stale_seed:
         seed.write(spec, scope)
@@ -89,7 +89,7 @@ def render_each(host: Host, names: Sequence[str]) -> tuple[dict[str, list[str]],
                 spec, rendered = of_definition(host, name)
                 if host.store.is_changed_by_hand(name):
                     # Read once: with 1000 changed definitions, reading them for each would take minutes.
-                    claims = claims or host.store.claims(but="")
+                    claims = claims or of_others(host.store)
                     checks.check_unique(host, spec, [other for other in claims if other.name != name])
                 changed[name] = write(host, spec, rendered)
             except QsysdError as error:

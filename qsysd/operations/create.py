@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 from qsysd import files, paths, render
-from qsysd.config import load
+from qsysd.config import dump, load
 from qsysd.errors import ExistsError, InvalidError, QsysdError
 from qsysd.host import allocation, base_images, checks, intents, locks, rendering, unit_jobs
 from qsysd.host.context import Host
 from qsysd.host.recovery import recover
 from qsysd.host.removal import remove_everything
 from qsysd.model.vm import VMSpec
+from qsysd.store import claims
 
 
 def create(
@@ -41,13 +42,13 @@ def create(
         with ExitStack() as undo:
             # No two VMs choose an address at once; it is taken when it stands in a definition.
             with locks.locked(host, [paths.ADDRESSES]):
-                others = host.store.claims(but=spec.name)
+                others = claims.of_others(host.store, spec.name)
                 spec = allocation.complete(host, spec, defaults, others, ssh_keys)
                 checks.check(host, spec, others)
                 undo.enter_context(
                     intents.intent(host, spec.name, "create", lambda: remove_everything(host, spec.name))
                 )
-                host.store.write_definition(spec)
+                host.store.write_definition(spec.name, dump.dump_vm(spec))
             _make(host, spec)
             if enable:
                 host.systemd.enable([paths.unit(spec.name)])
@@ -69,7 +70,7 @@ def ensure_image(host: Host, text: str, source: str) -> None:
         return
     recover(host)
     _check_free(host, spec.name)
-    checks.check_references(host, spec, host.store.claims(but=spec.name))
+    checks.check_references(host, spec, claims.of_others(host.store, spec.name))
     base_images.ensure(host, spec.image)
 
 

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from qsysd import paths, render
-from qsysd.config import load
+from qsysd.config import dump, load
 from qsysd.errors import InvalidError, QsysdError
 from qsysd.host import allocation, checks, locks, rendering, unit_jobs, unit_states
 from qsysd.host.context import Host
 from qsysd.host.recovery import recover
 from qsysd.model.vm import VMSpec
+from qsysd.store import claims
 
 
 def edit(host: Host, name: str, text: str, *, before: str) -> bool:
@@ -34,10 +35,10 @@ def edit(host: Host, name: str, text: str, *, before: str) -> bool:
         # The digest of the image may be removed, never replaced.
         new = replace(new, image_digest=old.image_digest if new.image_digest else None)
         _check_kept(old, new)
-        others = host.store.claims(but=name)
+        others = claims.of_others(host.store, name)
         new = replace(new, nics=allocation.complete_nics(host, new, others))
         checks.check_references(host, new, others)
-        host.store.write_definition(new)
+        host.store.write_definition(new.name, dump.dump_vm(new))
         rendering.write(host, new, render.vm(new, host.scope))
         unit_jobs.refresh(host, [name])
         _warn_of_first_boot(host, old, new)

@@ -11,10 +11,11 @@ from own_host import OwnHost
 
 from qsysd import network, paths
 from qsysd.errors import ExistsError, InvalidError, NotFoundError, StateError
-from qsysd.host import divergence
+from qsysd.host import divergence, rendering
 from qsysd.host.outcomes import Outcome
 from qsysd.operations import create, delete, doctor, edit, power, query, setup
-from qsysd.store import Claims
+from qsysd.store import Store
+from qsysd.store.claims import Claims, of_others
 
 UNIT = paths.unit("web1")
 
@@ -147,13 +148,12 @@ def test_what_others_claim_is_read_once_for_all_changed_definitions(
         path = Path(vm.scope.definition(name))
         path.write_text(path.read_text() + "# changed by hand\n")
     read: list[str] = []
-    claims = vm.store.claims
 
-    def counted(*, but: str) -> list[Claims]:
-        read.append(but)
-        return claims(but=but)
+    def counted(store: Store, name: str = "") -> list[Claims]:
+        read.append(name)
+        return of_others(store, name)
 
-    monkeypatch.setattr(vm.store, "claims", counted)
+    monkeypatch.setattr(rendering, "of_others", counted)
     assert set(edit.render_again(vm, ["web1", "web2", "web3"])) == {"web1", "web2", "web3"}
     assert len(read) == 1
 

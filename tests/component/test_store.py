@@ -11,16 +11,18 @@ from pathlib import Path
 
 import pytest
 import wire
-from samples import vm
+from samples import any_vms, vm
 
 import qsysd
 from qsysd import render, seed
-from qsysd.config import load
+from qsysd.config import dump, load
 from qsysd.errors import InvalidError, NotFoundError, QsysdError
 from qsysd.files import SyncedTogether, read_text, remove, write_atomic
+from qsysd.model.vm import VMSpec
 from qsysd.names import in_order
 from qsysd.paths import Scope
-from qsysd.store import Claims, Started, Store, Summary
+from qsysd.store import Started, Store, Summary
+from qsysd.store.claims import Claims, of_others
 
 PACKAGE = os.path.dirname(os.path.dirname(qsysd.__file__))
 
@@ -32,6 +34,10 @@ def definitions(scope: Scope) -> Store:
     os.makedirs(scope.networks_dir)
     os.makedirs(scope.unit_dir)
     return Store(scope)
+
+
+def write(definitions: Store, spec: VMSpec) -> None:
+    definitions.write_definition(spec.name, dump.dump_vm(spec))
 
 
 def names_in(directory: Path) -> list[str]:
@@ -243,14 +249,14 @@ def test_only_a_name_names_a_vm(definitions: Store, scope: Scope, name: str) -> 
 
 
 def test_a_broken_definition_is_told_whole(definitions: Store, scope: Scope) -> None:
-    definitions.write_definition(vm())
+    write(definitions, vm())
     Path(scope.definition("web2")).write_text("name: web2\nmemory: x\n", encoding="utf-8")
     with pytest.raises(InvalidError, match=r"web2\.yaml:2: memory: 'x' is not a size"):
         definitions.load("web2")
 
 
 def test_a_definition_survives(definitions: Store, scope: Scope) -> None:
-    definitions.write_definition(vm())
+    write(definitions, vm())
     assert definitions.load("web1") == vm()
     assert stat.S_IMODE(os.stat(scope.definition("web1")).st_mode) == 0o600
 
@@ -281,7 +287,7 @@ def test_only_what_differs_is_written(definitions: Store, scope: Scope) -> None:
 
 def test_a_definition_is_stale_from_its_change_to_its_rendering(definitions: Store, scope: Scope) -> None:
     assert not definitions.is_stale("web1")
-    definitions.write_definition(vm(seed=False))
+    write(definitions, vm(seed=False))
     assert definitions.is_stale("web1")
     definitions.write_rendered("web1", render.vm(vm(seed=False), scope))
     assert not definitions.is_stale("web1")
@@ -301,7 +307,7 @@ def test_a_drop_in_or_a_seed_of_another_rendering_makes_a_vm_stale(definitions: 
     os.makedirs(scope.vm_dir("web1"))
     for changes in ({"stop_timeout": 7}, {"ssh_keys": ()}):
         old, new = vm(), vm(**changes)
-        definitions.write_definition(new)
+        write(definitions, new)
         seed.write(old, scope)
         definitions.write_rendered("web1", render.vm(old, scope, definitions.require("web1")))
         assert not definitions.is_stale("web1")
@@ -319,36 +325,34 @@ def test_a_drop_in_or_a_seed_of_another_rendering_makes_a_vm_stale(definitions: 
 
 
 def test_claims_are_what_the_definitions_say(definitions: Store, scope: Scope) -> None:
-    from samples import any_vms
-
     specs = {spec.name: spec for spec in any_vms(20, seed=12)}
     for number, spec in enumerate(specs.values()):
-        definitions.write_definition(spec)
+        write(definitions, spec)
         if number % 2:  # the others were written by hand, and nothing is rendered yet
             definitions.write_rendered(spec.name, render.vm(spec, scope))
-    found = definitions.claims(but="nobody")
+    found = of_others(definitions, "nobody")
     assert [each.name for each in found] == in_order(specs)
     for each in found:
         spec = specs[each.name]
         assert (each.uuid, each.nics, each.depends_on) == (spec.uuid, spec.nics, spec.depends_on)
-    assert "web1" not in [each.name for each in definitions.claims(but="web1")]
+    assert "web1" not in [each.name for each in of_others(definitions, "web1")]
 
 
 def test_a_definition_changed_by_hand_claims_what_it_says_now(definitions: Store, scope: Scope) -> None:
-    definitions.write_definition(vm())
+    write(definitions, vm())
     definitions.write_rendered("web1", render.vm(vm(), scope))
-    definitions.write_definition(vm(depends_on=("web2",)))
-    assert definitions.claims(but="")[0].depends_on == ("web2",)
+    write(definitions, vm(depends_on=("web2",)))
+    assert of_others(definitions)[0].depends_on == ("web2",)
 
 
 def test_a_broken_definition_claims_what_it_had(definitions: Store, scope: Scope) -> None:
-    definitions.write_definition(vm())
+    write(definitions, vm())
     definitions.write_rendered("web1", render.vm(vm(), scope))
     Path(scope.definition("web1")).write_text("name: [\n", encoding="utf-8")
-    assert definitions.claims(but="")[0].nics == vm().nics
+    assert of_others(definitions)[0].nics == vm().nics
     Path(scope.environment("web1")).write_text("QSYSD_NICS=x\n", encoding="utf-8")
     Path(scope.definition("web1")).touch()
-    assert definitions.claims(but="") == [Claims("web1", "", (), (), 0)]
+    assert of_others(definitions) == [Claims("web1", "", (), (), 0)]
 
 
 # the list's short way
@@ -362,8 +366,6 @@ def test_a_summary_needs_no_yaml(definitions: Store, scope: Scope) -> None:
 
 
 def test_a_summary_is_what_the_definition_says(definitions: Store, scope: Scope) -> None:
-    from samples import any_vms
-
     for spec in any_vms(20, seed=11):
         definitions.write_rendered(spec.name, render.vm(spec, scope))
         found = definitions.summary(spec.name)
@@ -398,7 +400,7 @@ def test_a_summary_of_a_file_that_is_no_text_has_at_least_the_name(definitions: 
 
 
 def test_definitions_are_written_as_they_are_read(definitions: Store) -> None:
-    definitions.write_definition(vm(stop_timeout=7))
+    write(definitions, vm(stop_timeout=7))
     text = definitions.require("web1")
     assert load.parse_vm(text, "x") == vm(stop_timeout=7)
     assert remove("nothing") is False
