@@ -14,6 +14,12 @@ NAME_MAX = 28
 _NAME_FIRST = frozenset("abcdefghijklmnopqrstuvwxyz")
 _NAME_CHARACTERS = _NAME_FIRST | frozenset("0123456789-")
 
+# The name of a disk or a NIC within its VM. Without a dash: file names, TAPs and QEMU's ids are built from it
+# with one (`disk0-file`), and stay unique.
+DEVICE_NAME_RULE = "[a-z][a-z0-9]{0,14}"
+DEVICE_NAME_MAX = 15
+_DEVICE_NAME_CHARACTERS = _NAME_CHARACTERS - {"-"}
+
 UNIT_PREFIX = "qemu-vm@"
 UNIT_TEMPLATE = "qemu-vm@.service"
 UNIT_PATTERN = "qemu-vm@*.service"
@@ -43,6 +49,15 @@ def is_name(text: str) -> bool:
     return 0 < len(text) <= NAME_MAX and text[0] in _NAME_FIRST and _NAME_CHARACTERS.issuperset(text)
 
 
+def is_device_name(text: str) -> bool:
+    """Return whether `text` can name a disk or a NIC of a VM, as DEVICE_NAME_RULE says."""
+    return (
+        0 < len(text) <= DEVICE_NAME_MAX
+        and text[0] in _NAME_FIRST
+        and _DEVICE_NAME_CHARACTERS.issuperset(text)
+    )
+
+
 def unit(vm: str) -> str:
     """Return the unit of a VM."""
     return f"qemu-vm@{vm}.service"
@@ -69,9 +84,8 @@ def domain(network: str) -> str:
 
 
 def is_disk(file: str) -> bool:
-    """Return whether a file in a VM's directory has the name of one of its disks."""
-    number = file.removeprefix("disk").removesuffix(".qcow2")
-    return file == f"disk{number}.qcow2" and number.isascii() and number.isdigit()
+    """Return whether a file in a VM's directory is named as a disk: `disk0.qcow2`."""
+    return file.endswith(".qcow2") and is_device_name(file.removesuffix(".qcow2"))
 
 
 def _digest(text: str) -> str:
@@ -91,9 +105,18 @@ def _interface(prefix: str, name: str, suffix: str) -> str:
     return f"{prefix}_{_digest(name)[:room]}{suffix}"
 
 
-def tap(vm: str, index: int) -> str:
-    """Return the name of a VM's TAP number `index`: `qv-web1-0`, or `qv_<digest>-0` for a long name."""
-    return _interface("qv", vm, f"-{index}")
+def tap(vm: str, nic: str) -> str:
+    """Return the name of a NIC's TAP: `qv-web1-0` for net0 of web1, `qv-web1-lan` for its NIC lan.
+
+    Where that is too long: `qv_<digest>-0` for net0, with the digest of the VM's name, and `qv_<digest>` for
+    another NIC, with the digest of both names. The name of a NIC has no dash, so no two NICs of a host have
+    the same readable name.
+    """
+    number = nic.removeprefix("net")
+    if nic.startswith("net") and len(number) <= 3 and number.isdigit() and str(int(number)) == number:
+        return _interface("qv", vm, f"-{number}")
+    readable = f"qv-{vm}-{nic}"
+    return readable if len(readable) <= INTERFACE_NAME_MAX else f"qv_{_digest(f'{vm} {nic}')[:12]}"
 
 
 def bridge(network: str) -> str:
@@ -161,9 +184,9 @@ class Scope:
         """Return the directory of the VM's overlay, seed and sockets: all that its QEMU can write."""
         return os.path.join(self.vms_dir, vm)
 
-    def overlay(self, vm: str, index: int = 0) -> str:
-        """Return the VM's disk number `index`."""
-        return os.path.join(self.vm_dir(vm), f"disk{index}.qcow2")
+    def overlay(self, vm: str, disk: str = "disk0") -> str:
+        """Return the file of a VM's disk, by the disk's name."""
+        return os.path.join(self.vm_dir(vm), f"{disk}.qcow2")
 
     def seed(self, vm: str) -> str:
         """Return the VM's cloud-init NoCloud disk."""

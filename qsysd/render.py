@@ -24,8 +24,10 @@ from qsysd.files import digest
 from qsysd.model.network import NetworkSpec
 from qsysd.model.vm import Accel, VMSpec
 from qsysd.paths import Scope
-from qsysd.qemu import argv, disk, machine
-from qsysd.runtime.ports import Port, format_ports
+from qsysd.qemu import argv, machine
+from qsysd.qemu.disk import disks
+from qsysd.qemu.nic import ports
+from qsysd.runtime.ports import format_ports
 
 TEMPLATES = os.path.join(os.path.dirname(__file__), "templates")
 
@@ -111,26 +113,23 @@ def unit(scope: Scope, *, systemd_version: int, helper: Sequence[str], after_sto
     )
 
 
-def ports(spec: VMSpec) -> list[Port]:
-    """Return the TAPs that a VM's network cards need."""
-    return [
-        Port(
-            tap=paths.tap(spec.name, index),
-            mac=nic.mac,
-            bridge=paths.bridge(nic.network),
-            network=nic.network,
-            address=nic.address,
-        )
-        for index, nic in enumerate(spec.nics)
-    ]
-
-
 def _network_units(spec: VMSpec) -> list[str]:
     """Return the units that a VM wants, and starts after and stops before."""
     names: list[str] = []
     for network in dict.fromkeys(nic.network for nic in spec.nics):
         names += [paths.network_unit(network), paths.dhcp_unit(network)]
     return names
+
+
+def _disk_names(spec: VMSpec) -> str:
+    """Return the names of a VM's disks; only their number where they are disk0, disk1 and so on.
+
+    store.environment.disks reads both. Versions before named disks wrote the number, which stays, so that a VM of
+    theirs does not wait for a restart after an upgrade.
+    """
+    names = [disk.name for disk in disks(spec)]
+    numbered = [f"disk{number}" for number in range(len(names))]
+    return str(len(names)) if names == numbered else ":".join(names)
 
 
 def vm(spec: VMSpec, scope: Scope, definition: str | None = None) -> Rendered:
@@ -165,7 +164,7 @@ def vm(spec: VMSpec, scope: Scope, definition: str | None = None) -> Rendered:
         cpus=spec.cpus,
         image=spec.image or "",
         image_digest=spec.image_digest or "",
-        disks=disk.disk_count(spec),
+        disks=_disk_names(spec),
         uuid=spec.uuid,
         depends_on=":".join(spec.depends_on),
         drop_in_digest=drop_in_digest,

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from qsysd import image_names, values
 from qsysd.errors import InvalidError
 from qsysd.names import closest
-from qsysd.paths import NAME_RULE, is_name
+from qsysd.paths import DEVICE_NAME_RULE, NAME_RULE, is_device_name, is_name
 
 T = TypeVar("T")
 
@@ -26,9 +26,6 @@ CPUS_MAXIMUM = 1024
 _PLAIN_PATH = re.compile(r"/[A-Za-z0-9._/+@=~-]+")
 _MACHINE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _CPU = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+,=-]{0,255}")
-# Without a dash: names of files, TAPs and QEMU's objects are built from it with one (`disk0-file`).
-DEVICE_NAME_RULE = "[a-z][a-z0-9]{0,14}"
-_DEVICE_NAME = re.compile(DEVICE_NAME_RULE)
 RESERVED_DEVICE_NAMES = frozenset(("console", "rng0", "seed"))
 _NOT_TEXT = re.compile(f"[{values.NOT_TEXT}]")
 
@@ -176,7 +173,7 @@ def _device_name(node: Any) -> str:
     text = _text(node)
     if text in RESERVED_DEVICE_NAMES:
         raise ValueError(f"{text!r} is the name of a device that qsysd adds itself")
-    if not _DEVICE_NAME.fullmatch(text):
+    if not is_device_name(text):
         raise ValueError(f"{text!r} is not the name of a device; allowed is {DEVICE_NAME_RULE}")
     return text
 

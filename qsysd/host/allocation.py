@@ -12,6 +12,7 @@ from qsysd.model.disk import Disk
 from qsysd.model.nic import Nic
 from qsysd.model.vm import Defaults, VMSpec
 from qsysd.qemu import machine_types
+from qsysd.runtime.ports import Port
 from qsysd.store.claims import Claims
 
 
@@ -47,9 +48,9 @@ def pinned(host: Host, machine: str) -> str:
 
 def complete_nics(host: Host, spec: VMSpec, others: Sequence[Claims]) -> tuple[Nic, ...]:
     """Return a VM's NICs, each with a MAC and, where its network gives them, an address of its own."""
-    known_nics = [*spec.nics, *(nic for other in others for nic in other.nics)]
-    taken = {(nic.network, nic.address) for nic in known_nics if nic.address}
-    macs = {nic.mac for nic in known_nics}
+    known: list[Nic | Port] = [*spec.nics, *(port for other in others for port in other.ports)]
+    taken = {(nic.network, nic.address) for nic in known if nic.address}
+    macs = {nic.mac for nic in known}
     result = []
     for nic in spec.nics:
         mac = nic.mac
@@ -59,7 +60,7 @@ def complete_nics(host: Host, spec: VMSpec, others: Sequence[Claims]) -> tuple[N
         address = nic.address
         if address is None:
             subnet = host.store.load_network(nic.network).subnet
-            claimed = [known for name, known in taken if name == nic.network and known]
+            claimed = [used for name, used in taken if name == nic.network and used]
             # dnsmasq gives nobody an address that another MAC still holds
             leased = [lease.address for lease in network.leases(host.scope, nic.network)]
             address = network.allocate(subnet, [*claimed, *leased])

@@ -11,6 +11,7 @@ from qsysd.host import divergence, unit_states
 from qsysd.host.context import Host
 from qsysd.model.network import NetworkSpec
 from qsysd.model.vm import VMSpec
+from qsysd.qemu.nic import ports
 from qsysd.store.claims import Claims
 
 
@@ -32,7 +33,6 @@ def check(host: Host, spec: VMSpec, others: Sequence[Claims]) -> None:
                 f"warning: the user {spec.user} is not created in the guest, it is only the login of "
                 f"qsysd ssh; the SSH keys are for {default_user}"
             )
-    _check_interfaces(spec, others)
     _warn_of_memory(host, spec, others)
 
 
@@ -71,9 +71,10 @@ def check_references(host: Host, spec: VMSpec, others: Sequence[Claims]) -> None
 
 
 def check_unique(host: Host, spec: VMSpec, others: Sequence[Claims]) -> None:
-    """Raise where another VM has the UUID, a MAC or an address, or an address is not for a VM."""
+    """Raise where another VM has the UUID, a MAC, an address or a TAP, or an address is not for a VM."""
     _check_identity(host, spec, others)
     _check_addresses(host, spec, others)
+    _check_taps(spec, others)
 
 
 def _check_order(spec: VMSpec, others: Sequence[Claims]) -> None:
@@ -99,7 +100,7 @@ def _check_identity(host: Host, spec: VMSpec, others: Sequence[Claims]) -> None:
             if host.store.exists(spec.name):
                 hint = f"if {spec.name} is a copy: {divergence.move_definition(host, spec.name)}"
             raise ExistsError(f"the UUID {spec.uuid} belongs to the VM {other.name!r}", hint=hint)
-        for nic in other.nics:
+        for nic in other.ports:
             if (nic.network, nic.mac) in nics:
                 raise ExistsError(
                     f"{nic.mac} belongs to the VM {other.name!r}", hint="leave the MAC out to get a new one"
@@ -108,7 +109,7 @@ def _check_identity(host: Host, spec: VMSpec, others: Sequence[Claims]) -> None:
 
 def _check_addresses(host: Host, spec: VMSpec, others: Sequence[Claims]) -> None:
     """Raise where an address is not for a VM on its network, or another VM's."""
-    claimed = {(nic.network, nic.address): other.name for other in others for nic in other.nics}
+    claimed = {(nic.network, nic.address): other.name for other in others for nic in other.ports}
     for nic in spec.nics:
         net: NetworkSpec = host.store.load_network(nic.network)
         if nic.address is None:
@@ -123,12 +124,12 @@ def _check_addresses(host: Host, spec: VMSpec, others: Sequence[Claims]) -> None
             )
 
 
-def _check_interfaces(spec: VMSpec, others: Sequence[Claims]) -> None:
-    """Raise where a TAP's name, which is a digest for a long VM name, is another VM's."""
-    mine = paths.tap(spec.name, 0)
+def _check_taps(spec: VMSpec, others: Sequence[Claims]) -> None:
+    """Raise where another VM has a TAP of the same name: it holds a digest where the names are long."""
+    mine = {port.tap for port in ports(spec)}
     for other in others:
-        if paths.tap(other.name, 0) == mine:
+        if taken := mine & {port.tap for port in other.ports}:
             raise ExistsError(
-                f"the TAPs of {spec.name!r} would have the names of {other.name!r}'s",
-                hint="take another name",
+                f"the TAP {min(taken)} belongs to the VM {other.name!r}",
+                hint=f"give {spec.name} or its NIC another name",
             )

@@ -61,7 +61,7 @@ def _duplicates(host: Host, claims: list[Claims]) -> Iterator[Divergence]:
     for vm in claims:
         if vm.uuid:
             owners[f"the UUID {vm.uuid}", False].add(vm.name)
-        for nic in vm.nics:
+        for nic in vm.ports:
             if nic.mac:
                 owners[f"the MAC {nic.mac} on network {nic.network}", True].add(vm.name)
             if nic.address:
@@ -91,7 +91,7 @@ def _outside_of_subnets(host: Host, claims: list[Claims]) -> Iterator[Divergence
         except QsysdError:
             continue  # reported as the network's own
     for vm in claims:
-        for nic in vm.nics:
+        for nic in vm.ports:
             subnet = subnets.get(nic.network)
             if subnet and nic.address and not network.is_for_a_vm(nic.address, subnet):
                 yield Divergence(
@@ -134,6 +134,6 @@ def cut_off(host: Host, network_name: str, subnet: str) -> list[str]:
     return [
         f"{vm.name} ({nic.address})"
         for vm in of_others(host.store)
-        for nic in vm.nics
+        for nic in vm.ports
         if nic.network == network_name and nic.address and not network.is_for_a_vm(nic.address, subnet)
     ]

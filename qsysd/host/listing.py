@@ -105,7 +105,7 @@ def _problem(host: Host, summary: Summary) -> str | None:
     name = summary.name
     if not host.store.exists(name):
         return NO_DEFINITION
-    disks = (host.scope.overlay(name, index) for index in range(summary.disks))
+    disks = (host.scope.overlay(name, disk) for disk in summary.disks)
     if os.path.isdir(host.scope.vm_dir(name)) and all(map(os.path.lexists, disks)):
         return None
     is_pending = any((intent.kind, intent.name) == ("vm", name) for intent in intents.pending(host.scope))

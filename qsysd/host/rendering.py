@@ -10,10 +10,11 @@ from qsysd.errors import InvalidError, QsysdError
 from qsysd.host import checks, locks
 from qsysd.host.context import Host
 from qsysd.host.unit_jobs import refresh, reload_dhcp
-from qsysd.model.nic import Nic
 from qsysd.model.vm import VMSpec
+from qsysd.qemu.nic import ports
 from qsysd.render import Rendered
-from qsysd.store.claims import Claims, of_others, rendered_nics
+from qsysd.runtime.ports import Port
+from qsysd.store.claims import Claims, of_others, rendered_ports
 
 
 def of_definition(host: Host, name: str) -> tuple[VMSpec, Rendered]:
@@ -39,21 +40,22 @@ def write(host: Host, spec: VMSpec, rendered: Rendered) -> list[str]:
     `Store.is_stale` names, and the next `start` or `render` does the rest.
     """
     scope = host.scope
-    _write_hosts(host, spec, rendered_nics(host.store, spec.name))
+    _write_hosts(host, spec, rendered_ports(host.store, spec.name))
     stale_seed = scope.seed(spec.name) in host.store.differences(spec.name, rendered)
     if stale_seed:
         seed.write(spec, scope)
     return [scope.seed(spec.name)] * stale_seed + host.store.write_rendered(spec.name, rendered)
 
 
-def _write_hosts(host: Host, spec: VMSpec, before: tuple[Nic, ...] | None) -> None:
+def _write_hosts(host: Host, spec: VMSpec, before: tuple[Port, ...] | None) -> None:
     """Write a VM's addresses for the DHCP service of each of its networks, and remove them from others.
 
-    before: the NICs of the rendering on disk, None without one. A killed command may have written the
+    before: the ports of the rendering on disk, None without one. A killed command may have written the
     entries without reloading dnsmasq, so a network whose entries differ from these is reloaded.
     """
-    for name in dict.fromkeys(nic.network for nic in (*spec.nics, *(before or ()))):
-        entries = _entries(spec.nics, name)
+    after = ports(spec)
+    for name in dict.fromkeys(port.network for port in (*after, *(before or ()))):
+        entries = _entries(after, name)
         if entries:
             changed = network.write_hosts(host.scope, name, spec.name, entries)
         else:
@@ -62,9 +64,9 @@ def _write_hosts(host: Host, spec: VMSpec, before: tuple[Nic, ...] | None) -> No
             reload_dhcp(host, name)
 
 
-def _entries(nics: Iterable[Nic], name: str) -> list[tuple[str, str]]:
-    """Return the MACs and addresses of the NICs on a network."""
-    return [(nic.mac, nic.address) for nic in nics if nic.network == name and nic.address]
+def _entries(known: Iterable[Port], name: str) -> list[tuple[str, str]]:
+    """Return the MACs and addresses of the ports on a network."""
+    return [(port.mac, port.address) for port in known if port.network == name and port.address]
 
 
 def render_again(host: Host, names: Sequence[str]) -> dict[str, list[str]]:

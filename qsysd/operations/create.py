@@ -105,15 +105,16 @@ def _make(host: Host, spec: VMSpec) -> None:
     scope = host.scope
     os.mkdir(scope.vm_dir(spec.name), 0o700)
     files.sync_directory(scope.vms_dir)
-    if spec.image:
-        host.images.create_overlay(spec.image, scope.overlay(spec.name), spec.disks[0].size)
-    for index, disk in enumerate(spec.disks):
-        if index or not spec.image:
-            if disk.size is None:
-                raise InvalidError(f"disk {index} of {spec.name} needs a size")
-            host.images.create_disk(scope.overlay(spec.name, index), disk.size)
-        os.chmod(scope.overlay(spec.name, index), 0o600)
-        files.sync_file(scope.overlay(spec.name, index))
+    for disk in spec.disks:
+        path = scope.overlay(spec.name, disk.name)
+        if spec.image and disk is spec.disks[0]:
+            host.images.create_overlay(spec.image, path, disk.size)
+        elif disk.size is None:
+            raise InvalidError(f"disk {disk.name!r} of {spec.name} needs a size")
+        else:
+            host.images.create_disk(path, disk.size)
+        os.chmod(path, 0o600)
+        files.sync_file(path)
     rendering.write(host, spec, render.vm(spec, scope))
     files.sync_directory(scope.vm_dir(spec.name))
 

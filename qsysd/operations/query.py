@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -13,7 +14,6 @@ from qsysd.errors import QsysdError
 from qsysd.host import intents
 from qsysd.host.context import Host
 from qsysd.host.listing import ListedVM, listed
-from qsysd.names import natural_key
 
 STATUS_MONITOR_TIMEOUT = 2.0
 
@@ -79,7 +79,7 @@ def _status(host: Host, vm: ListedVM) -> VMStatus:
             "accel": spec.accel.value,
             "user": spec.user,
             "disks": _disks(host, name),
-            "nics": [asdict(nic) | {"tap": paths.tap(name, index)} for index, nic in enumerate(spec.nics)],
+            "nics": [asdict(nic) | {"tap": paths.tap(name, nic.name)} for nic in spec.nics],
             "pending": pending(host, name, running=vm.pid is not None),
         }
     started = host.store.started(name) if vm.pid else None
@@ -98,16 +98,16 @@ def _status(host: Host, vm: ListedVM) -> VMStatus:
 
 
 def _disks(host: Host, name: str) -> list[dict[str, Any]]:
-    """Return the VM's disk files; used: bytes on this host, size: bytes of the virtual disk, if known."""
+    """Return a VM's disk files. used: bytes on this host; size: bytes of the virtual disk, if known."""
     found = []
-    try:
-        entries = sorted(os.scandir(host.scope.vm_dir(name)), key=lambda entry: natural_key(entry.name))
-    except OSError:
-        return []
-    for entry in entries:
-        if paths.is_disk(entry.name) and entry.is_file(follow_symlinks=False):
-            used = entry.stat(follow_symlinks=False).st_blocks * 512
-            found.append({"path": entry.path, "used": used, "size": _virtual_size(entry.path)})
+    for disk in host.store.summary(name).disks:
+        path = host.scope.overlay(name, disk)
+        try:
+            status = os.lstat(path)
+        except OSError:
+            continue  # the problem of the VM names it
+        if stat.S_ISREG(status.st_mode):
+            found.append({"path": path, "used": status.st_blocks * 512, "size": _virtual_size(path)})
     return found
 
 

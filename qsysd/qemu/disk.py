@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from qsysd.model.disk import Disk
 from qsysd.model.vm import VMSpec
 from qsysd.paths import Scope
 from qsysd.qemu.options import Option, blockdev, device
 
 
-def disk_count(spec: VMSpec) -> int:
-    """Return how many disks a VM has: an image brings one by itself."""
-    return max(len(spec.disks), 1 if spec.image else 0)
+def disks(spec: VMSpec) -> tuple[Disk, ...]:
+    """Return the disks of a VM: with an image, disk0 where its definition has none."""
+    return spec.disks or ((Disk("disk0"),) if spec.image else ())
 
 
 def options(spec: VMSpec, scope: Scope) -> list[Option]:
     """Return the options of a VM's disks, in the order in which the firmware tries to boot from them."""
     found: list[Option] = []
-    for index in range(disk_count(spec)):
-        found += _disk(f"disk{index}", scope.overlay(spec.name, index), index + 1)
+    for bootindex, disk in enumerate(disks(spec), 1):
+        found += _disk(disk.name, scope.overlay(spec.name, disk.name), bootindex)
     return found + (_seed(scope.seed(spec.name)) if spec.seed else [])
 
 

@@ -41,7 +41,7 @@ class Summary:
     image: str | None
     addresses: tuple[str, ...]
     digest: str | None
-    disks: int = 0
+    disks: tuple[str, ...] = ()
     image_digest: str = ""
 
 
@@ -259,7 +259,7 @@ class Store:
             image=rendered.get("QSYSD_IMAGE") or None,
             addresses=tuple(nic[-1] for nic in nics if nic[-1] != "-"),
             digest=rendered.get("QSYSD_DIGEST") or None,
-            disks=environment.number(rendered.get("QSYSD_DISKS")) or 0,
+            disks=environment.disks(rendered.get("QSYSD_DISKS")),
             image_digest=rendered.get("QSYSD_IMAGE_DIGEST", ""),
         )
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from qsysd.errors import InvalidError, QsysdError
-from qsysd.model.nic import Nic
-from qsysd.runtime.ports import parse_ports
+from qsysd.qemu.nic import ports
+from qsysd.runtime.ports import Port, parse_ports
 from qsysd.store import Store, environment
 
 
@@ -16,7 +16,7 @@ class Claims:
 
     name: str
     uuid: str
-    nics: tuple[Nic, ...]
+    ports: tuple[Port, ...]
     depends_on: tuple[str, ...]
     memory_mib: int
 
@@ -37,26 +37,25 @@ def _claims(store: Store, vm: str) -> Claims:
         except QsysdError:
             pass
         else:
-            return Claims(vm, spec.uuid, spec.nics, spec.depends_on, spec.memory_mib)
+            return Claims(vm, spec.uuid, tuple(ports(spec)), spec.depends_on, spec.memory_mib)
     return Claims(
         name=vm,
         uuid=rendered.get("QSYSD_UUID", ""),
-        nics=_nics(rendered),
+        ports=_ports(rendered),
         depends_on=environment.names(rendered.get("QSYSD_DEPENDS_ON")),
         memory_mib=environment.number(rendered.get("QSYSD_MEMORY_MIB")) or 0,
     )
 
 
-def rendered_nics(store: Store, vm: str) -> tuple[Nic, ...] | None:
-    """Return the NICs that were rendered last, which the definition may lack now; None if none were."""
+def rendered_ports(store: Store, vm: str) -> tuple[Port, ...] | None:
+    """Return the ports that were rendered last, which the definition may lack now; None if none were."""
     rendered = environment.read(store.scope.environment(vm))
-    return _nics(rendered) if rendered else None
+    return _ports(rendered) if rendered else None
 
 
-def _nics(rendered: dict[str, str]) -> tuple[Nic, ...]:
-    """Return the NICs that QSYSD_NICS describes, none if it is damaged."""
+def _ports(rendered: dict[str, str]) -> tuple[Port, ...]:
+    """Return the ports that QSYSD_NICS describes, none if it is damaged."""
     try:
-        ports = parse_ports(rendered.get("QSYSD_NICS", ""))
+        return tuple(parse_ports(rendered.get("QSYSD_NICS", "")))
     except InvalidError:
         return ()
-    return tuple(Nic(f"net{index}", port.network, port.mac, port.address) for index, port in enumerate(ports))

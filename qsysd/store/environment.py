@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from qsysd.files import read_bytes
+from qsysd.paths import is_device_name
 
 
 def read(path: str) -> dict[str, str]:
@@ -20,6 +21,16 @@ def variables(text: str) -> dict[str, str]:
 def number(text: str | None) -> int | None:
     """Return the number in a variable; None without one."""
     return int(text) if text and text.isascii() and text.isdigit() else None
+
+
+def disks(text: str | None) -> tuple[str, ...]:
+    """Return the names of the disks in QSYSD_DISKS; a number stands for so many named disk0, disk1, ….
+
+    Names that no disk can have are left out.
+    """
+    if text and text.isascii() and text.isdigit() and len(text) <= 3:
+        return tuple(f"disk{index}" for index in range(int(text)))
+    return tuple(filter(is_device_name, names(text)))
 
 
 def names(text: str | None) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from own_host import OwnHost
 from samples import KEY, UUID
 from stand_ins import StandIns
 
-from qsysd import network, paths, render, seed
+from qsysd import network, paths, seed
 from qsysd.config import dump
 from qsysd.errors import ExistsError, HostError, InvalidError, NotFoundError, QsysdError
 from qsysd.host import intents, journal, unit_states
@@ -24,6 +24,7 @@ from qsysd.model.vm import VMSpec
 from qsysd.operations import create, delete, power
 from qsysd.operations import edit as edit_verb
 from qsysd.operations.create import ensure_image
+from qsysd.qemu.nic import ports
 from qsysd.runtime import roots, spawn, taps
 
 IMAGE_VM = "name: {}\nimage: tiny\ndisks: [{{size: 1M}}]\n"
@@ -364,7 +365,7 @@ def test_a_second_disk_without_a_size_is_refused(host: OwnHost, unchanged: Calla
         host,
         "name: web1\nimage: tiny\ndisks: [{size: 1M}, {}]\n",
         InvalidError,
-        "disk 1 of web1 needs a size",
+        "disk 'disk1' of web1 needs a size",
     )
     unchanged()
 
@@ -453,7 +454,7 @@ def test_what_a_unit_left_goes_with_its_vm_and_nothing_of_others(host: OwnHost) 
         wire.run("ip", "link", "add", "qb-default", "type", "bridge")
         for name in ("web1", "web2"):
             spec = make(host, name, start=False)
-            taps.plug(host.scope, render.ports(spec), 12345, name)
+            taps.plug(host.scope, ports(spec), 12345, name)
             roots.make(host.scope.root_dir(name))
         delete.delete(host, ["web1"])
         assert list(taps.existing_taps()) == ["qv-web2-0"]
@@ -628,7 +629,7 @@ def test_a_vm_is_on_the_disk_before_its_intent_is_removed(
     create.create(host, "name: web1\nimage: tiny\ndisks: [{size: 1M}, {size: 1M}]\n", "x")
     scope = host.scope
     assert synced.found[-1] == (scope.intents_dir, 0)
-    inside = {scope.overlay("web1"), scope.overlay("web1", 1), f"{scope.seed('web1')}.part"}
+    inside = {scope.overlay("web1"), scope.overlay("web1", "disk1"), f"{scope.seed('web1')}.part"}
     assert places(host) | inside | {scope.vm_dir("web1"), scope.drop_in_dir("web1")} <= synced.under_intent()
 
 

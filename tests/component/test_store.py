@@ -21,6 +21,8 @@ from qsysd.files import SyncedTogether, read_text, remove, write_atomic
 from qsysd.model.vm import VMSpec
 from qsysd.names import in_order
 from qsysd.paths import Scope
+from qsysd.qemu.disk import disks
+from qsysd.qemu.nic import ports
 from qsysd.store import Started, Store, Summary
 from qsysd.store.claims import Claims, of_others
 
@@ -334,7 +336,7 @@ def test_claims_are_what_the_definitions_say(definitions: Store, scope: Scope) -
     assert [each.name for each in found] == in_order(specs)
     for each in found:
         spec = specs[each.name]
-        assert (each.uuid, each.nics, each.depends_on) == (spec.uuid, spec.nics, spec.depends_on)
+        assert (each.uuid, each.ports, each.depends_on) == (spec.uuid, tuple(ports(spec)), spec.depends_on)
     assert "web1" not in [each.name for each in of_others(definitions, "web1")]
 
 
@@ -349,7 +351,7 @@ def test_a_broken_definition_claims_what_it_had(definitions: Store, scope: Scope
     write(definitions, vm())
     definitions.write_rendered("web1", render.vm(vm(), scope))
     Path(scope.definition("web1")).write_text("name: [\n", encoding="utf-8")
-    assert of_others(definitions)[0].nics == vm().nics
+    assert of_others(definitions)[0].ports == tuple(ports(vm()))
     Path(scope.environment("web1")).write_text("QSYSD_NICS=x\n", encoding="utf-8")
     Path(scope.definition("web1")).touch()
     assert of_others(definitions) == [Claims("web1", "", (), (), 0)]
@@ -361,7 +363,14 @@ def test_a_broken_definition_claims_what_it_had(definitions: Store, scope: Scope
 def test_a_summary_needs_no_yaml(definitions: Store, scope: Scope) -> None:
     definitions.write_rendered("web1", render.vm(vm(), scope))
     assert definitions.summary("web1") == Summary(
-        "web1", 512, 2, "debian", ("10.83.0.10",), render.vm(vm(), scope).digest, 1, "0123456789abcdef" * 4
+        "web1",
+        512,
+        2,
+        "debian",
+        ("10.83.0.10",),
+        render.vm(vm(), scope).digest,
+        ("disk0",),
+        "0123456789abcdef" * 4,
     )
 
 
@@ -371,6 +380,7 @@ def test_a_summary_is_what_the_definition_says(definitions: Store, scope: Scope)
         found = definitions.summary(spec.name)
         assert (found.memory_mib, found.cpus, found.image) == (spec.memory_mib, spec.cpus, spec.image)
         assert found.addresses == tuple(nic.address for nic in spec.nics if nic.address)
+        assert found.disks == tuple(disk.name for disk in disks(spec))
 
 
 @pytest.mark.parametrize(
@@ -381,6 +391,8 @@ def test_a_summary_is_what_the_definition_says(definitions: Store, scope: Scope)
         "QSYSD_MEMORY_MIB=lots\nQSYSD_CPUS=\n",
         "QSYSD_NICS=;;,\n",
         "QSYSD_NICS=x\n",
+        "QSYSD_DISKS=1000000000000\n",
+        "QSYSD_DISKS=../x::a-b\n",
         "=\n\n=x\n",
         "QSYSD_CPUS=1e3",
     ],
@@ -390,7 +402,7 @@ def test_a_summary_of_a_broken_file_has_at_least_the_name(
 ) -> None:
     Path(scope.environment("web1")).write_text(text, encoding="utf-8")
     found = definitions.summary("web1")
-    assert (found.name, found.memory_mib, found.cpus) == ("web1", None, None)
+    assert (found.name, found.memory_mib, found.cpus, found.disks) == ("web1", None, None, ())
 
 
 def test_a_summary_of_a_file_that_is_no_text_has_at_least_the_name(definitions: Store, scope: Scope) -> None:

@@ -61,6 +61,20 @@ def test_vm(case: Path, regenerate: bool) -> None:
     assert rendered.digest in rendered.environment
 
 
+@pytest.mark.parametrize(
+    ("case", "digest"),
+    [
+        ("auto", "7a3d459b8f05fb7e"),
+        ("full", "e983a1ba278a98dc"),
+        ("least", "fb7945fbd6203cdc"),
+        ("quoting", "23198e4fbd320a50"),
+    ],
+)
+def test_an_upgrade_from_unnamed_devices_makes_no_vm_wait_for_a_restart(case: str, digest: str) -> None:
+    # The digests of these definitions in the last version before named devices: not to be changed here.
+    assert render.vm(spec_of(HERE / f"cases/{case}.yaml"), SCOPE).digest == digest
+
+
 @pytest.mark.parametrize("version", [252, 257])
 def test_unit(version: int, regenerate: bool) -> None:
     text = render.unit(

@@ -25,9 +25,12 @@ def names(count: int = 300) -> list[str]:
     return sorted({name for name in found if name[0].isalpha()})
 
 
-@pytest.mark.parametrize("index", [0, 9, 10, 31])
-def test_interface_names_fit_and_are_ones_own(index: int) -> None:
-    taken = [paths.tap(name, index) for name in names()]
+NICS = ["net0", "net9", "net10", "net31", "net999", "net1000", "net00", "net", "a", "lan", "x" * 15]
+
+
+@pytest.mark.parametrize("nic", NICS)
+def test_interface_names_fit_and_are_unique(nic: str) -> None:
+    taken = [paths.tap(name, nic) for name in names()]
     assert len(set(taken)) == len(names())
     for tap in taken:
         assert len(tap.encode()) <= paths.INTERFACE_NAME_MAX
@@ -36,16 +39,35 @@ def test_interface_names_fit_and_are_ones_own(index: int) -> None:
 
 def test_the_taps_of_a_vm_differ() -> None:
     for name in ("web1", LONGEST):
-        assert len({paths.tap(name, index) for index in range(40)}) == 40
+        nics = [*NICS, *(f"net{number}" for number in range(40) if f"net{number}" not in NICS)]
+        assert len({paths.tap(name, nic) for nic in nics}) == len(nics)
 
 
-def test_a_readable_name_is_no_other_vms_digest() -> None:
-    short = {paths.tap(name, index) for name in names() if len(name) < 11 for index in range(12)}
-    long = {paths.tap(name, index) for name in names() if len(name) > 11 for index in range(12)}
+def test_a_readable_name_is_not_the_digest_of_another_vm() -> None:
+    numbered = [f"net{number}" for number in range(12)]
+    short = {paths.tap(name, nic) for name in names() if len(name) < 11 for nic in numbered}
+    long = {paths.tap(name, nic) for name in names() if len(name) > 11 for nic in numbered}
     assert not short & long
-    # a name that ends like an index is another name
-    assert paths.tap("web-1", 0) != paths.tap("web", 1)
-    assert paths.tap("web1", 0) == "qv-web1-0"
+
+
+def test_the_taps_of_vms_with_names_alike_differ() -> None:
+    vms = ["web", "web-1", "web-1-0", "web-lan", "web-lan-0", "web-net1", "w", "w-e", "w-e-b"]
+    taken = [paths.tap(vm, nic) for vm in vms for nic in NICS]
+    assert len(set(taken)) == len(taken)
+
+
+def test_the_tap_of_a_nic_without_a_given_name_is_numbered() -> None:
+    # As in versions before named devices: running VMs have them.
+    assert paths.tap("web1", "net0") == "qv-web1-0"
+    assert paths.tap("web1", "net12") == "qv-web1-12"
+    assert paths.tap(LONGEST, "net0") == "qv_f3b439399a-0"
+    assert paths.tap(LONGEST, "net10") == "qv_f3b439399-10"
+
+
+def test_the_tap_of_a_named_nic_has_its_name_where_it_fits() -> None:
+    assert paths.tap("web1", "lan") == "qv-web1-lan"
+    assert paths.tap("database", "mgmt").startswith("qv_")
+    assert paths.tap("database", "mgmt") != paths.tap("database", "mgmu")
 
 
 def test_bridge_names() -> None:
@@ -53,7 +75,7 @@ def test_bridge_names() -> None:
     bridges = {paths.bridge(name) for name in names()}
     assert len(bridges) == len(names())
     assert all(len(bridge) <= paths.INTERFACE_NAME_MAX and is_interface(bridge) for bridge in bridges)
-    assert not bridges & {paths.tap(name, 0) for name in names()}
+    assert not bridges & {paths.tap(name, nic) for name in names() for nic in NICS}
 
 
 def test_a_name_is_what_the_rule_says() -> None:
@@ -83,13 +105,21 @@ def test_a_name_is_what_the_rule_says() -> None:
         assert paths.is_name(f"a{chr(number)}") is (rule.fullmatch(f"a{chr(number)}") is not None)
 
 
+def test_the_name_of_a_device_is_what_the_rule_says() -> None:
+    rule = re.compile(paths.DEVICE_NAME_RULE)
+    for text in ("", "a", "0", "A", "a0", "a-", "a_", "a.b", "a\n", "x" * 15, "x" * 16, "é", "a/", "a,b"):
+        assert paths.is_device_name(text) is (rule.fullmatch(text) is not None), text
+
+
 def test_the_names_of_disks() -> None:
-    assert all(paths.is_disk(os.path.basename(Scope().overlay("web1", index))) for index in range(30))
+    for disk in ("disk0", "disk12", "data", "x" * 15):
+        assert paths.is_disk(os.path.basename(Scope().overlay("web1", disk)))
     for name in (
-        "disk.qcow2",
+        ".qcow2",
         "disk0.qcow2.part",
-        "x.qcow2",
-        "diskx.qcow2",
+        "X.qcow2",
+        "1.qcow2",
+        "x" * 16 + ".qcow2",
         "disk0",
         "seed.iso",
         "disk-1.qcow2",
@@ -138,7 +168,7 @@ def test_no_two_things_have_one_path() -> None:
     found = [method(name) for method in methods for name in ("default", "web1")]
     found += [scope.monitor("web1", purpose) for purpose in ("cli", "ready", "stop")]
     found += [scope.intent(name, verb) for name in ("default", "web1") for verb in ("create", "delete")]
-    found += [scope.dhcp_host("default", "web1"), scope.overlay("web1", 1)]
+    found += [scope.dhcp_host("default", "web1"), scope.overlay("web1", "data")]
     assert len(set(found)) == len(found)
 
 

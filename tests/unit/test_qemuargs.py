@@ -84,7 +84,7 @@ def test_a_comma_in_a_path_is_doubled() -> None:
 )
 def test_an_image_brings_the_first_disk(image: str | None, disks: tuple[Disk, ...], count: int) -> None:
     spec = vm(image=image, disks=disks, seed=False)
-    assert disk.disk_count(spec) == count
+    assert len(disk.disks(spec)) == count
     arguments = argv.build(spec, SCOPE)
     devices = [fields(value) for value in options(arguments, "-device") if "virtio-blk" in value]
     assert [device["drive"] for device in devices] == [f"disk{index}" for index in range(count)]
