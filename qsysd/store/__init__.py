@@ -16,8 +16,9 @@ from qsysd import files
 from qsysd.errors import NotFoundError, QsysdError
 from qsysd.files import digest, make_directory, read_bytes, read_text, write_atomic
 from qsysd.names import closest, in_order
-from qsysd.paths import DROP_IN_MARK, SEED_MARK, UNIT_PREFIX, Scope, is_name
+from qsysd.paths import SEED_MARK, UNIT_PREFIX, Scope, is_name
 from qsysd.store import environment
+from qsysd.systemd.unit_files import drop_in_digest
 
 if TYPE_CHECKING:
     from qsysd.model.network import NetworkSpec
@@ -207,7 +208,7 @@ class Store:
         expected_seed = rendered.get("QSYSD_SEED", "")
         return (
             self.is_changed(vm, rendered)
-            or self._drop_in_digest(vm) != rendered.get("QSYSD_EXPECTED_DROP_IN", "")
+            or drop_in_digest(self.scope.drop_in(vm)) != rendered.get("QSYSD_EXPECTED_DROP_IN", "")
             or (expected_seed != "" and self.seed_digest(vm) != expected_seed)
         )
 
@@ -226,12 +227,6 @@ class Store:
         """
         definition = read_bytes(self.scope.definition(vm))
         return definition is not None and rendered.get("QSYSD_DEFINITION") != digest(definition)
-
-    def _drop_in_digest(self, vm: str) -> str:
-        """Return the digest that the VM's drop-in contains; "" without one."""
-        start = f"Environment={DROP_IN_MARK}="
-        lines = (read_bytes(self.scope.drop_in(vm)) or b"").decode("utf-8", "replace").splitlines()
-        return next((line.removeprefix(start) for line in lines if line.startswith(start)), "")
 
     def seed_digest(self, vm: str) -> str | None:
         """Return the digest of the documents from which the VM's seed was built; None without such a seed."""

@@ -1,6 +1,6 @@
-"""The bus: a connection that is made at the first call, and calls that outlive a restart of either side.
+"""The bus: connected to at the first call, and again after a restart of the bus or of systemd.
 
-No proxy objects: introspecting one costs more than any call made here.
+No proxy objects are used: introspecting one takes longer than any call made here.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ SERVICE = "org.freedesktop.systemd1.Service"
 PROPERTIES = "org.freedesktop.DBus.Properties"
 
 CALL_TIMEOUT = 30.0  # seconds; PID 1 was seen busy for 2 s in a daemon-reload with 1000 units
-# Seconds in which systemd (daemon-reexec) or the bus (an upgrade of dbus) must be back.
+# Seconds within which systemd (daemon-reexec) or the bus (an upgrade of dbus) must be available again.
 PATIENCE = 15.0
 RETRY_PAUSE = 0.05
-# What the bus says where nobody owns the name, or its owner leaves before it has answered.
+# The errors of the bus if nobody owns the name, or if its owner leaves before it has answered.
 _ABSENT = (".ServiceUnknown", ".NameHasNoOwner", ".Disconnected", ".NoReply")
 BOOTED = "/run/systemd/system"  # sd_booted(3)
 
@@ -35,18 +35,31 @@ _HINTS = {
 
 
 class UnitRefused(QsysdError):
-    """systemd does not take a job for this unit: it is masked or broken, or the host shuts down."""
+    """systemd accepts no job for this unit: it is masked or not valid, or the host shuts down."""
 
 
 class BusLost(HostError):
-    """The bus or systemd went away: whether the call had an effect is not known."""
+    """The connection to the bus or to systemd was lost: whether the call had an effect is not known."""
+
+
+def libraries() -> tuple[Any, Any]:
+    """Return the modules Gio and GLib, which take 20 ms to import. Raise HostError without PyGObject."""
+    try:
+        from gi.repository import Gio, GLib
+    except ImportError as error:
+        raise _not_installed(error) from error
+    return Gio, GLib
+
+
+def _not_installed(error: ImportError) -> HostError:
+    return HostError(f"pydbus cannot be used: {error}", hint="apt install python3-pydbus python3-gi")
 
 
 class Bus:
-    """A connection to the system's or a private bus.
+    """A connection to the system bus or to a private bus.
 
-    patience: seconds in which a bus or a systemd that went away must be back; by default PATIENCE on a
-    host that systemd booted.
+    patience: seconds within which a bus or a systemd that was lost must be available again; by default
+    PATIENCE on a host that systemd booted.
     """
 
     def __init__(self, address: str | None = None, *, patience: float | None = None) -> None:
@@ -57,42 +70,39 @@ class Bus:
         self._subscriptions: list[tuple[str, Callable[[Any], None]]] = []
 
     def connection(self) -> Any:
-        """Return the connection of Gio, which is made if there is none. Raises HostError."""
+        """Return Gio's connection; connect if necessary. Raise HostError."""
         if self._bus is None:
             self._bus = self._connected()
             self._was_connected = True
-            # A bus that restarts must not take this process with it.
+            # By default GLib ends the process when the bus restarts.
             self._bus.con.set_exit_on_close(False)
             for signal, fired in self._subscriptions:
                 self._listen(signal, fired)
         return self._bus.con
 
     def _connected(self) -> Any:
+        gio, glib = libraries()
+        if not self._address and not self._was_connected:
+            # GLib connects in a thread while pydbus is imported; SystemBus() returns this connection.
+            gio.bus_get(gio.BusType.SYSTEM, None, lambda *_: None)
         try:
-            from gi.repository import Gio, GLib
-
-            if not self._address and not self._was_connected:
-                # GLib's own threads connect while pydbus is imported, and SystemBus() joins them.
-                Gio.bus_get(Gio.BusType.SYSTEM, None, lambda *_: None)
             import pydbus
         except ImportError as error:
-            raise HostError(
-                f"pydbus cannot be used: {error}", hint="apt install python3-pydbus python3-gi"
-            ) from error
+            raise _not_installed(error) from error
         try:
             if self._was_connected and not self._address:
-                # GLib's own connection to the system bus is made once for each process.
-                return pydbus.connect(Gio.dbus_address_get_for_bus_sync(Gio.BusType.SYSTEM, None))
+                # GLib connects to the system bus only once in each process.
+                return pydbus.connect(gio.dbus_address_get_for_bus_sync(gio.BusType.SYSTEM, None))
             return pydbus.connect(self._address) if self._address else pydbus.SystemBus()
-        except GLib.Error as error:
+        except glib.Error as error:
             kind = BusLost if self._was_connected else HostError
             raise kind(
                 f"the system bus cannot be reached: {error.message}",
-                hint="systemctl status dbus; qsysd needs a host that systemd booted",
+                hint="systemctl status dbus; qsysd needs a host booted by systemd",
             ) from error
 
     def is_closed(self) -> bool:
-        """Return whether the connection was lost; the next call connects again."""
+        """Return whether the connection is closed; the next call connects again."""
         if self._bus is not None and self._bus.con.is_closed():
             self._forget()
         return self._bus is None
@@ -102,7 +112,7 @@ class Bus:
         self._bus = None
 
     def patiently(self, action: Callable[[], Any]) -> Any:
-        """Return what `action` returns; while the bus or systemd is away, try it again. Raises BusLost."""
+        """Return the result of `action`, which is repeated while the bus is lost. Raise BusLost."""
         patience = self._patience
         if patience is None:
             patience = PATIENCE if not self._address and os.path.isdir(BOOTED) else 0
@@ -128,59 +138,84 @@ class Bus:
     ) -> Any:
         """Call a method; return its reply as a tuple.
 
-        Raises BusLost when the bus or systemd is gone, NotFoundError for an unknown unit,
-        TimeoutExpired, QsysdError with systemd's own words otherwise.
+        Raise BusLost if the bus or systemd is lost, NotFoundError for an unknown unit, TimeoutExpired, and
+        QsysdError with systemd's message otherwise.
         """
         connection = self.connection()
-        from gi.repository import Gio, GLib
-
+        gio, glib = libraries()
         try:
             answer = connection.call_sync(
                 NAME,
                 path,
                 interface,
                 method,
-                GLib.Variant(signature, tuple(arguments)),
-                GLib.VariantType.new(reply),
-                Gio.DBusCallFlags.NONE,
+                glib.Variant(signature, tuple(arguments)),
+                glib.VariantType.new(reply),
+                gio.DBusCallFlags.NONE,
                 int(timeout * 1000),
                 None,
             )
-        except GLib.Error as error:
-            raise self.error(error, method) from error
+        except glib.Error as error:
+            raise self._error(error, method) from error
         return answer.unpack()
 
-    def error(self, error: Any, method: str) -> QsysdError:
-        """Return what a GLib.Error of a call means."""
-        from gi.repository import Gio
+    def get_all(self, objects: Sequence[str], interface: str, name: str) -> Sequence[Any]:
+        """Return one property of several objects, asked for all at once. Raise as `call` does."""
+        connection = self.connection()
+        gio, glib = libraries()
+        values: dict[str, Any] = {}
 
-        name = Gio.dbus_error_get_remote_error(error) or ""
-        # Gio's own dbus_error_strip_remote_error() changes a copy only.
-        said = error.message.removeprefix(f"GDBus.Error:{name}: ")
-        words = f"systemd: {method}: {said}"
+        def arrived(_connection: Any, result: Any, path: str) -> None:
+            try:
+                values[path] = connection.call_finish(result).unpack()[0]
+            except glib.Error as error:
+                values[path] = self._error(error, name)
+
+        arguments = glib.Variant("(ss)", (interface, name))
+        reply = glib.VariantType.new("(v)")
+        for path in objects:
+            connection.call(
+                *(NAME, path, PROPERTIES, "Get", arguments, reply, gio.DBusCallFlags.NONE),
+                *(int(CALL_TIMEOUT * 1000), None, arrived, path),
+            )
+        context = glib.MainContext.default()
+        while len(values) < len(set(objects)):
+            context.iteration(True)
+        for value in values.values():
+            if isinstance(value, QsysdError):
+                raise value
+        return [values[path] for path in objects]
+
+    def _error(self, error: Any, method: str) -> QsysdError:
+        """Return the error that a GLib.Error of a call means."""
+        gio, _ = libraries()
+        name = gio.dbus_error_get_remote_error(error) or ""
+        # Gio's dbus_error_strip_remote_error() changes only a copy.
+        reason = error.message.removeprefix(f"GDBus.Error:{name}: ")
+        message = f"systemd: {method}: {reason}"
         if name.endswith((".NoSuchUnit", ".UnknownObject", ".NoSuchJob", ".LoadFailed")):
-            return NotFoundError(words)
-        if error.matches(Gio.io_error_quark(), Gio.IOErrorEnum.TIMED_OUT):
-            return TimeoutExpired(words, hint=_HINTS["org.freedesktop.DBus.Error.NoReply"])
-        gone = (Gio.IOErrorEnum.CLOSED, Gio.IOErrorEnum.CONNECTION_CLOSED, Gio.IOErrorEnum.BROKEN_PIPE)
-        if any(error.matches(Gio.io_error_quark(), code) for code in gone):
+            return NotFoundError(message)
+        if error.matches(gio.io_error_quark(), gio.IOErrorEnum.TIMED_OUT):
+            return TimeoutExpired(message, hint=_HINTS["org.freedesktop.DBus.Error.NoReply"])
+        closed = (gio.IOErrorEnum.CLOSED, gio.IOErrorEnum.CONNECTION_CLOSED, gio.IOErrorEnum.BROKEN_PIPE)
+        if any(error.matches(gio.io_error_quark(), code) for code in closed):
             self._forget()
-            return BusLost(f"{words} (the bus is gone)", hint="systemctl status dbus")
+            return BusLost(f"{message} (the connection to the bus was lost)", hint="systemctl status dbus")
         if name.endswith(_ABSENT) or "Spawn." in name:
-            return BusLost(words, hint="qsysd needs a host that systemd booted")
+            return BusLost(message, hint="qsysd needs a host booted by systemd")
         if name.startswith("org.freedesktop.systemd1."):
-            return UnitRefused(said)
-        return QsysdError(words, hint=_HINTS.get(name))
+            return UnitRefused(reason)
+        return QsysdError(message, hint=_HINTS.get(name))
 
     def subscribe(self, signal: str, fired: Callable[[Any], None]) -> None:
-        """Call `fired` with the values of a signal of systemd's manager, over all connections to come."""
+        """Call `fired` with the values of a signal of systemd's manager, on all connections from now on."""
         self.connection()
         self._subscriptions.append((signal, fired))
         self._listen(signal, fired)
 
     def _listen(self, signal: str, fired: Callable[[Any], None]) -> None:
         self._bus.subscribe(
-            # Anybody may send signals on the system bus: those of systemd only.
+            # Every user can send signals on the system bus: accept those of systemd only.
             sender=NAME,
             iface=MANAGER,
             signal=signal,

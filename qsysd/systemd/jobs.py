@@ -1,9 +1,8 @@
-"""Jobs: enqueued, and waited for until each has ended, however often the bus or systemd restarts meanwhile.
+"""Jobs: enqueued and waited for, also while the bus or systemd restarts.
 
-StartUnit and its like only enqueue a job. So JobRemoved is subscribed to first, then the call made,
-then the job's own path waited for: the signal can come before the reply. A signal can also be lost,
-with the bus or in a daemon-reexec: every second, jobs are asked for whether they still exist, and the
-unit's state tells how one ended that does not.
+StartUnit and its like only enqueue a job. JobRemoved is subscribed to before the call, because the signal
+can arrive before the reply. A signal can be lost with the bus or in a daemon-reexec: every second, jobs
+are checked for whether they still exist, and the state of the unit shows how a job ended.
 """
 
 from __future__ import annotations
@@ -11,15 +10,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from qsysd.errors import NotFoundError
-from qsysd.systemd.bus import MANAGER, PROPERTIES, UNIT, Bus, BusLost, UnitRefused
+from qsysd.systemd.bus import MANAGER, PROPERTIES, UNIT, Bus, BusLost, UnitRefused, libraries
 
-TICK = 2.0  # seconds of waiting until the first word about it
-LOOK_INTERVAL = 1.0  # seconds between two looks at jobs whose signals have not come
+TICK = 2.0  # seconds of waiting until progress is first reported
+CHECK_INTERVAL = 1.0  # seconds between two checks of jobs whose signals have not arrived
 
-# What a unit's ActiveState says of a job that has ended; any other state: another job canceled it.
+# The result of a job that has ended, by its unit's ActiveState; in other states another job canceled it.
 _ENDED = {
     "StartUnit": {"active": "done", "failed": "failed", "activating": "failed"},
     "RestartUnit": {"active": "done", "failed": "failed", "activating": "failed"},
@@ -28,10 +28,11 @@ _ENDED = {
 }
 
 
-class JobResult(NamedTuple):
-    """How a job ended: `done`, or systemd's word for why not (failed, canceled, timeout, dependency, …).
+@dataclass(frozen=True)
+class JobResult:
+    """How a job ended: `done`, or systemd's result (failed, canceled, timeout, dependency, …).
 
-    refusal: systemd's words where it took no job for the unit; the result is `refused` then.
+    refusal: systemd's message if it accepted no job for the unit; the result is `refused` then.
     """
 
     unit: str
@@ -40,7 +41,7 @@ class JobResult(NamedTuple):
 
     @property
     def done(self) -> bool:
-        """Whether the job did what was asked."""
+        """Whether the job succeeded."""
         return self.result in ("done", "skipped")
 
 
@@ -84,11 +85,11 @@ class Jobs:
         return [results[unit] for unit in units]
 
     def _subscribe(self) -> None:
-        """Have the signals of jobs sent to the connection of now."""
+        """Subscribe to the signals of jobs on the present connection."""
         connection = self._bus.connection()
         if self._subscribed is connection:
             return
-        # The only refusal is AlreadySubscribed: the bus gives a connection's name again after its restart,
+        # The only refusal is AlreadySubscribed: a restarted bus can give a connection the same name again,
         # and the reply to an earlier call may have been lost.
         with suppress(UnitRefused):
             self._bus.call(MANAGER, "Subscribe", "()", (), "()")
@@ -102,7 +103,7 @@ class Jobs:
 
         def once() -> str:
             nonlocal lost
-            # systemd may have taken in the call whose reply was lost: a second restart is not wanted.
+            # systemd may have received the call whose reply was lost: it must not restart the unit twice.
             job = self._job_of(unit) if lost else ""
             try:
                 return job or str(self._bus.call(MANAGER, method, "(ss)", (unit, "replace"), "(o)")[0])
@@ -113,7 +114,7 @@ class Jobs:
         return str(self._bus.patiently(once))
 
     def _job_of(self, unit: str) -> str:
-        """Return the path of the job that a unit has now; "" without one."""
+        """Return the path of the present job of a unit; "" without one."""
         (unit_path,) = self._bus.call(MANAGER, "LoadUnit", "(s)", (unit,), "(o)")
         ((number, path),) = self._get(unit_path, UNIT, "Job")
         return str(path) if number else ""
@@ -124,40 +125,38 @@ class Jobs:
     def _wait(
         self, method: str, jobs: dict[str, str], timeout: float, tick: Callable[[float], None] | None
     ) -> None:
-        """Run the main context until all jobs have ended or the time is over."""
-        from gi.repository import GLib
-
-        context = GLib.MainContext.default()
+        """Run the main context until all jobs have ended or the timeout has passed."""
+        _, glib = libraries()
+        context = glib.MainContext.default()
         started = time.monotonic()
-        next_tick, next_look = TICK, LOOK_INTERVAL
-        # Without a timer the context would sleep until the next signal, deadline or not.
-        timer = GLib.timeout_add(int(min(LOOK_INTERVAL, TICK / 2, timeout) * 1000) + 1, lambda: True)
+        next_tick, next_check = TICK, CHECK_INTERVAL
+        # Without a timer the context would sleep until the next signal.
+        timer = glib.timeout_add(int(min(CHECK_INTERVAL, TICK / 2, timeout) * 1000) + 1, lambda: True)
         try:
             while self._unfinished(jobs) and (waited := time.monotonic() - started) < timeout:
                 if tick and waited >= next_tick:
                     tick(waited)
                     next_tick += 2 * TICK
                 context.iteration(True)
-                if self._bus.is_closed() or waited >= next_look:
-                    next_look = waited + LOOK_INTERVAL
-                    self._bus.patiently(lambda: self._look(method, self._unfinished(jobs)))
+                if self._bus.is_closed() or waited >= next_check:
+                    next_check = waited + CHECK_INTERVAL
+                    self._bus.patiently(lambda: self._check(method, self._unfinished(jobs)))
         finally:
-            GLib.source_remove(timer)
+            glib.source_remove(timer)
 
     def _unfinished(self, jobs: dict[str, str]) -> dict[str, str]:
         return {unit: job for unit, job in jobs.items() if job not in self._ended}
 
-    def _look(self, method: str, jobs: dict[str, str]) -> None:
-        """Find jobs that have ended without their signals. Raises BusLost."""
-        from gi.repository import GLib
-
+    def _check(self, method: str, jobs: dict[str, str]) -> None:
+        """Find jobs that have ended without their signals. Raise BusLost."""
+        _, glib = libraries()
         self._subscribe()
-        gone = [unit for unit, job in jobs.items() if not self._exists(job)]
-        # A signal that was sent comes before the answer that the job does not exist.
-        context = GLib.MainContext.default()
+        ended = [unit for unit, job in jobs.items() if not self._exists(job)]
+        # The signal of a job arrives before the reply that the job does not exist.
+        context = glib.MainContext.default()
         while context.pending():
             context.iteration(False)
-        for unit in gone:
+        for unit in ended:
             if jobs[unit] not in self._ended:
                 (path,) = self._bus.call(MANAGER, "LoadUnit", "(s)", (unit,), "(o)")
                 (state,) = self._get(path, UNIT, "ActiveState")

@@ -172,7 +172,7 @@ def test_a_bus_without_systemd_says_what_to_do(bus: Bus) -> None:
     bus.systemd.wait()
     with pytest.raises(HostError) as caught:
         Systemd(bus.address).version()
-    assert caught.value.hint == "qsysd needs a host that systemd booted"
+    assert caught.value.hint == "qsysd needs a host booted by systemd"
 
 
 def test_systemd_that_leaves_in_the_middle_of_a_call(bus: Bus) -> None:
@@ -216,7 +216,7 @@ def test_a_bus_that_comes_back_is_used_again_and_its_signals_are_heard(
 def test_a_job_whose_signal_is_lost_ends_as_its_unit_shows(
     client: Systemd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobs_module, "LOOK_INTERVAL", 0.05)
+    monkeypatch.setattr(jobs_module, "CHECK_INTERVAL", 0.05)
     assert start(client, "lost", "ok-l", "failed-l") == ["done", "done", "failed"]
     (stopped,) = client.run_jobs("StopUnit", [unit("lost")], timeout=LONG)
     # It is active again: another command has started it.
@@ -387,7 +387,7 @@ def test_a_drop_in_in_a_new_directory_is_reloaded_for(unit_files: Path) -> None:
 def test_versions(client: Systemd, monkeypatch: pytest.MonkeyPatch) -> None:
     assert client.version() == 252
     monkeypatch.setattr(client, "get", lambda *_: "v257~rc1")
-    with pytest.raises(HostError, match="tells no version"):
+    with pytest.raises(HostError, match="reports no valid version"):
         client.version()
 
 
