@@ -41,16 +41,16 @@ def vms_arguments(function: Function) -> Function:
     return click.argument("names", metavar="[VM]...", nargs=-1, shell_complete=complete.vm)(function)
 
 
-def chosen(host: Host, names: Sequence[str], everything: bool) -> list[str]:
-    """Return the VMs that the arguments name, each once. Raises InvalidError for none."""
+def chosen(names: Sequence[str], everything: bool) -> list[str] | None:
+    """Return the VMs that the arguments name, or None for all. Raises InvalidError for none."""
     if everything and names:
         raise InvalidError("names and --all exclude each other", hint="give names or --all")
     if everything:
-        return host.store.names()
+        return None
     if not names:
         path = click.get_current_context().command_path
         raise InvalidError("missing VM", hint=f"{path} VM... or {path} --all; qsysd list shows the VMs")
-    return list(dict.fromkeys(names))
+    return list(names)
 
 
 def vms_command(verb: str, text: str) -> click.Command:
@@ -59,8 +59,7 @@ def vms_command(verb: str, text: str) -> click.Command:
     @click.command(verb, help=text)
     @vms_arguments
     def command(names: tuple[str, ...], everything: bool) -> None:
-        host = make_host()
-        report(call(host, f"vm.{verb}", names=chosen(host, names, everything)))
+        report(call(make_host(), f"vm.{verb}", names=chosen(names, everything)))
 
     return command
 

@@ -8,6 +8,7 @@ import click
 
 from qsysd.cli.common import chosen, confirm, dry_run_option, make_host, vms_arguments, yes_option
 from qsysd.cli.output import print_error
+from qsysd.host import selection
 from qsysd.operations import delete
 
 
@@ -28,7 +29,7 @@ def command(names: tuple[str, ...], everything: bool, yes: bool, dry_run: bool) 
     """
     host = make_host()
     host.require_root()
-    vms = chosen(host, names, everything)
+    vms = selection.resolve(host, chosen(names, everything))
     contents = {vm: delete.contents(host, vm) for vm in vms}
     for vm, lines in contents.items():
         click.echo(f"{vm}: this will be removed:" if not yes or dry_run else f"{vm}: removing", err=True)

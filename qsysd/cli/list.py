@@ -31,7 +31,7 @@ def command(names: tuple[str, ...], as_json: bool) -> None:
       qsysd list
       qsysd list --json | jq '.[] | select(.guest == "running") | .ip'
     """
-    vms: list[ListedVM] = call(make_host(), "vm.list", names=names)
+    vms: list[ListedVM] = call(make_host(), "vm.list", names=list(names) or None)
     if as_json:
         print_json([asdict(vm) for vm in vms])
         return

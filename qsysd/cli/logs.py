@@ -6,6 +6,7 @@ import click
 
 from qsysd.cli.common import chosen, make_host, vms_arguments
 from qsysd.cli.output import has_colours
+from qsysd.host import selection
 from qsysd.host.console_log import ConsoleLog
 from qsysd.operations import logs
 
@@ -36,7 +37,7 @@ def command(names: tuple[str, ...], everything: bool, lines: int, follow: bool, 
       qsysd logs web1 web2 --unit
     """
     host = make_host()
-    vms = chosen(host, names, everything)
+    vms = selection.resolve(host, chosen(names, everything))
     for vm in vms:
         host.store.require(vm)
     consoles: dict[str, ConsoleLog] = {}

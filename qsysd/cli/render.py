@@ -27,7 +27,7 @@ def command(names: tuple[str, ...], everything: bool, check: bool, as_json: bool
     """
     host = make_host()
     host.require_root()
-    vms = chosen(host, names, everything) if names else host.store.names()
+    vms = chosen(names, everything) if names else None
     differences = (edit.check if check else edit.render_again)(host, vms)
     if as_json:
         print_json(differences)

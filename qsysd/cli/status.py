@@ -27,8 +27,7 @@ def command(names: tuple[str, ...], everything: bool, as_json: bool) -> None:
       qsysd status web1
       qsysd status --all --json
     """
-    host = make_host()
-    found: list[VMStatus] = call(host, "vm.status", names=chosen(host, names, everything))
+    found: list[VMStatus] = call(make_host(), "vm.status", names=chosen(names, everything))
     if as_json:
         print_json([asdict(vm) for vm in found])
         return

@@ -55,5 +55,5 @@ def build(
 
     Raises InvalidError, ExistsError, HostError, QsysdError.
     """
-    with locks.locked(host, [f"image:{name or recipe}"]):
+    with locks.locked(host, [locks.of_image(name or recipe)]):
         return host.images.build(recipe, name=name, suite=suite, size=size, progress=host.progress)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qsysd import paths
-from qsysd.host import guest_states, intents, unit_states
+from qsysd.host import guest_states, intents, selection, unit_states
 from qsysd.host.context import Host
 from qsysd.names import in_order
 from qsysd.store import Summary
@@ -43,14 +43,14 @@ class ListedVM:
     problem: str | None = None
 
 
-def listed(host: Host, names: Iterable[str] = (), *, timeout: float = LIST_MONITOR_TIMEOUT) -> list[ListedVM]:
-    """Return the VMs of this host, or those named. Raises NotFoundError for a name that is none.
+def listed(
+    host: Host, names: Sequence[str] | None = None, *, timeout: float = LIST_MONITOR_TIMEOUT
+) -> list[ListedVM]:
+    """Return the VMs of this host, or those named. Raise NotFoundError for a name that is none.
 
-    Something that is left of a VM without a definition counts as a VM.
-
-    timeout: seconds that each QEMU has to answer.
+    What is left of a VM without a definition counts as a VM. timeout: seconds that each QEMU has to answer.
     """
-    named = list(names)
+    named = [] if names is None else selection.resolve(host, names)
     for name in named:
         unit_states.require_traces(host, name)
     chosen = named or host.store.names()

@@ -40,6 +40,11 @@ def _try_lock(descriptor: int, exclusive: bool) -> bool:
     return True
 
 
+def of_image(name: str) -> str:
+    """Return the name of an image's lock."""
+    return f"image:{name}"
+
+
 @contextmanager
 def locked(host: Host, names: Iterable[str], *, exclusive: bool = True) -> Iterator[None]:
     """Hold the locks of some names.

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from qsysd import network, render, seed
 from qsysd.config import load
 from qsysd.errors import InvalidError, QsysdError
-from qsysd.host import checks, locks
+from qsysd.host import checks
 from qsysd.host.context import Host
 from qsysd.host.unit_jobs import refresh, reload_dhcp
 from qsysd.model.vm import VMSpec
@@ -78,23 +78,22 @@ def render_again(host: Host, names: Sequence[str]) -> dict[str, list[str]]:
 
 
 def render_each(host: Host, names: Sequence[str]) -> tuple[dict[str, list[str]], dict[str, QsysdError]]:
-    """Write what definitions render to; return per VM the files that were not so, and what prevented it.
+    """Write what definitions render to; return per VM the files that differed, and what prevented it.
 
-    systemd reads changed drop-ins once for all of them.
+    The VMs' exclusive locks must be held. systemd reads changed drop-ins once for all of them.
     """
     changed: dict[str, list[str]] = {}
     errors: dict[str, QsysdError] = {}
     claims: list[Claims] = []
-    with locks.locked(host, names):
-        for name in names:
-            try:
-                spec, rendered = of_definition(host, name)
-                if host.store.is_changed_by_hand(name):
-                    # Read once: with 1000 changed definitions, reading them for each would take minutes.
-                    claims = claims or of_others(host.store)
-                    checks.check_unique(host, spec, [other for other in claims if other.name != name])
-                changed[name] = write(host, spec, rendered)
-            except QsysdError as error:
-                errors[name] = error
-        refresh(host, list(changed))
+    for name in names:
+        try:
+            spec, rendered = of_definition(host, name)
+            if host.store.is_changed_by_hand(name):
+                # Read once: with 1000 changed definitions, reading them for each would take minutes.
+                claims = claims or of_others(host.store)
+                checks.check_unique(host, spec, [other for other in claims if other.name != name])
+            changed[name] = write(host, spec, rendered)
+        except QsysdError as error:
+            errors[name] = error
+    refresh(host, list(changed))
     return changed, errors

@@ -10,8 +10,8 @@ from qsysd import files, paths, render
 from qsysd.config import dump, load
 from qsysd.errors import ExistsError, InvalidError, QsysdError
 from qsysd.host import allocation, base_images, checks, intents, locks, rendering, unit_jobs
+from qsysd.host.changes import changing, recover
 from qsysd.host.context import Host
-from qsysd.host.recovery import recover
 from qsysd.host.removal import remove_everything
 from qsysd.model.vm import VMSpec
 from qsysd.store import claims
@@ -33,11 +33,9 @@ def create(
     before anything was made, and any other error after what was made has been removed again.
     """
     host.require_ready()
-    recover(host)
     defaults = host.store.defaults()
     spec = load.parse_vm(text, source, defaults=defaults)
-    image_lock = [f"image:{spec.image}"] if spec.image else []
-    with locks.locked(host, [spec.name]), locks.locked(host, image_lock, exclusive=False):
+    with changing(host, [spec.name], ready=True, images=[spec.image] if spec.image else []):
         _check_free(host, spec.name)
         with ExitStack() as undo:
             # No two VMs choose an address at once; it is taken when it stands in a definition.

@@ -11,9 +11,10 @@ from typing import NamedTuple
 from qsysd import paths
 from qsysd.errors import QsysdError
 from qsysd.files import SyncedTogether
-from qsysd.host import intents, locks
+from qsysd.host import intents
+from qsysd.host.changes import changing
 from qsysd.host.context import Host
-from qsysd.host.recovery import is_known, recover
+from qsysd.host.recovery import is_known
 from qsysd.host.removal import files, remove_all
 from qsysd.host.unit_states import require_traces
 from qsysd.names import natural_key
@@ -91,20 +92,18 @@ class Deleted(NamedTuple):
     failed: dict[str, QsysdError]
 
 
-def delete(host: Host, names: Sequence[str]) -> Deleted:
+def delete(host: Host, names: Sequence[str] | None) -> Deleted:
     """Delete VMs with their disks. One that cannot be deleted keeps no other from it.
 
     Raises, before anything is touched, NotFoundError when one of them does not exist and StateError
     while something is mounted in the directory of one.
     """
-    host.require_root()
-    recover(host)
-    with locks.locked(host, names):
-        for name in names:
+    with changing(host, names) as vms:
+        for name in vms:
             require_traces(host, name)
             trees.refuse_mounts(host.scope.vm_dir(name))
-        kept = [path for name in names for path in foreign_drop_ins(host, name)]
-        for name in names:
+        kept = [path for name in vms for path in foreign_drop_ins(host, name)]
+        for name in vms:
             # A delete that fails is not undone: the intent stays, and the next command completes it.
             try:
                 intents.begin(host, name, "delete")
@@ -112,9 +111,9 @@ def delete(host: Host, names: Sequence[str]) -> Deleted:
                 # A full disk: to delete is the way out of it, and can be repeated if it is killed.
                 host.progress(f"warning: {error.message}")
         with SyncedTogether():
-            failed = remove_all(host, names)
+            failed = remove_all(host, vms)
         for intent in intents.pending(host.scope):
-            if intent.name in names and intent.name not in failed and is_known(intent):
+            if intent.name in vms and intent.name not in failed and is_known(intent):
                 intents.end(intent)
     return Deleted(kept, {name: _as_error(name, error) for name, error in failed.items()})
 

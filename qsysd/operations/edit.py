@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from qsysd import paths, render
+from qsysd import render
 from qsysd.config import dump, load
 from qsysd.errors import InvalidError, QsysdError
-from qsysd.host import allocation, checks, locks, rendering, unit_jobs, unit_states
+from qsysd.host import allocation, checks, rendering, selection, unit_jobs, unit_states
+from qsysd.host.changes import changing
 from qsysd.host.context import Host
-from qsysd.host.recovery import recover
 from qsysd.model.vm import VMSpec
 from qsysd.store import claims
 
@@ -22,9 +22,7 @@ def edit(host: Host, name: str, text: str, *, before: str) -> bool:
     What cannot change stays: name, UUID, image, the number of disks. Raises InvalidError, and
     QsysdError when two people edited at once.
     """
-    host.require_root()
-    recover(host)
-    with locks.locked(host, [name]), locks.locked(host, [paths.ADDRESSES]):
+    with changing(host, [name], addresses=True):
         if host.store.require(name) != before:
             raise QsysdError(f"{name} was changed by somebody else meanwhile", hint=f"qsysd edit {name}")
         old = load.parse_vm(before, host.scope.definition(name), name=name, defaults=host.store.defaults())
@@ -69,13 +67,13 @@ def _check_kept(old: VMSpec, new: VMSpec) -> None:
             )
 
 
-def check(host: Host, names: Sequence[str]) -> dict[str, list[str]]:
+def check(host: Host, names: Sequence[str] | None) -> dict[str, list[str]]:
     """Return per VM the files that are not what its definition renders to. Raises InvalidError."""
-    return {name: host.store.differences(name, rendering.of_definition(host, name)[1]) for name in names}
+    vms = selection.resolve(host, names)
+    return {name: host.store.differences(name, rendering.of_definition(host, name)[1]) for name in vms}
 
 
-def render_again(host: Host, names: Sequence[str]) -> dict[str, list[str]]:
+def render_again(host: Host, names: Sequence[str] | None) -> dict[str, list[str]]:
     """Write what definitions render to; return per VM the files that were not so. Raises InvalidError."""
-    host.require_root()
-    recover(host)
-    return rendering.render_again(host, names)
+    with changing(host, names) as vms:
+        return rendering.render_again(host, vms)

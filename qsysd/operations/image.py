@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qsysd.host import base_images, locks
+from qsysd.host import base_images
+from qsysd.host.changes import changing_images, recover
 from qsysd.host.context import Host
-from qsysd.host.recovery import recover
 from qsysd.images import Image, Users
 from qsysd.values import printable
 
@@ -46,9 +46,7 @@ def import_file(
 
     Raises InvalidError, ExistsError, QsysdError, TimeoutExpired.
     """
-    host.require_root()
-    recover(host)
-    with locks.locked(host, [f"image:{name}"]):
+    with changing_images(host, [name]):
         return host.images.import_file(
             path, name, default_user=user, cloud_init=cloud_init, kind=kind, progress=host.progress
         )
@@ -56,9 +54,7 @@ def import_file(
 
 def remove(host: Host, names: Sequence[str]) -> None:
     """Remove images. Raises NotFoundError, and StateError while a VM uses one, before any is removed."""
-    host.require_root()
-    recover(host)
-    with locks.locked(host, [f"image:{name}" for name in names]):
+    with changing_images(host, names):
         used = {name: base_images.users(host, name) for name in names}
         for name in names:
             host.images.require(name)

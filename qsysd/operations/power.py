@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from qsysd import paths
 from qsysd.errors import NotFoundError, QsysdError, StateError, TimeoutExpired
-from qsysd.host import intents, locks, unit_jobs, unit_states
+from qsysd.host import locks, unit_jobs, unit_states
+from qsysd.host.changes import begin, changing
 from qsysd.host.context import Host
 from qsysd.host.outcomes import Outcome, State, failed
 from qsysd.systemd import JobResult
@@ -22,51 +23,47 @@ if TYPE_CHECKING:
 MONITOR_TIMEOUT = 5.0
 
 
-def start(host: Host, names: Sequence[str]) -> list[Outcome]:
+def start(host: Host, names: Sequence[str] | None) -> list[Outcome]:
     """Start VMs and the VMs that they depend on; a VM has started when its QEMU answers QMP.
 
     A dependency that already runs has no outcome.
     """
-    host.require_ready()
-    _recover(host)
-    needed_by = unit_jobs.dependencies(host, names)
+    vms = begin(host, names, ready=True)
+    needed_by = unit_jobs.dependencies(host, vms)
     outcomes = _render_stale(host, list(needed_by))
     with locks.locked(host, needed_by, exclusive=False):
         valid = {name: other for name, other in needed_by.items() if name not in outcomes}
         outcomes |= unit_jobs.start_units(host, valid)
-    return [*unit_jobs.as_dependencies(outcomes, needed_by, names), *(outcomes[name] for name in names)]
+    return [*unit_jobs.as_dependencies(outcomes, needed_by, vms), *(outcomes[name] for name in vms)]
 
 
-def restart(host: Host, names: Sequence[str]) -> list[Outcome]:
+def restart(host: Host, names: Sequence[str] | None) -> list[Outcome]:
     """Stop VMs gracefully and start them again, with their definitions as they are now."""
-    host.require_ready()
-    _recover(host)
-    outcomes = _render_stale(host, names)
-    with locks.locked(host, names, exclusive=False):
-        unit_states.require(host, names)
-        states = unit_states.states(host, names)
-        rest = [name for name in names if name not in outcomes]
+    vms = begin(host, names, ready=True)
+    outcomes = _render_stale(host, vms)
+    with locks.locked(host, vms, exclusive=False):
+        unit_states.require(host, vms)
+        states = unit_states.states(host, vms)
+        rest = [name for name in vms if name not in outcomes]
         unit_jobs.prepare(host, [states[name] for name in rest])
         timeout = unit_jobs.START_TIMEOUT + unit_jobs.stop_limit(host, [states[name] for name in rest])
         before = {name: states[name].active for name in rest}
         outcomes |= unit_jobs.start_jobs(host, "RestartUnit", before, State.RESTARTED, timeout)
-    return [outcomes[name] for name in names]
+    return [outcomes[name] for name in vms]
 
 
-def stop(host: Host, names: Sequence[str]) -> list[Outcome]:
+def stop(host: Host, names: Sequence[str] | None) -> list[Outcome]:
     """Power VMs off gracefully, and at each VM's own timeout by force. They need no definition."""
-    host.require_root()
-    _recover(host)
-    with locks.locked(host, names, exclusive=False):
-        for name in names:
+    with changing(host, names, exclusive=False) as vms:
+        for name in vms:
             unit_states.require_traces(host, name)
-        states = unit_states.states(host, names)
+        states = unit_states.states(host, vms)
         outcomes = {
             name: Outcome(name, State.ALREADY_OFF, states[name].active, states[name].active)
-            for name in names
+            for name in vms
             if states[name].active in unit_states.OFF
         }
-        rest = [name for name in names if name not in outcomes]
+        rest = [name for name in vms if name not in outcomes]
         if rest:
             rest, timeout = unit_jobs.stop_plan(host, rest, [states[name] for name in rest])
             results = unit_jobs.run_jobs(host, "StopUnit", rest, timeout)
@@ -77,7 +74,7 @@ def stop(host: Host, names: Sequence[str]) -> list[Outcome]:
             after = unit_states.states(host, rest)
             for name, result in zip(rest, results, strict=True):
                 outcomes[name] = _stopped(name, result, states[name].active, after[name].active)
-    return [outcomes[name] for name in names]
+    return [outcomes[name] for name in vms]
 
 
 def _stopped(name: str, result: JobResult, before: str, after: str) -> Outcome:
@@ -91,18 +88,17 @@ def _stopped(name: str, result: JobResult, before: str, after: str) -> Outcome:
     return failed(name, error, before, after) if error else Outcome(name, State.STOPPED, before, after)
 
 
-def kill(host: Host, names: Sequence[str]) -> list[Outcome]:
+def kill(host: Host, names: Sequence[str] | None) -> list[Outcome]:
     """Switch VMs off without a shutdown of the guest; QEMU flushes its disks if it can.
 
     They need no definition.
     """
-    host.require_root()
-    with locks.locked(host, names, exclusive=False):
-        for name in names:
+    with changing(host, names, exclusive=False) as vms:
+        for name in vms:
             unit_states.require_traces(host, name)
-        before = unit_states.states(host, names)
-        unit_jobs.power_off(host, names)
-        after = unit_states.states(host, names)
+        before = unit_states.states(host, vms)
+        unit_jobs.power_off(host, vms)
+        after = unit_states.states(host, vms)
     return [
         Outcome(
             name,
@@ -110,15 +106,8 @@ def kill(host: Host, names: Sequence[str]) -> list[Outcome]:
             before[name].active,
             after[name].active,
         )
-        for name in names
+        for name in vms
     ]
-
-
-def _recover(host: Host) -> None:
-    if intents.pending(host.scope):
-        from qsysd.host.recovery import recover
-
-        recover(host)
 
 
 def _render_stale(host: Host, names: Sequence[str]) -> dict[str, Outcome]:
@@ -126,16 +115,15 @@ def _render_stale(host: Host, names: Sequence[str]) -> dict[str, Outcome]:
 
     Return the outcome of each VM whose definition is not valid.
     """
-    invalid: dict[str, Outcome] = {}
-    for name in names:
-        if host.store.is_stale(name):
-            from qsysd.host import rendering
+    stale = [name for name in names if host.store.is_stale(name)]
+    if not stale:
+        return {}
+    # A seam: rendering imports YAML and jinja2, and definitions are hardly ever stale.
+    from qsysd.host import rendering
 
-            try:
-                rendering.render_again(host, [name])
-            except QsysdError as error:
-                invalid[name] = failed(name, error)
-    return invalid
+    with locks.locked(host, stale):
+        _, errors = rendering.render_each(host, stale)
+    return {name: failed(name, error) for name, error in errors.items()}
 
 
 # inside the VM
@@ -167,14 +155,13 @@ def ask(host: Host, name: str, action: Callable[[Monitor], State]) -> Outcome:
         return failed(name, error)
 
 
-def _each(host: Host, names: Sequence[str], action: Callable[[Monitor], State]) -> list[Outcome]:
-    host.require_root()
-    unit_states.require(host, names)
-    with locks.locked(host, names, exclusive=False):
-        return [ask(host, name, action) for name in names]
+def _each(host: Host, names: Sequence[str] | None, action: Callable[[Monitor], State]) -> list[Outcome]:
+    with changing(host, names, exclusive=False) as vms:
+        unit_states.require(host, vms)
+        return [ask(host, name, action) for name in vms]
 
 
-def pause(host: Host, names: Sequence[str]) -> list[Outcome]:
+def pause(host: Host, names: Sequence[str] | None) -> list[Outcome]:
     """Stop the guest's processors; its memory stays."""
 
     def action(monitor: Monitor) -> State:
@@ -186,7 +173,7 @@ def pause(host: Host, names: Sequence[str]) -> list[Outcome]:
     return _each(host, names, action)
 
 
-def resume(host: Host, names: Sequence[str]) -> list[Outcome]:
+def resume(host: Host, names: Sequence[str] | None) -> list[Outcome]:
     """Let a paused guest go on; after an I/O error the disk's request is tried again."""
 
     def action(monitor: Monitor) -> State:
@@ -198,7 +185,7 @@ def resume(host: Host, names: Sequence[str]) -> list[Outcome]:
     return _each(host, names, action)
 
 
-def reset(host: Host, names: Sequence[str]) -> list[Outcome]:
+def reset(host: Host, names: Sequence[str] | None) -> list[Outcome]:
     """Press the reset button: the guest boots again without a shutdown."""
 
     def action(monitor: Monitor) -> State:
@@ -211,29 +198,28 @@ def reset(host: Host, names: Sequence[str]) -> list[Outcome]:
 # at host boot
 
 
-def enable(host: Host, names: Sequence[str]) -> list[Outcome]:
+def enable(host: Host, names: Sequence[str] | None) -> list[Outcome]:
     """Start VMs at host boot from now on."""
     return _enabling(host, names, State.ENABLED)
 
 
-def disable(host: Host, names: Sequence[str]) -> list[Outcome]:
+def disable(host: Host, names: Sequence[str] | None) -> list[Outcome]:
     """Do not start VMs at host boot any more; one that runs goes on."""
     return _enabling(host, names, State.DISABLED)
 
 
-def _enabling(host: Host, names: Sequence[str], state: State) -> list[Outcome]:
-    host.require_root()
-    with locks.locked(host, names):
-        for name in names:
+def _enabling(host: Host, names: Sequence[str] | None, state: State) -> list[Outcome]:
+    with changing(host, names) as vms:
+        for name in vms:
             if state is State.ENABLED:
                 unit_states.require(host, [name])
             else:
                 unit_states.require_traces(host, name)
         before = unit_states.enabled_names(host)
-        units = [paths.unit(name) for name in names]
+        units = [paths.unit(name) for name in vms]
         if state is State.ENABLED:
             host.systemd.enable(units)
         else:
             host.systemd.disable(units)
         unit_jobs.sync_links(host)
-    return [Outcome(name, state, "enabled" if name in before else "disabled", state.value) for name in names]
+    return [Outcome(name, state, "enabled" if name in before else "disabled", state.value) for name in vms]

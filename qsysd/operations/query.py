@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -41,12 +41,12 @@ class VMStatus(ListedVM):
     pending: list[str] = field(default_factory=list)
 
 
-def list_vms(host: Host, names: Iterable[str] = ()) -> list[ListedVM]:
+def list_vms(host: Host, names: Sequence[str] | None = None) -> list[ListedVM]:
     """Return the VMs of this host, or those named. Raises NotFoundError for a name that is none."""
     return listed(host, names)
 
 
-def status(host: Host, names: Sequence[str]) -> list[VMStatus]:
+def status(host: Host, names: Sequence[str] | None) -> list[VMStatus]:
     """Return the status of VMs. Raises NotFoundError."""
     return [_status(host, vm) for vm in listed(host, names, timeout=STATUS_MONITOR_TIMEOUT)]
 

@@ -10,9 +10,9 @@ from qsysd.config import dump
 from qsysd.errors import ExistsError, HostError, QsysdError, StateError
 from qsysd.files import read_text, write_atomic
 from qsysd.host import divergence, journal, keys, locks, rendering
+from qsysd.host.changes import setting_up
 from qsysd.host.context import Host
 from qsysd.host.helper_install import install_helper, install_units
-from qsysd.host.recovery import recover
 from qsysd.model.network import NetworkKind, NetworkSpec
 from qsysd.runtime import spawn
 
@@ -34,11 +34,9 @@ def setup(host: Host) -> list[str]:
 
     Raises HostError where systemd or a needed program is missing.
     """
-    host.require_root()
     done: list[str] = []
-    with locks.locked(host, [paths.SETUP]):
+    with setting_up(host):
         _directories(host)
-        recover(host)
         done += _group()
         done += install_helper(host)
         done += install_units(host)
@@ -165,7 +163,9 @@ def _network_up(host: Host, name: str, *, changed: bool) -> list[str]:
 
 def _renderings(host: Host) -> list[str]:
     """Render the VMs again, for a new version's templates; running VMs go on with what they have."""
-    changed, errors = rendering.render_each(host, host.store.names())
+    names = host.store.names()
+    with locks.locked(host, names):
+        changed, errors = rendering.render_each(host, names)
     for error in errors.values():
         host.progress(f"warning: {error.message}")
     return [f"rendered {name}" for name, files in changed.items() if files]

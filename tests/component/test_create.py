@@ -473,7 +473,7 @@ def test_a_bus_that_goes_in_the_middle_keeps_a_note_for_the_next_command(host: O
     assert [intent.name for intent in intents.pending(host.scope)] == ["web1"]
     assert "web1: the failed create could not be undone yet" in host.told[0]
     other = OwnHost(host.scope)
-    power.start(other, [])
+    power.start(other, None)
     assert files() == before
     assert intents.pending(host.scope) == []
 

@@ -158,7 +158,7 @@ def test_a_killed_delete_that_cannot_be_finished_blocks_no_other_vm(host: OwnHos
         assert any(f"{directory}/data is a mount point" in line for line in host.told)
         assert (directory / "data" / "precious").exists()
         wire.run("umount", str(directory / "data"))
-        power.start(host, [])
+        power.start(host, None)
     assert host.store.names() == ["web2"]
 
 

@@ -36,7 +36,7 @@ from qsysd.errors import (
     QsysdError,
     TimeoutExpired,
 )
-from qsysd.host import checks, listing
+from qsysd.host import checks, listing, selection
 from qsysd.host.context import Host
 from qsysd.host.outcomes import Outcome, State, failed
 from qsysd.model.disk import Disk
@@ -104,9 +104,10 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, Any]]]:
     made: list[tuple[str, Any]] = []
 
     def operation(name: str, state: State) -> Callable[[Host, Sequence[str]], list[Outcome]]:
-        def call(host: Host, names: Sequence[str]) -> list[Outcome]:
-            made.append((name, list(names)))
-            return [Outcome(vm, state) for vm in names]
+        def call(host: Host, names: Sequence[str] | None) -> list[Outcome]:
+            vms = selection.resolve(host, names)
+            made.append((name, vms))
+            return [Outcome(vm, state) for vm in vms]
 
         return call
 

@@ -1,0 +1,90 @@
+"""What every verb that changes a host does first: privilege, recovery, locks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from qsysd import paths
+from qsysd.host import intents, locks, selection
+from qsysd.host.context import Host
+
+# Of the directories in which images.staging creates images: that package is not imported for the question.
+STAGING_SUFFIX = ".part"
+
+
+@contextmanager
+def changing(
+    host: Host,
+    names: Sequence[str] | None,
+    *,
+    exclusive: bool = True,
+    ready: bool = False,
+    images: Sequence[str] = (),
+    addresses: bool = False,
+) -> Iterator[list[str]]:
+    """Hold the locks of VMs that a verb changes; yield the VMs, each once.
+
+    names: None for all VMs of this host. exclusive: False for starting, stopping and the like, which share
+    the locks, so that `kill` gets through while a `stop` waits. ready: whether the host must be set up.
+    images: base images that must not change meanwhile. addresses: whether addresses are allocated.
+
+    What killed commands left is recovered before the locks are taken. Locks are taken in the order VMs,
+    images, ADDRESSES. Raise QsysdError for every user but root, HostError, TimeoutExpired, InvalidError.
+    """
+    vms = begin(host, names, ready=ready)
+    with (
+        locks.locked(host, vms, exclusive=exclusive),
+        locks.locked(host, map(locks.of_image, images), exclusive=False),
+        locks.locked(host, [paths.ADDRESSES] if addresses else []),
+    ):
+        yield vms
+
+
+@contextmanager
+def changing_images(host: Host, names: Sequence[str]) -> Iterator[None]:
+    """Hold the locks of images that a verb changes, after recovery. Raise as `changing` does."""
+    host.require_root()
+    recover(host)
+    with locks.locked(host, map(locks.of_image, names)):
+        yield
+
+
+@contextmanager
+def setting_up(host: Host) -> Iterator[None]:
+    """Hold the lock for a set-up of the host, after recovery. Raise as `changing` does."""
+    host.require_root()
+    with locks.locked(host, [paths.SETUP]):
+        recover(host)
+        yield
+
+
+def begin(host: Host, names: Sequence[str] | None, *, ready: bool = False) -> list[str]:
+    """Require privilege and recover as `changing` does, and return the VMs.
+
+    For verbs that choose their locks afterwards.
+    """
+    if ready:
+        host.require_ready()
+    else:
+        host.require_root()
+    recover(host)
+    return selection.resolve(host, names)
+
+
+def recover(host: Host) -> None:
+    """Repair what killed commands left, if anything."""
+    if intents.pending(host.scope) or _has_staging(host):
+        # A seam: recovery imports all that a delete needs, and there is almost never anything to repair.
+        from qsysd.host import recovery
+
+        recovery.recover(host)
+
+
+def _has_staging(host: Host) -> bool:
+    """Return whether an image is being created, or was when its command was killed."""
+    try:
+        return any(entry.endswith(STAGING_SUFFIX) for entry in os.listdir(host.scope.images_dir))
+    except OSError:
+        return False
