@@ -8,9 +8,10 @@ from dataclasses import replace
 
 from qsysd import network, values
 from qsysd.host.context import Host
+from qsysd.model.defaults import Defaults
 from qsysd.model.disk import Disk
 from qsysd.model.nic import Nic
-from qsysd.model.vm import Defaults, VMSpec
+from qsysd.model.vm import VMSpec
 from qsysd.qemu import machine_types
 from qsysd.runtime.ports import Port
 from qsysd.store.claims import Claims

@@ -1,18 +1,29 @@
-"""A NIC of a VM."""
+"""NICs of a VM."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from qsysd.model import parsers
+from qsysd.model.field import field
+
 
 @dataclass(frozen=True)
 class Nic:
-    """A network card. The address is what DHCP gives it, and the only one it may use.
+    """A network card, connected to a network by a TAP.
 
-    name: unique among the VM's devices, kept when other NICs are added or removed.
+    mac: "" until create has chosen one. address: what DHCP gives to the NIC, and the only one that
+    anti-spoofing lets it use; None until create has chosen one.
     """
 
-    name: str
-    network: str
-    mac: str
-    address: str | None = None
+    name: str = field(
+        parsers.device_name(), numbered="net", help="unique among the VM's devices; names the TAP"
+    )
+    network: str = field(parsers.name(), default="default", bare=True, help="network that the NIC is part of")
+    mac: str = field(parsers.mac(), default="", help="MAC address", default_help="chosen at create")
+    address: str | None = field(
+        parsers.address(),
+        default=None,
+        help="IPv4 address of the guest, assigned by DHCP; the guest can use no other",
+        default_help="chosen at create",
+    )

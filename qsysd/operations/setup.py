@@ -90,7 +90,7 @@ def _default_network(host: Host) -> list[str]:
     if DEFAULT_NETWORK in host.store.network_names():
         return []
     taken = [host.store.load_network(name).subnet for name in host.store.network_names()]
-    spec = NetworkSpec(DEFAULT_NETWORK, NetworkKind.NAT, network.choose_subnet(taken))
+    spec = NetworkSpec(name=DEFAULT_NETWORK, kind=NetworkKind.NAT, subnet=network.choose_subnet(taken))
     write_atomic(host.scope.network_definition(spec.name), dump.dump_network(spec), 0o644)
     return [f"created the network {spec.name} on {spec.subnet}"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qsysd.model.vm import Kernel
+from qsysd.model.boot import Kernel
 from qsysd.qemu.options import Verbatim
 
 

@@ -21,8 +21,9 @@ from qsysd.store import environment
 from qsysd.systemd.unit_files import drop_in_digest
 
 if TYPE_CHECKING:
+    from qsysd.model.defaults import Defaults
     from qsysd.model.network import NetworkSpec
-    from qsysd.model.vm import Defaults, VMSpec
+    from qsysd.model.vm import VMSpec
     from qsysd.render import Rendered
 
 # ECMA-119: the application identifier of the primary volume descriptor, which is in sector 16.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import yaml
 
 from qsysd import render, seed
 from qsysd.config import dump, load
@@ -15,6 +14,7 @@ from qsysd.qemu import argv
 
 HERE = Path(__file__).parent
 CASES = sorted((HERE / "cases").glob("*.yaml"))
+NETWORKS = sorted((HERE / "networks").glob("*.yaml"))
 EXAMPLES = sorted((HERE.parents[1] / "examples").glob("*.yaml"))
 SCOPE = Scope()
 HELPER = ["/usr/bin/python3", "-I", "-S", "-E", "/var/lib/qsysd/helper/current/qsysd-helper"]
@@ -88,17 +88,11 @@ def test_unit(version: int, regenerate: bool) -> None:
     assert ("RestartSteps=" in text) == (version >= 254)
 
 
-@pytest.mark.parametrize(
-    ("directory", "name", "subnet"),
-    [
-        ("network", "default", "10.83.0.0/24"),
-        ("network-long", "a-network-of-a-longer-name", "172.30.16.0/20"),
-    ],
-)
-def test_network(directory: str, name: str, subnet: str, regenerate: bool) -> None:
-    spec = load.parse_network(f"name: {name}\nkind: nat\nsubnet: {subnet}\n", f"{name}.yaml")
+@pytest.mark.parametrize("case", NETWORKS, ids=lambda case: case.stem)
+def test_network(case: Path, regenerate: bool) -> None:
+    spec = load.parse_network(case.read_text(), case.name)
     files = {Path(path).name: text for path, text in render.network_files(spec, SCOPE).items()}
-    compare(directory, files | {f"{name}.yaml": dump.dump_network(spec)}, regenerate)
+    compare(case.stem, files | {f"{spec.name}.yaml": dump.dump_network(spec)}, regenerate)
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.stem)
@@ -113,13 +107,6 @@ def test_definition_says_what_the_spec_says(case: Path) -> None:
     assert load.parse_vm(dump.dump_vm(spec), case.name) == spec
 
 
-def test_every_key_is_exercised() -> None:
-    documents = [yaml.safe_load(case.read_text()) for case in CASES]
-    assert {key for document in documents for key in document} == set(load.VM_KEYS)
-    for part, keys in (("disks", {"name", "size"}), ("nics", {"name", "network", "mac", "address"})):
-        assert {key for document in documents for item in document.get(part, []) for key in item} == keys
-
-
 def test_nothing_is_expected_of_what_is_not_there() -> None:
-    directories = {case.stem for case in CASES} | {"unit-252", "unit-257", "network", "network-long"}
+    directories = {case.stem for case in (*CASES, *NETWORKS)} | {"unit-252", "unit-257"}
     assert {path.name for path in (HERE / "expected").iterdir()} == directories

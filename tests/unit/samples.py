@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from qsysd.config.reader import CPUS_MAXIMUM
+from qsysd.model.boot import Kernel
 from qsysd.model.disk import Disk
 from qsysd.model.nic import Nic
-from qsysd.model.vm import Accel, Kernel, VMSpec
+from qsysd.model.vm import CPUS_MAXIMUM, Accel, VMSpec
 
 UUID = "5f2b7b1e-6d3f-4a52-9c57-0d6f3a1b2c3d"
 MAC = "52:54:00:12:34:56"

@@ -39,9 +39,10 @@ from qsysd.errors import (
 from qsysd.host import checks, listing, selection
 from qsysd.host.context import Host
 from qsysd.host.outcomes import Outcome, State, failed
+from qsysd.model.boot import Kernel
 from qsysd.model.disk import Disk
 from qsysd.model.nic import Nic
-from qsysd.model.vm import Accel, Kernel, VMSpec
+from qsysd.model.vm import Accel, VMSpec
 from qsysd.operations import create, delete, doctor, edit, guest, image, power, query, setup
 from qsysd.paths import Scope
 

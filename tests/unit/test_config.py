@@ -13,10 +13,13 @@ from samples import KEY, MAC, NASTY, UUID, any_vms, vm
 
 from qsysd.config import dump, load
 from qsysd.errors import InvalidError
+from qsysd.model.boot import Kernel
+from qsysd.model.defaults import Defaults
 from qsysd.model.disk import Disk
+from qsysd.model.field import keys
 from qsysd.model.network import NetworkKind, NetworkSpec
 from qsysd.model.nic import Nic
-from qsysd.model.vm import Accel, Defaults, Kernel, VMSpec
+from qsysd.model.vm import Accel, VMSpec
 
 GIB = 1024**3
 
@@ -92,13 +95,6 @@ qemu_args: [-device, "usb-ehci,id=usb0"]
     )
 
 
-def test_every_key_is_in_the_spec() -> None:
-    fields = {field.name for field in dataclasses.fields(VMSpec)}
-    inside_kernel = {"initrd", "append"}
-    units = {"memory": "memory_mib", "memory_limit": "memory_limit_mib"}
-    assert fields == {units.get(key, key) for key in load.VM_KEYS} - inside_kernel
-
-
 def test_what_is_left_out_has_a_default() -> None:
     spec = parse("name: web1\nimage: debian")
     assert spec == VMSpec(
@@ -156,7 +152,7 @@ def test_a_seed_comes_with_an_image_unless_it_is_refused() -> None:
 
 
 def test_keys_without_a_value_count_as_left_out() -> None:
-    nothing = "".join(f"{key}:\n" for key in load.VM_KEYS if key not in ("name", "image"))
+    nothing = "".join(f"{key}:\n" for key in keys(VMSpec) if key not in ("name", "image"))
     assert valid(nothing) == valid("")
     assert problems("name:\nimage: debian") == ["web1.yaml:1: the key 'name' is missing"]
 
@@ -515,7 +511,7 @@ def test_hostile_files_are_refused_in_words(text: str) -> None:
 def test_any_text_is_a_definition_or_refused() -> None:
     chance = random.Random(7)
     pieces = [
-        *NASTY, *load.VM_KEYS, "\n", "\n  ", "\n- ", ": ", ": ", ", ", "[", "]", "{", "}",
+        *NASTY, *keys(VMSpec), "\n", "\n  ", "\n- ", ": ", ": ", ", ", "[", "]", "{", "}",
         "name: web1\n", "image: debian\n",
         "size: 1G", "mac: ", "|\n", ">-\n", "? ", "!!int ", "!!str ", "&x ", "*x", "\t", "\r", "\x00",
         "\x85", "\ud834",
@@ -583,7 +579,7 @@ def test_texts_that_are_not_unicode_are_refused_before_they_are_written() -> Non
 
 def test_networks() -> None:
     spec = load.parse_network("name: lan\nkind: nat\nsubnet: 10.9.0.0/24", "lan.yaml", name="lan")
-    assert spec == NetworkSpec("lan", NetworkKind.NAT, "10.9.0.0/24")
+    assert spec == NetworkSpec(name="lan", kind=NetworkKind.NAT, subnet="10.9.0.0/24")
     assert load.parse_network(dump.dump_network(spec), "lan.yaml") == spec
     spec = load.parse_network("name: lan\nsubnet: 10.9.0.0/24\nhost_access: true", "lan.yaml", name="lan")
     assert spec.host_access

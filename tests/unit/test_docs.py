@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from qsysd.config.load import VM_KEYS
+from qsysd.model.field import keys
 from qsysd.model.network import NetworkSpec
+from qsysd.model.vm import VMSpec
 from qsysd.operations.setup import DEFAULTS_TEXT
 
 ROOT = Path(__file__).parents[2]
@@ -34,11 +35,11 @@ def terms(text: str) -> set[str]:
 
 def test_each_key_of_a_definition_is_in_the_manual_page_and_in_the_table() -> None:
     manual = page("qsysd.yaml.5")
-    assert terms(section(manual, "VMS")) == set(VM_KEYS)
+    assert terms(section(manual, "VMS")) == set(keys(VMSpec))
     rows = re.findall(
         r"^\| (`.*?`) \|", (ROOT / "docs/definition.md").read_text(encoding="utf-8"), re.MULTILINE
     )
-    assert {key for row in rows for key in re.findall("`([a-z_]+)`", row)} >= set(VM_KEYS)
+    assert {key for row in rows for key in re.findall("`([a-z_]+)`", row)} >= set(keys(VMSpec))
 
 
 def test_each_key_of_networks_and_defaults_is_in_the_manual_page() -> None:

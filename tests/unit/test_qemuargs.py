@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 from samples import UUID, vm
 
+from qsysd.model.boot import Kernel
 from qsysd.model.disk import Disk
 from qsysd.model.nic import Nic
-from qsysd.model.vm import Accel, Kernel
+from qsysd.model.vm import Accel
 from qsysd.paths import Scope
 from qsysd.qemu import argv, disk, machine
 

@@ -13,9 +13,10 @@ import systemd_syntax
 from samples import NASTY, any_vms, vm
 
 from qsysd import paths, render
+from qsysd.model.boot import Kernel
 from qsysd.model.network import NetworkKind, NetworkSpec
 from qsysd.model.nic import Nic
-from qsysd.model.vm import Accel, Kernel
+from qsysd.model.vm import Accel
 from qsysd.paths import Scope
 from qsysd.qemu import argv
 from qsysd.runtime.ports import parse_ports
@@ -282,7 +283,7 @@ def test_the_user_of_a_start_is_looked_for_where_systemd_leaves_it(
 
 @pytest.mark.parametrize("name", ["default", "a", "a-very-long-name-of-28-chars"])
 def test_the_files_of_a_network(name: str) -> None:
-    files = render.network_files(NetworkSpec(name, NetworkKind.NAT, "10.83.0.0/24"), SCOPE)
+    files = render.network_files(NetworkSpec(name=name, kind=NetworkKind.NAT, subnet="10.83.0.0/24"), SCOPE)
     assert set(files) == {
         SCOPE.network_environment(name),
         SCOPE.network_rules(name),

@@ -42,8 +42,7 @@ LONGER_FUNCTIONS = {
 ADAPTER = "the adapter of a heavy library"
 SEAM = "a named seam of docs/architecture.md: only some calls need it"
 FUNCTION_IMPORTS = {
-    ("qsysd/config/dump.py", "yaml"): ADAPTER,
-    ("qsysd/config/reader.py", "yaml"): ADAPTER,
+    ("qsysd/config/nodes.py", "yaml"): ADAPTER,
     ("qsysd/images/__init__.py", "yaml"): ADAPTER,
     ("qsysd/seed.py", "yaml"): ADAPTER,
     ("qsysd/systemd/bus.py", "gi.repository"): ADAPTER,
