@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from qsysd import paths
+from qsysd import interface_names, paths
 from qsysd.errors import HostError, InvalidError, QsysdError
 from qsysd.files import make_directory, read_text, remove, write_atomic
 from qsysd.paths import Scope
@@ -151,7 +151,7 @@ def write_hosts(scope: Scope, network: str, vm: str, entries: Sequence[tuple[str
     prepare(scope, network)
     # dnsmasq passes over names that begin with a dot, and reads the file when it gets its name. Its own
     # user reads it, whatever the caller's umask is.
-    write_atomic(path, text, 0o644, partial=_partial(path))
+    write_atomic(path, text, 0o644, staging=_partial(path))
     return before is not None
 
 
@@ -218,7 +218,7 @@ def release(scope: Scope, network: str, address: str, mac: str, *, running: bool
         if _has_lease(scope, network, address, mac):
             _forget(scope, network, address)
         return
-    bridge = paths.bridge(network)
+    bridge = interface_names.bridge(network)
     if not sysfs.exists(bridge):
         return  # dnsmasq cannot be reached there; the lease ends by itself, and no VM gets the address before
     # Also without a lease: the guest's last request may be on its way, and dnsmasq takes one after the other.

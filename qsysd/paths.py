@@ -1,4 +1,4 @@
-"""Where everything is: directories, files, unit names and interface names.
+"""Where everything is: directories, files and unit names.
 
 The only module that knows the scope. A `Scope` is plain data; nothing here touches the disk.
 """
@@ -6,6 +6,7 @@ The only module that knows the scope. A `Scope` is plain data; nothing here touc
 from __future__ import annotations
 
 import os
+from binascii import crc32
 
 # systemd user names (`qv-<name>`) hold at most 31 characters, which leaves 28 for the VM.
 # A name needs no escaping in a unit name, a path, a hostname or a command line.
@@ -45,7 +46,7 @@ TAPS = ":taps"
 
 
 def is_name(text: str) -> bool:
-    """Return whether `text` can name a VM or a network: what NAME_RULE says, without the cost of `re`."""
+    """Return whether `text` can name a VM or a network, by NAME_RULE."""
     return 0 < len(text) <= NAME_MAX and text[0] in _NAME_FIRST and _NAME_CHARACTERS.issuperset(text)
 
 
@@ -86,42 +87,6 @@ def domain(network: str) -> str:
 def is_disk(file: str) -> bool:
     """Return whether a file in a VM's directory is named as a disk: `disk0.qcow2`."""
     return file.endswith(".qcow2") and is_device_name(file.removesuffix(".qcow2"))
-
-
-def _digest(text: str) -> str:
-    """Return the SHA-256 of a name in hexadecimal."""
-    # Imported here: the helper that runs at each start and stop of a VM hardly ever needs it.
-    import hashlib
-
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _interface(prefix: str, name: str, suffix: str) -> str:
-    """Return prefix-name-suffix, or a digest in the name's place where that is too long."""
-    readable = f"{prefix}-{name}{suffix}"
-    if len(readable) <= INTERFACE_NAME_MAX:
-        return readable
-    room = INTERFACE_NAME_MAX - len(prefix) - 1 - len(suffix)
-    return f"{prefix}_{_digest(name)[:room]}{suffix}"
-
-
-def tap(vm: str, nic: str) -> str:
-    """Return the name of a NIC's TAP: `qv-web1-0` for net0 of web1, `qv-web1-lan` for its NIC lan.
-
-    Where that is too long: `qv_<digest>-0` for net0, with the digest of the VM's name, and `qv_<digest>` for
-    another NIC, with the digest of both names. The name of a NIC has no dash, so no two NICs of a host have
-    the same readable name.
-    """
-    number = nic.removeprefix("net")
-    if nic.startswith("net") and len(number) <= 3 and number.isdigit() and str(int(number)) == number:
-        return _interface("qv", vm, f"-{number}")
-    readable = f"qv-{vm}-{nic}"
-    return readable if len(readable) <= INTERFACE_NAME_MAX else f"qv_{_digest(f'{vm} {nic}')[:12]}"
-
-
-def bridge(network: str) -> str:
-    """Return the name of a network's bridge: `qb-default`, or `qb_<digest>` for a long name."""
-    return _interface("qb", network, "")
 
 
 class Scope:
@@ -165,12 +130,11 @@ class Scope:
 
     def definition(self, vm: str) -> str:
         """Return the VM's definition: the only source of truth."""
-        # Not os.path.join: a create asks for this of each VM of the host.
-        return f"{self.definitions_dir}/{vm}.yaml"
+        return os.path.join(self.definitions_dir, f"{vm}.yaml")
 
     def environment(self, vm: str) -> str:
         """Return the unit's EnvironmentFile, rendered from the definition."""
-        return f"{self.definitions_dir}/{vm}.env"
+        return os.path.join(self.definitions_dir, f"{vm}.env")
 
     def drop_in_dir(self, vm: str) -> str:
         """Return the directory of the VM's drop-ins, ours and a person's own."""
@@ -287,7 +251,5 @@ class Scope:
         if name in (ADDRESSES, SETUP, TAPS):
             return os.path.join(self.locks_dir, name[1:])
         kind = "image" if name.startswith("image:") else "vm"
-        # Not a digest: importing hashlib takes longer than all that a command does with its locks.
-        from binascii import crc32
-
+        # Another function of the name would let commands of two versions change one VM during an upgrade.
         return os.path.join(self.locks_dir, f"{kind}-{crc32(name.encode()) % LOCK_FILES:02x}")

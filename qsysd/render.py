@@ -18,9 +18,9 @@ from typing import Any
 
 import jinja2
 
-from qsysd import paths, seed
+from qsysd import interface_names, paths, seed
 from qsysd.config import dump
-from qsysd.files import digest
+from qsysd.digests import digest
 from qsysd.model.network import NetworkSpec
 from qsysd.model.vm import Accel, VMSpec
 from qsysd.paths import Scope
@@ -124,8 +124,8 @@ def _network_units(spec: VMSpec) -> list[str]:
 def _disk_names(spec: VMSpec) -> str:
     """Return the names of a VM's disks; only their number where they are disk0, disk1 and so on.
 
-    store.environment.disks reads both. Versions before named disks wrote the number, which stays, so that a VM of
-    theirs does not wait for a restart after an upgrade.
+    store.environment.disks reads both. Versions before named disks wrote the number, which stays, so that
+    a VM of theirs does not wait for a restart after an upgrade.
     """
     names = [disk.name for disk in disks(spec)]
     numbered = [f"disk{number}" for number in range(len(names))]
@@ -189,7 +189,7 @@ def network_files(spec: NetworkSpec, scope: Scope) -> dict[str, str]:
         "network": spec.name,
         "kind": spec.kind.value,
         "host_access": spec.host_access,
-        "bridge": paths.bridge(spec.name),
+        "bridge": interface_names.bridge(spec.name),
         "subnet": spec.subnet,
         "gateway": str(subnet[1]),
         "prefix_length": subnet.prefixlen,

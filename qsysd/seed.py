@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from qsysd import files, paths
+from qsysd import digests, files, paths
 from qsysd.errors import QsysdError
 from qsysd.model.vm import VMSpec
 from qsysd.paths import Scope
@@ -46,7 +46,7 @@ def documents(spec: VMSpec) -> dict[str, str]:
 
 def digest(spec: VMSpec) -> str:
     """Return the digest of a seed, which the disk has as its application identifier; "" without a seed."""
-    return files.digest("\0".join(documents(spec).values()).encode()) if spec.seed else ""
+    return digests.digest("\0".join(documents(spec).values()).encode()) if spec.seed else ""
 
 
 def _dump(document: dict[str, Any]) -> str:

@@ -23,15 +23,15 @@ from qsysd.runtime import spawn, trees
 
 PACKAGE = os.path.dirname(os.path.dirname(__file__))
 
-# What the helper is made of: the lowest floors.
+# What the helper consists of: the package `runtime`, and what it uses of the lower floors.
 HELPER_MODULES = (
-    "__init__", "errors", "files", "paths", "runtime/__init__", "runtime/antispoof", "runtime/bridges",
-    "runtime/cleanup", "runtime/console_logs", "runtime/helper", "runtime/iproute", "runtime/kvm",
-    "runtime/monitors", "runtime/nftables", "runtime/ports", "runtime/prepare", "runtime/privileges",
-    "runtime/qmp", "runtime/readiness", "runtime/roots", "runtime/shutdown", "runtime/spawn",
-    "runtime/sysfs", "runtime/tampering", "runtime/taps", "runtime/trees", "runtime/unit",
-    "runtime/vm_directory",
-)  # fmt: skip
+    *("__init__", "digests", "errors", "files", "paths"),
+    *(
+        f"runtime/{file.removesuffix('.py')}"
+        for file in sorted(os.listdir(f"{PACKAGE}/runtime"))
+        if file.endswith(".py")
+    ),
+)
 HELPER_MAIN = """\
 import os
 import sys
@@ -178,32 +178,32 @@ def install_helper(host: Host) -> list[str]:
 
 
 def _build_helper(directory: str, texts: Mapping[str, str]) -> None:
-    partial = f"{directory}.part"
-    trees.remove(partial)
+    staging = f"{directory}.part"
+    trees.remove(staging)
     with SyncedTogether():
-        _fill_helper(partial, texts)
-    os.rename(partial, directory)
+        _fill_helper(staging, texts)
+    os.rename(staging, directory)
     sync_directory(os.path.dirname(directory))
 
 
-def _fill_helper(partial: str, texts: Mapping[str, str]) -> None:
-    for path in (partial, *(f"{partial}/{name}" for name in _MODULE_DIRS)):
+def _fill_helper(staging: str, texts: Mapping[str, str]) -> None:
+    for path in (staging, *(f"{staging}/{name}" for name in _MODULE_DIRS)):
         os.makedirs(path)
         os.chmod(path, 0o755)  # whatever the umask is
     for name, text in texts.items():
-        write_atomic(f"{partial}/{name}", text, 0o644)
+        write_atomic(f"{staging}/{name}", text, 0o644)
     # Compiled by the interpreter that will run it, which need not be this one. The sources are never looked
     # at again, so their time stamps do not matter.
-    spawn.run([python(), "-I", "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash", partial])
+    spawn.run([python(), "-I", "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash", staging])
     lines = []
     for directory in (f"{name}/__pycache__" for name in _MODULE_DIRS):
-        for entry in sorted(os.listdir(f"{partial}/{directory}")):
-            path = f"{partial}/{directory}/{entry}"
+        for entry in sorted(os.listdir(f"{staging}/{directory}")):
+            path = f"{staging}/{directory}/{entry}"
             os.chmod(path, 0o644)
             sync_file(path)
             lines.append(f"{_sha256(read_bytes(path))}  {directory}/{entry}\n")
-        sync_directory(f"{partial}/{directory}")
-    write_atomic(f"{partial}/{COMPILED}", "".join(lines), 0o644)
+        sync_directory(f"{staging}/{directory}")
+    write_atomic(f"{staging}/{COMPILED}", "".join(lines), 0o644)
 
 
 def _remove_old_helpers(host: Host, keep: set[str | None]) -> None:

@@ -326,7 +326,7 @@ class Images:
 
         dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
         text: str = yaml.dump(dict(note), Dumper=dumper, sort_keys=False, allow_unicode=True)
-        write_atomic(self.scope.image_metadata(name), text, 0o644, partial=scratch)
+        write_atomic(self.scope.image_metadata(name), text, 0o644, staging=scratch)
 
     # The last one: within the class its name hides the type.
     def list(self) -> list[Image]:

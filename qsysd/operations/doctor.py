@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from qsysd import network, paths, values
+from qsysd import interface_names, network, paths, values
 from qsysd.errors import QsysdError
 from qsysd.host import divergence, helper_install, intents, recovery, rendering
 from qsysd.host.context import Host
@@ -108,7 +108,7 @@ def _kvm(host: Host) -> Iterator[Finding]:
 def _networks(host: Host) -> Iterator[Finding]:
     for name in host.store.network_names():
         spec = host.store.load_network(name)
-        bridge = paths.bridge(name)
+        bridge = interface_names.bridge(name)
         units = (paths.network_unit(name), paths.dhcp_unit(name))
         down = [unit for unit in units if host.systemd.state(unit).active != "active"]
         if different := divergence.network_differences(host, spec):
@@ -139,7 +139,7 @@ def _networks(host: Host) -> Iterator[Finding]:
 def _forwarding(host: Host) -> Iterator[Finding]:
     found = False
     for name in host.store.network_names():
-        for blocker in network.blockers(paths.bridge(name)):
+        for blocker in network.blockers(interface_names.bridge(name)):
             found = True
             yield Finding("warning", "forwarding", blocker.message, blocker.remedy)
     if not found:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from qsysd import paths
+from qsysd import interface_names, paths
 from qsysd.errors import QsysdError
 from qsysd.host import intents
 from qsysd.host.context import Host
@@ -79,7 +79,7 @@ def _status(host: Host, vm: ListedVM) -> VMStatus:
             "accel": spec.accel.value,
             "user": spec.user,
             "disks": _disks(host, name),
-            "nics": [asdict(nic) | {"tap": paths.tap(name, nic.name)} for nic in spec.nics],
+            "nics": [asdict(nic) | {"tap": interface_names.tap(name, nic.name)} for nic in spec.nics],
             "pending": pending(host, name, running=vm.pid is not None),
         }
     started = host.store.started(name) if vm.pid else None

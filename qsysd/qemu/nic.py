@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qsysd import paths
+from qsysd import interface_names
 from qsysd.model.nic import Nic
 from qsysd.model.vm import VMSpec
 from qsysd.qemu.options import Option, device, netdev
@@ -11,16 +11,16 @@ from qsysd.runtime.ports import Port
 
 def options(spec: VMSpec) -> list[Option]:
     """Return the options of a VM's NICs."""
-    return [option for nic in spec.nics for option in _nic(nic, paths.tap(spec.name, nic.name))]
+    return [option for nic in spec.nics for option in _nic(nic, interface_names.tap(spec.name, nic.name))]
 
 
 def ports(spec: VMSpec) -> list[Port]:
     """Return the ports on the host that a VM's NICs need."""
     return [
         Port(
-            tap=paths.tap(spec.name, nic.name),
+            tap=interface_names.tap(spec.name, nic.name),
             mac=nic.mac,
-            bridge=paths.bridge(nic.network),
+            bridge=interface_names.bridge(nic.network),
             network=nic.network,
             address=nic.address,
         )

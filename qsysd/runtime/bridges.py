@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping
 
 from qsysd import paths
+from qsysd.digests import sha256_digits
 from qsysd.errors import HostError, InvalidError
 from qsysd.paths import Scope
 from qsysd.runtime import antispoof, iproute, nftables, sysfs, taps
@@ -83,15 +84,13 @@ def mac(network: str) -> str:
     A bridge without one of its own takes the lowest of its ports', and guests would lose their
     gateway's whenever a VM comes or goes.
     """
-    import hashlib
-
     try:
         with open(MACHINE_ID, encoding="ascii") as file:
             machine = file.read().strip()
     except OSError:
         machine = ""
-    digest = hashlib.sha256(f"{machine} {network}".encode()).hexdigest()
-    return "52:54:00:" + ":".join(digest[i : i + 2] for i in (0, 2, 4))
+    digits = sha256_digits(f"{machine} {network}".encode())
+    return "52:54:00:" + ":".join(digits[i : i + 2] for i in (0, 2, 4))
 
 
 def up(scope: Scope, environment: Mapping[str, str]) -> list[str]:

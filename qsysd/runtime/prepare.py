@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import stat
 
+from qsysd.digests import digest
 from qsysd.errors import HostError
-from qsysd.files import digest, read_bytes
+from qsysd.files import read_bytes
 from qsysd.paths import DROP_IN_MARK, Scope
 from qsysd.runtime import roots, taps, trees, vm_directory
 from qsysd.runtime.ports import parse_ports

@@ -13,8 +13,9 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from qsysd import files
+from qsysd.digests import digest
 from qsysd.errors import NotFoundError, QsysdError
-from qsysd.files import digest, make_directory, read_bytes, read_text, write_atomic
+from qsysd.files import make_directory, read_bytes, read_text, write_atomic
 from qsysd.names import closest, in_order
 from qsysd.paths import SEED_MARK, UNIT_PREFIX, Scope, is_name
 from qsysd.store import environment

@@ -34,7 +34,7 @@ from wire import (
     udp_payload,
 )
 
-from qsysd import network, paths, render
+from qsysd import interface_names, network, render
 from qsysd.config import load
 from qsysd.errors import HostError, StateError
 from qsysd.paths import Scope
@@ -1140,4 +1140,4 @@ def test_a_dns_server_on_all_addresses_is_named(host: Host) -> None:
         server.bind(("0.0.0.0", 53))
         (blocker,) = network.blockers()
     assert "port 53" in blocker.message
-    assert paths.bridge("default") == "qb-default"
+    assert interface_names.bridge("default") == "qb-default"

@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from qsysd import paths
+from qsysd import interface_names, paths
 from qsysd.paths import Scope
 from qsysd.runtime.ports import is_interface, is_tap
 
@@ -30,7 +30,7 @@ NICS = ["net0", "net9", "net10", "net31", "net999", "net1000", "net00", "net", "
 
 @pytest.mark.parametrize("nic", NICS)
 def test_interface_names_fit_and_are_unique(nic: str) -> None:
-    taken = [paths.tap(name, nic) for name in names()]
+    taken = [interface_names.tap(name, nic) for name in names()]
     assert len(set(taken)) == len(names())
     for tap in taken:
         assert len(tap.encode()) <= paths.INTERFACE_NAME_MAX
@@ -40,42 +40,42 @@ def test_interface_names_fit_and_are_unique(nic: str) -> None:
 def test_the_taps_of_a_vm_differ() -> None:
     for name in ("web1", LONGEST):
         nics = [*NICS, *(f"net{number}" for number in range(40) if f"net{number}" not in NICS)]
-        assert len({paths.tap(name, nic) for nic in nics}) == len(nics)
+        assert len({interface_names.tap(name, nic) for nic in nics}) == len(nics)
 
 
 def test_a_readable_name_is_not_the_digest_of_another_vm() -> None:
     numbered = [f"net{number}" for number in range(12)]
-    short = {paths.tap(name, nic) for name in names() if len(name) < 11 for nic in numbered}
-    long = {paths.tap(name, nic) for name in names() if len(name) > 11 for nic in numbered}
+    short = {interface_names.tap(name, nic) for name in names() if len(name) < 11 for nic in numbered}
+    long = {interface_names.tap(name, nic) for name in names() if len(name) > 11 for nic in numbered}
     assert not short & long
 
 
 def test_the_taps_of_vms_with_names_alike_differ() -> None:
     vms = ["web", "web-1", "web-1-0", "web-lan", "web-lan-0", "web-net1", "w", "w-e", "w-e-b"]
-    taken = [paths.tap(vm, nic) for vm in vms for nic in NICS]
+    taken = [interface_names.tap(vm, nic) for vm in vms for nic in NICS]
     assert len(set(taken)) == len(taken)
 
 
 def test_the_tap_of_a_nic_without_a_given_name_is_numbered() -> None:
     # As in versions before named devices: running VMs have them.
-    assert paths.tap("web1", "net0") == "qv-web1-0"
-    assert paths.tap("web1", "net12") == "qv-web1-12"
-    assert paths.tap(LONGEST, "net0") == "qv_f3b439399a-0"
-    assert paths.tap(LONGEST, "net10") == "qv_f3b439399-10"
+    assert interface_names.tap("web1", "net0") == "qv-web1-0"
+    assert interface_names.tap("web1", "net12") == "qv-web1-12"
+    assert interface_names.tap(LONGEST, "net0") == "qv_f3b439399a-0"
+    assert interface_names.tap(LONGEST, "net10") == "qv_f3b439399-10"
 
 
 def test_the_tap_of_a_named_nic_has_its_name_where_it_fits() -> None:
-    assert paths.tap("web1", "lan") == "qv-web1-lan"
-    assert paths.tap("database", "mgmt").startswith("qv_")
-    assert paths.tap("database", "mgmt") != paths.tap("database", "mgmu")
+    assert interface_names.tap("web1", "lan") == "qv-web1-lan"
+    assert interface_names.tap("database", "mgmt").startswith("qv_")
+    assert interface_names.tap("database", "mgmt") != interface_names.tap("database", "mgmu")
 
 
 def test_bridge_names() -> None:
-    assert paths.bridge("default") == "qb-default"
-    bridges = {paths.bridge(name) for name in names()}
+    assert interface_names.bridge("default") == "qb-default"
+    bridges = {interface_names.bridge(name) for name in names()}
     assert len(bridges) == len(names())
     assert all(len(bridge) <= paths.INTERFACE_NAME_MAX and is_interface(bridge) for bridge in bridges)
-    assert not bridges & {paths.tap(name, nic) for name in names() for nic in NICS}
+    assert not bridges & {interface_names.tap(name, nic) for name in names() for nic in NICS}
 
 
 def test_a_name_is_what_the_rule_says() -> None:

@@ -12,7 +12,7 @@ import pytest
 import systemd_syntax
 from samples import NASTY, any_vms, vm
 
-from qsysd import paths, render
+from qsysd import interface_names, render
 from qsysd.model.boot import Kernel
 from qsysd.model.network import NetworkKind, NetworkSpec
 from qsysd.model.nic import Nic
@@ -293,9 +293,9 @@ def test_the_files_of_a_network(name: str) -> None:
     assert found == {
         "QSYSD_NETWORK": name,
         "QSYSD_KIND": "nat",
-        "QSYSD_BRIDGE": paths.bridge(name),
+        "QSYSD_BRIDGE": interface_names.bridge(name),
         "QSYSD_GATEWAY": "10.83.0.1/24",
         "QSYSD_RULES": SCOPE.network_rules(name),
     }
     assert f"table ip qsysd_{name} {{" in files[SCOPE.network_rules(name)]
-    assert f"interface={paths.bridge(name)}\n" in files[SCOPE.dnsmasq_config(name)]
+    assert f"interface={interface_names.bridge(name)}\n" in files[SCOPE.dnsmasq_config(name)]
