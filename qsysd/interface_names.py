@@ -26,11 +26,9 @@ def tap(vm: str, nic: str) -> str:
     if nic.startswith("net") and len(number) <= 3 and number.isdigit() and str(int(number)) == number:
         return _interface("qv", vm, f"-{number}")
     readable = f"qv-{vm}-{nic}"
-    return (
-        readable
-        if len(readable) <= paths.INTERFACE_NAME_MAX
-        else f"qv_{sha256_digits(f'{vm} {nic}'.encode())[:12]}"
-    )
+    if len(readable) <= paths.INTERFACE_NAME_MAX:
+        return readable
+    return f"qv_{sha256_digits(f'{vm} {nic}'.encode())[:12]}"
 
 
 def bridge(network: str) -> str:

@@ -124,8 +124,8 @@ def _network_units(spec: VMSpec) -> list[str]:
 def _disk_names(spec: VMSpec) -> str:
     """Return the names of a VM's disks; only their number where they are disk0, disk1 and so on.
 
-    store.environment.disks reads both. Versions before named disks wrote the number, which stays, so that
-    a VM of theirs does not wait for a restart after an upgrade.
+    store.environment reads both. Versions before named disks wrote the number: with it, an upgrade
+    changes no rendering, and no VM waits for a restart.
     """
     names = [disk.name for disk in disks(spec)]
     numbered = [f"disk{number}" for number in range(len(names))]

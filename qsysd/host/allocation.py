@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import count
+from typing import Any
 
 from qsysd import network, values
 from qsysd.host.context import Host
@@ -45,6 +47,22 @@ def complete(
 def pinned(host: Host, machine: str) -> str:
     """Return a machine type that stays what it is when QEMU is upgraded."""
     return machine if "-" in machine else machine_types.pinned_machine(host.scope, machine)
+
+
+def keep_nic_names(old: VMSpec, new: VMSpec, definition: Mapping[str, Any]) -> VMSpec:
+    """Return the new spec of a VM; a NIC to which its definition gives no name keeps the name of its MAC.
+
+    Otherwise the NIC behind one that was removed would be numbered as that one, and get its TAP.
+    definition: the plain values from which the new spec was read.
+    """
+    listed = zip(new.nics, definition.get("nics") or [], strict=False)
+    given = {nic.name for nic, item in listed if isinstance(item, Mapping) and item.get("name")}
+    known = {nic.mac: nic.name for nic in old.nics if nic.name not in given}
+    names = [nic.name if nic.name in given else known.get(nic.mac, "") for nic in new.nics]
+    taken = {*names, *(disk.name for disk in new.disks)}
+    free = (name for number in count() if (name := f"net{number}") not in taken)
+    nics = (replace(nic, name=name or next(free)) for nic, name in zip(new.nics, names, strict=True))
+    return replace(new, nics=tuple(nics))
 
 
 def complete_nics(host: Host, spec: VMSpec, others: Sequence[Claims]) -> tuple[Nic, ...]:

@@ -27,6 +27,7 @@ def edit(host: Host, name: str, text: str, *, before: str) -> bool:
             raise QsysdError(f"{name} was changed by somebody else meanwhile", hint=f"qsysd edit {name}")
         old = load.parse_vm(before, host.scope.definition(name), name=name, defaults=host.store.defaults())
         new = load.parse_vm(text, f"{name}.yaml", name=name, defaults=host.store.defaults())
+        new = allocation.keep_nic_names(old, new, load.load_plain(text, f"{name}.yaml"))
         new = replace(
             new, uuid=new.uuid or old.uuid, machine=allocation.pinned(host, new.machine or old.machine)
         )

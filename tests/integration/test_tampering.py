@@ -39,7 +39,7 @@ def test_a_tap_that_its_qemu_changed_is_restored_without_a_person(any_host: LabH
     bad, good = vm("bad", on=host), vm("good", on=host)
     create(host, good)
     mac = status(host, good)["nics"][0]["mac"]
-    tap = host.sh(f"python3 -c 'from qsysd import interface_names; print(interface_names.tap(\"{bad}\", 0))'")
+    tap = host.sh(f'python3 -c \'from qsysd.interface_names import tap; print(tap("{bad}", "net0"))\'')
     go = f"/run/qsysd/vms/{bad}/go"
     host.write(PROGRAM, ATTACK)
     folder = drop_in(
