@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from qsysd.cli.main import VERBS
 from qsysd.model.field import keys
 from qsysd.model.network import NetworkSpec
 from qsysd.model.vm import VMSpec
@@ -94,3 +95,34 @@ def test_each_promise_of_the_threat_model_names_a_test_that_exists() -> None:
         assert named, row
         source = ROOT / "tests" / named[1]
         assert source.is_file() and f"def {named[2]}(" in source.read_text(encoding="utf-8"), row
+
+
+def test_each_verb_is_in_the_manual_page() -> None:
+    verbs = section(page("qsysd.8"), "VERBS")
+    assert [verb for verb in VERBS if not re.search(rf"\b{verb}\b", verbs)] == []
+
+
+# Phrases that systemd's and QEMU's manuals do not use, for texts about programs.
+PHRASES = re.compile(
+    r"\b(hears?|bears?|hinders?|shall|says|tells|knows|stands? (in|here)|at one blow|"
+    r"(of|under) (its|their|his|your) own|sees? to|comes? to an end|a (file|line|item|process) an?)\b|"
+    r"\b(is|are|was|were|be) (not )?there\b|"
+    r"(?<!here )\b(is|are|was) no (?!longer\b)[a-z]+",
+    re.IGNORECASE,
+)
+TEXTS = [
+    *(ROOT / name for name in ("README.md", "CHANGELOG.md", "Makefile")),
+    *(path for folder in ("docs", "templates", "units", "examples") for path in (ROOT / folder).iterdir()),
+]
+# The digest of a VM's rendering covers comments: another text would make each running VM wait for a restart.
+DIGESTED = ("vm.conf.j2", "vm.env.j2")
+# These show old phrases as examples.
+EXAMPLES = re.compile("^      # before: .*|^- \\*\\*English\\*\\*.*(\n  .*)*", re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in TEXTS if path.name not in DIGESTED], ids=lambda path: path.name
+)
+def test_texts_are_written_as_the_manuals_are(path: Path) -> None:
+    text = EXAMPLES.sub("", path.read_text(encoding="utf-8"))
+    assert [found[0] for found in PHRASES.finditer(text)] == []
