@@ -125,6 +125,7 @@ class Scope:
         # There once the host has begun to shut down: qsysd-shutdown.service makes it.
         self.shutdown_mark = os.path.join(self.runtime_dir, "shutdown")
         self.acceleration_file = os.path.join(self.runtime_dir, "acceleration.env")
+        self.journal_socket = os.path.join(self.runtime_root, "systemd/journal/socket")
 
     # a VM's files
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -12,21 +13,26 @@ from qsysd.cli import complete
 from qsysd.cli.outcomes import report
 from qsysd.cli.progress import Progress
 from qsysd.errors import InvalidError
-from qsysd.host.context import Host
 from qsysd.requests import client
 from qsysd.requests.request import Plain, Request
+
+if TYPE_CHECKING:
+    from qsysd.host.context import Host
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def make_host() -> Host:
     """Return this host, with progress and warnings on standard error."""
-    return Host(progress=Progress())
+    return client.this_host(Progress())
 
 
 def call(host: Host, operation: str, **arguments: Plain) -> Any:
     """Request an operation and return its result."""
-    return client.call(host, Request(operation, arguments))
+    request = Request(operation, arguments)
+    if os.environ.get("QSYSD_DEBUG"):
+        click.echo(f"request {request.id}: {operation}", err=True)
+    return client.call(host, request)
 
 
 vm_argument = click.argument("name", metavar="VM", shell_complete=complete.vm)

@@ -65,9 +65,9 @@ def _print(vm: VMStatus) -> None:
         accelerator = f"{vm.accelerator} in use" if vm.accelerator else vm.accel
         lines.append(("machine", f"{vm.machine}, accelerator {accelerator}"))
     for disk in vm.disks:
-        size = f" of {human_size(disk['size'])}" if disk["size"] else ""
-        lines.append(("disk", f"{disk['path']}: {human_size(disk['used'])}{size}"))
-    lines += [("nic", f"{nic['mac']} on {nic['network']}, {nic['tap']}") for nic in vm.nics]
+        size = f" of {human_size(disk.size)}" if disk.size else ""
+        lines.append(("disk", f"{disk.path}: {human_size(disk.used)}{size}"))
+    lines += [("nic", f"{nic.mac} on {nic.network}, {nic.tap}") for nic in vm.nics]
     lines += [("pending", text) for text in vm.pending]
     if vm.problem:
         lines.append(("problem", vm.problem))

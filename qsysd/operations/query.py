@@ -7,7 +7,7 @@ import stat
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qsysd import interface_names, paths
 from qsysd.errors import QsysdError
@@ -15,7 +15,30 @@ from qsysd.host import intents
 from qsysd.host.context import Host
 from qsysd.host.listing import ListedVM, listed
 
+if TYPE_CHECKING:
+    from qsysd.model.nic import Nic
+
 STATUS_MONITOR_TIMEOUT = 2.0
+
+
+@dataclass(frozen=True)
+class DiskStatus:
+    """A disk's file. used: bytes on this host; size: bytes of the virtual disk, None where not known."""
+
+    path: str
+    used: int
+    size: int | None
+
+
+@dataclass(frozen=True)
+class NicStatus:
+    """A NIC of the definition, with its TAP on the host."""
+
+    name: str
+    network: str
+    mac: str
+    address: str | None
+    tap: str
 
 
 @dataclass(frozen=True)
@@ -35,8 +58,8 @@ class VMStatus(ListedVM):
     accel: str = ""
     accelerator: str = ""
     user: str | None = None
-    disks: list[dict[str, Any]] = field(default_factory=list)
-    nics: list[dict[str, Any]] = field(default_factory=list)
+    disks: list[DiskStatus] = field(default_factory=list)
+    nics: list[NicStatus] = field(default_factory=list)
     memory_current: int | None = None
     pending: list[str] = field(default_factory=list)
 
@@ -79,7 +102,7 @@ def _status(host: Host, vm: ListedVM) -> VMStatus:
             "accel": spec.accel.value,
             "user": spec.user,
             "disks": _disks(host, name),
-            "nics": [asdict(nic) | {"tap": interface_names.tap(name, nic.name)} for nic in spec.nics],
+            "nics": [_nic(name, nic) for nic in spec.nics],
             "pending": pending(host, name, running=vm.pid is not None),
         }
     started = host.store.started(name) if vm.pid else None
@@ -97,8 +120,12 @@ def _status(host: Host, vm: ListedVM) -> VMStatus:
     )
 
 
-def _disks(host: Host, name: str) -> list[dict[str, Any]]:
-    """Return a VM's disk files. used: bytes on this host; size: bytes of the virtual disk, if known."""
+def _nic(vm: str, nic: Nic) -> NicStatus:
+    return NicStatus(nic.name, nic.network, nic.mac, nic.address, interface_names.tap(vm, nic.name))
+
+
+def _disks(host: Host, name: str) -> list[DiskStatus]:
+    """Return the VM's disk files."""
     found = []
     for disk in host.store.summary(name).disks:
         path = host.scope.overlay(name, disk)
@@ -107,7 +134,7 @@ def _disks(host: Host, name: str) -> list[dict[str, Any]]:
         except OSError:
             continue  # the problem of the VM names it
         if stat.S_ISREG(status.st_mode):
-            found.append({"path": path, "used": status.st_blocks * 512, "size": _virtual_size(path)})
+            found.append(DiskStatus(path, status.st_blocks * 512, _virtual_size(path)))
     return found
 
 

@@ -1,14 +1,34 @@
-"""The client for operations of this host: it calls them."""
+"""The client for operations of this host: it calls them, and records those that change it in the journal."""
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from qsysd.host.context import Host
-from qsysd.requests import registry
+from qsysd.host.progress import Progress
+from qsysd.requests import audit, registry
 from qsysd.requests.request import Request
+
+
+def this_host(progress: Progress) -> Host:
+    """Return this host. progress: the receiver of its progress and warnings."""
+    return Host(progress=progress)
 
 
 def call(host: Host, request: Request) -> Any:
     """Run a request on this host and return its result. Raises what the operation raises."""
-    return registry.find(request.operation).load()(host, **request.arguments)
+    operation = registry.find(request.operation)
+    function = operation.load()
+    if not operation.changes(request.arguments):
+        return function(host, **request.arguments)
+    started = time.monotonic()
+    ended: Any = None
+    try:
+        ended = function(host, **request.arguments)
+        return ended
+    except BaseException as error:
+        ended = error
+        raise
+    finally:
+        audit.record(host.scope.journal_socket, request, audit.caller(), ended, time.monotonic() - started)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import Any, NamedTuple
 
 from qsysd.errors import InvalidError
+from qsysd.requests.request import Plain
 
 
 class Effect(StrEnum):
@@ -18,11 +19,19 @@ class Effect(StrEnum):
 
 
 class Operation(NamedTuple):
-    """A function of a module of qsysd.operations. Its first parameter is the host."""
+    """A function of a module of qsysd.operations. Its first parameter is the host.
+
+    dry_run: the parameter with which it changes nothing, "" if it has none.
+    """
 
     module: str
     function: str
     effect: Effect
+    dry_run: str = ""
+
+    def changes(self, arguments: Mapping[str, Plain]) -> bool:
+        """Return whether a call with these arguments changes anything."""
+        return self.effect is Effect.CHANGE and not (self.dry_run and arguments.get(self.dry_run))
 
     def load(self) -> Callable[..., Any]:
         """Return the function; its module is imported now."""

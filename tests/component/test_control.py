@@ -418,7 +418,7 @@ def test_list_and_status_show_what_runs_and_what_is_pending(vm: OwnHost) -> None
     assert (shown.memory_mib, shown.pending_memory_mib) == (512, 1024)
     assert (shown.cpus, shown.pending_cpus) == (1, None)
     assert shown.accelerator == "kvm"
-    assert [disk["size"] for disk in shown.disks] == [65536]
+    assert [disk.size for disk in shown.disks] == [65536]
     # its note is of no importance once it is off
     vm.fake.set(UNIT, "inactive", "dead")
     (shown,) = query.status(vm, ["web1"])

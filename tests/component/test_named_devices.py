@@ -62,11 +62,11 @@ def test_devices_are_stored_by_name(host: OwnHost) -> None:
     assert {"root.qcow2", "data.qcow2"} <= set(os.listdir(directory))
     assert taps(host) == {"qv-web1-lan": spec.nics[0].mac, "qv-web1-mgmt": spec.nics[1].mac}
     (status,) = query.status(host, ["web1"])
-    assert [(disk["path"], disk["size"]) for disk in status.disks] == [
+    assert [(disk.path, disk.size) for disk in status.disks] == [
         (f"{directory}/root.qcow2", 1024**2),
         (f"{directory}/data.qcow2", 2 * 1024**2),
     ]
-    assert [(nic["name"], nic["tap"]) for nic in status.nics] == [
+    assert [(nic.name, nic.tap) for nic in status.nics] == [
         ("lan", "qv-web1-lan"),
         ("mgmt", "qv-web1-mgmt"),
     ]

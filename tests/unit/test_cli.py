@@ -60,7 +60,7 @@ class OwnHost(Host):
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> OwnHost:
     """Let commands work on a host below a directory, with the VMs web1 and web2."""
     scope = Scope(str(tmp_path))
-    monkeypatch.setattr("qsysd.cli.common.Host", partial(OwnHost, scope))
+    monkeypatch.setattr("qsysd.requests.client.Host", partial(OwnHost, scope))
     monkeypatch.setattr("qsysd.paths.Scope", lambda: scope)
     made = OwnHost(scope)
     for path in (scope.definitions_dir, scope.networks_dir, scope.unit_dir, scope.images_dir, scope.vms_dir):
