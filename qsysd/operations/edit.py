@@ -7,10 +7,12 @@ from dataclasses import replace
 
 from qsysd import render
 from qsysd.config import dump, load
+from qsysd.config.changes import changed_fields
 from qsysd.errors import InvalidError, QsysdError
 from qsysd.host import allocation, checks, rendering, selection, unit_jobs, unit_states
 from qsysd.host.changes import changing
 from qsysd.host.context import Host
+from qsysd.model.field import Change
 from qsysd.model.vm import VMSpec
 from qsysd.store import claims
 
@@ -19,7 +21,7 @@ def edit(host: Host, name: str, text: str, *, before: str) -> bool:
     """Put a new definition in the place of the old one; return whether it waits for a restart.
 
     before: the text that was edited; when the definition is no longer that, somebody else changed it.
-    What cannot change stays: name, UUID, image, the number of disks. Raises InvalidError, and
+    What the model declares as never changing must stay. Raise InvalidError, and
     QsysdError when two people edited at once.
     """
     with changing(host, [name], addresses=True):
@@ -31,8 +33,6 @@ def edit(host: Host, name: str, text: str, *, before: str) -> bool:
         new = replace(
             new, uuid=new.uuid or old.uuid, machine=allocation.pinned(host, new.machine or old.machine)
         )
-        # The digest of the image may be removed, never replaced.
-        new = replace(new, image_digest=old.image_digest if new.image_digest else None)
         _check_kept(old, new)
         others = claims.of_others(host.store, name)
         new = replace(new, nics=allocation.complete_nics(host, new, others))
@@ -56,16 +56,17 @@ def _warn_of_first_boot(host: Host, old: VMSpec, new: VMSpec) -> None:
 
 
 def _check_kept(old: VMSpec, new: VMSpec) -> None:
-    for key, was, becomes in (
-        ("uuid", old.uuid, new.uuid),
-        ("image", old.image, new.image),
-        ("disks", old.disks, new.disks),
-        ("seed", old.seed, new.seed),
-    ):
-        if was != becomes:
-            raise InvalidError(
-                f"{key} of {new.name} cannot be changed: it is on the VM's disk", hint="create another VM"
-            )
+    """Raise InvalidError with all changes that an existing VM cannot take on."""
+    refused = [changed for changed in changed_fields(old, new) if changed.is_refused]
+    if refused:
+        problems = (f"{changed.path} of {new.name} {_why_refused(changed.change)}" for changed in refused)
+        raise InvalidError("\n".join(problems), hint="create another VM")
+
+
+def _why_refused(change: Change) -> str:
+    if change is Change.REMOVE:
+        return "can only be removed"
+    return "cannot be changed: it is on the VM's disk"
 
 
 def check(host: Host, names: Sequence[str] | None) -> dict[str, list[str]]:

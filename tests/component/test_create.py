@@ -520,7 +520,7 @@ def test_an_edit_of_a_vm_that_runs_waits_for_a_restart(host: OwnHost) -> None:
     [
         ("name: web1", "name: web2", "is not the file's name"),
         ("image: tiny", "image: other", "image of web1 cannot be changed"),
-        ("size: 1M", "size: 2M", "disks of web1 cannot be changed"),
+        ("size: 1M", "size: 2M", r"disks\[0\].size of web1 cannot be changed"),
         ("size: 1M", "size: 1M\n- size: 1M", "disks of web1 cannot be changed"),
         ("name: disk0", "name: disk1", "disks of web1 cannot be changed"),
         ("seed: true", "seed: false", "seed of web1 cannot be changed"),
@@ -536,7 +536,6 @@ def test_what_cannot_be_edited_is_refused_and_nothing_changes(
     with pytest.raises(QsysdError, match=words):
         edit(host, "web1", old, new)
     assert host.store.require("web1") == before
-    assert edit_verb.check(host, ["web1"]) == {"web1": []}
 
 
 def test_an_edit_keeps_what_was_made_once(host: OwnHost) -> None:

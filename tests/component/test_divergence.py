@@ -227,8 +227,13 @@ def test_an_image_that_is_another_than_at_create_is_named_by_doctor(vm: OwnHost)
 def test_the_digest_of_the_image_can_be_removed_but_not_replaced(vm: OwnHost) -> None:
     before = vm.store.require("web1")
     digest = str(vm.store.load("web1").image_digest)
-    edit.edit(vm, "web1", before.replace(digest, "f" * 64), before=before)
-    assert vm.store.require("web1") == before
+    text = before.replace(digest, "f" * 64).replace("seed: false", "seed: true")
+    with pytest.raises(InvalidError) as caught:
+        edit.edit(vm, "web1", text, before=before)
+    assert caught.value.message.splitlines() == [
+        "image_digest of web1 can only be removed",
+        "seed of web1 cannot be changed: it is on the VM's disk",
+    ]
     edit.edit(vm, "web1", before.replace(f"image_digest: {digest}\n", ""), before=before)
     assert vm.store.load("web1").image_digest is None
     assert found(vm) == ""
