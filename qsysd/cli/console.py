@@ -7,7 +7,6 @@ import click
 from qsysd.cli.common import make_host, vm_argument
 from qsysd.cli.terminal import talk
 from qsysd.operations import guest
-from qsysd.runtime.qmp import socket_path
 
 
 @click.command("console")
@@ -19,7 +18,5 @@ def command(name: str) -> None:
     Example:
       qsysd console web1
     """
-    host = make_host()
-    host.require_root()
-    peer = guest.require_running(host, name)
-    talk(socket_path(host.scope, name, host.scope.console(name)), name, peer=peer)
+    console = guest.console(make_host(), name)
+    talk(console.socket, name, peer=console.pid)

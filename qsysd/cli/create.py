@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 import click
 
@@ -13,8 +13,9 @@ from qsysd.cli.output import print_json
 from qsysd.config import dump
 from qsysd.errors import InvalidError
 from qsysd.host import keys
-from qsysd.host.context import Host
-from qsysd.operations import create, guest
+
+if TYPE_CHECKING:
+    from qsysd.operations.create import Created
 
 EPILOG = """\b
 Examples:
@@ -68,30 +69,26 @@ def command(
     once and kept. Without options a VM has 1G of memory, one processor, a disk of 10G on its image,
     and a NIC on the network `default`.
     """
-    host = make_host()
-    if wait and not start:
-        raise InvalidError("--wait needs a VM that is started", hint="leave out --no-start or --wait")
     text, source = definition(name, file, document)
-    if wait:
-        create.require_network(host, text, source)
-    given = [key for path in ssh_keys for key in keys.read_keys(path)]
-    create.ensure_image(host, text, source)
-    all_keys = [*given, *keys.for_new_guest(host.scope)]
-    spec = create.create(host, text, source, start=start, enable=enable, ssh_keys=all_keys)
-    if not as_json:
-        address = next((nic.address for nic in spec.nics if nic.address), None)
-        where = f" at {address}" if address else ""
-        click.echo(f"{spec.name}: {'running' if start else 'created'}{where}")
-    if wait:
-        seconds = guest.wait(host, spec.name, timeout=wait_timeout)
-        if not as_json:
-            click.echo(f"{spec.name}: answers on SSH after {seconds:.0f} s; qsysd ssh {spec.name}")
+    created: Created = call(
+        make_host(),
+        "vm.create",
+        definition=text,
+        source=source,
+        ssh_keys=[key for path in ssh_keys for key in keys.read_keys(path)],
+        start=start,
+        enable=enable,
+        wait=wait,
+        wait_timeout=wait_timeout,
+    )
     if as_json:
-        _print_created(host, spec.name)
-
-
-def _print_created(host: Host, name: str) -> None:
-    print_json(asdict(call(host, "vm.list", names=[name])[0]))
+        print_json(asdict(created.vm))
+        return
+    vm = created.vm.name
+    where = f" at {created.address}" if created.address else ""
+    click.echo(f"{vm}: {'running' if start else 'created'}{where}")
+    if created.answered_after is not None:
+        click.echo(f"{vm}: answers on SSH after {created.answered_after:.0f} s; qsysd ssh {vm}")
 
 
 def definition(name: str | None, file: TextIO | None, document: Document) -> tuple[str, str]:

@@ -25,8 +25,4 @@ def command(name: str, words: tuple[str, ...], user: str | None) -> None:
       qsysd ssh web1
       qsysd ssh web1 -- systemctl is-system-running
     """
-    host = make_host()
-    guest.require_running(host, name)
-    arguments = guest.ssh_command(host, host.store.load(name), user=user, command=words)
-    guest.wait_before_ssh(host, name)
-    sys.exit(process.foreground(arguments))
+    sys.exit(process.foreground(guest.ssh(make_host(), name, user=user, command=words)))

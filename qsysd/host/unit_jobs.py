@@ -247,6 +247,12 @@ def reload_dhcp(host: Host, network: str) -> None:
         host.systemd.kill(unit, signal.SIGHUP)
 
 
+def enable(host: Host, names: Iterable[str]) -> None:
+    """Start VMs at host boot from now on, durably."""
+    host.systemd.enable([paths.unit(name) for name in names])
+    sync_links(host)
+
+
 def sync_links(host: Host) -> None:
     """Make the links durable that systemd creates and removes to start VMs at host boot."""
     for directory in (host.scope.wants_dir, host.scope.unit_dir):

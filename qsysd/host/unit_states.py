@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 
 from qsysd import paths
+from qsysd.errors import StateError
 from qsysd.host.context import Host
 from qsysd.systemd import UnitState, not_loaded
 
@@ -31,6 +32,24 @@ def require_traces(host: Host, name: str) -> None:
         return
     if not paths.is_name(name) or not is_running(host, name):
         host.store.require(name)
+
+
+def require_running(host: Host, name: str) -> int:
+    """Return the process of a running VM's QEMU.
+
+    Raise StateError for a VM that does not run, and NotFoundError for one that does not exist.
+    """
+    host.store.require(name)
+    state = host.systemd.state(paths.unit(name))
+    if state.active != "active":
+        raise StateError(
+            f"{name} is not running: it is {describe(state)}",
+            hint=f"qsysd start {name}" if state.active in OFF else f"qsysd status {name}",
+        )
+    pid = host.systemd.main_pid(state)
+    if pid is None:
+        raise StateError(f"{name} is stopping", hint=f"qsysd status {name}")
+    return pid
 
 
 def is_running(host: Host, name: str) -> bool:

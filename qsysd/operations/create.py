@@ -1,87 +1,133 @@
-"""Make a VM: all of it, or nothing."""
+"""create: all of a VM, or nothing."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 
-from qsysd import files, paths, render
+from qsysd import paths
 from qsysd.config import dump, load
 from qsysd.errors import ExistsError, InvalidError, QsysdError
-from qsysd.host import allocation, base_images, checks, intents, locks, rendering, unit_jobs
-from qsysd.host.changes import changing, recover
+from qsysd.host import (
+    allocation,
+    artifacts,
+    base_images,
+    changes,
+    checks,
+    guest_ssh,
+    intents,
+    keys,
+    listing,
+    locks,
+    unit_jobs,
+)
 from qsysd.host.context import Host
+from qsysd.host.listing import ListedVM
 from qsysd.host.removal import remove_everything
+from qsysd.model.defaults import Defaults
 from qsysd.model.vm import VMSpec
 from qsysd.store import claims
+
+Scalar = str | int | float | bool | None
+# No key of a definition is nested deeper.
+Value = Scalar | Mapping[str, Scalar] | Sequence[Scalar | Mapping[str, Scalar]]
+
+
+@dataclass(frozen=True)
+class Created:
+    """A new VM. address: its first, None without one. answered_after: seconds until SSH answered."""
+
+    vm: ListedVM
+    address: str | None
+    answered_after: float | None = None
 
 
 def create(
     host: Host,
-    text: str,
-    source: str,
+    definition: str | Mapping[str, Value],
+    source: str = "",
     *,
+    ssh_keys: Sequence[str] = (),
     start: bool = True,
     enable: bool = True,
-    ssh_keys: Sequence[str] = (),
-) -> VMSpec:
-    """Make a VM from a definition in YAML and return its spec; `uuid`, `mac` and the like are filled in.
+    wait: bool = False,
+    wait_timeout: float = guest_ssh.WAIT_TIMEOUT,
+) -> Created:
+    """Create a VM from a definition: YAML, or the same as a mapping. An image with a recipe is built.
 
-    source: the file's name for messages, empty for a command line. ssh_keys: public keys that the
-    guest's user gets beside those of the definition. Raises InvalidError, ExistsError, NotFoundError
-    before anything was made, and any other error after what was made has been removed again.
+    source: the name of the definition's file for messages, "" for a command line. ssh_keys: public keys for
+    the guest's user, beside those of the definition, of the host and of the caller. wait: whether to wait
+    until the guest's SSH server answers, for wait_timeout seconds at most; when they have passed, the VM is
+    kept.
+
+    Raise InvalidError, ExistsError and NotFoundError before anything is created, TimeoutExpired of the wait,
+    and any other error after what was created has been removed.
     """
     host.require_ready()
     defaults = host.store.defaults()
-    spec = load.parse_vm(text, source, defaults=defaults)
-    with changing(host, [spec.name], ready=True, images=[spec.image] if spec.image else []):
+    spec = load.parse_vm(definition, source, defaults=defaults)
+    if wait:
+        _check_wait(spec, start=start)
+    _ensure_image(host, spec)
+    all_keys = [*ssh_keys, *keys.for_new_guest(host.scope)]
+    with changes.changing(host, [spec.name], ready=True, images=[spec.image] if spec.image else []):
         _check_free(host, spec.name)
-        with ExitStack() as undo:
-            # No two VMs choose an address at once; it is taken when it stands in a definition.
-            with locks.locked(host, [paths.ADDRESSES]):
-                others = claims.of_others(host.store, spec.name)
-                spec = allocation.complete(host, spec, defaults, others, ssh_keys)
-                checks.check(host, spec, others)
-                undo.enter_context(
-                    intents.intent(host, spec.name, "create", lambda: remove_everything(host, spec.name))
-                )
-                host.store.write_definition(spec.name, dump.dump_vm(spec))
-            _make(host, spec)
-            if enable:
-                host.systemd.enable([paths.unit(spec.name)])
-                unit_jobs.sync_links(host)
-            if start:
-                _start(host, spec)
+        spec = _create(host, spec, defaults, all_keys, start=start, enable=enable)
+    answered_after = guest_ssh.wait(host, spec.name, wait_timeout) if wait else None
+    (vm,) = listing.listed(host, [spec.name])
+    return Created(vm, next((nic.address for nic in spec.nics if nic.address), None), answered_after)
+
+
+def _create(
+    host: Host, spec: VMSpec, defaults: Defaults, ssh_keys: Sequence[str], *, start: bool, enable: bool
+) -> VMSpec:
+    """Create everything of a VM whose name is free, or nothing; return the completed spec."""
+    with ExitStack() as undo:
+        # Two creates must not allocate the same address: it is taken once a definition has it.
+        with locks.locked(host, [paths.ADDRESSES]):
+            others = claims.of_others(host.store, spec.name)
+            spec = allocation.complete(host, spec, defaults, others, ssh_keys)
+            checks.check(host, spec, others)
+            undo.enter_context(
+                intents.intent(host, spec.name, "create", lambda: remove_everything(host, spec.name))
+            )
+            host.store.write_definition(spec.name, dump.dump_vm(spec))
+        artifacts.make(host, spec)
+        if enable:
+            unit_jobs.enable(host, [spec.name])
+        if start:
+            _start(host, spec.name)
     return spec
 
 
-def ensure_image(host: Host, text: str, source: str) -> None:
-    """Make sure that the image which a definition names is there: one that has a recipe is built.
+def _check_wait(spec: VMSpec, *, start: bool) -> None:
+    """Raise InvalidError for a VM whose SSH server cannot answer."""
+    if not start:
+        raise InvalidError("--wait needs a VM that is started", hint="leave out --no-start or --wait")
+    if not spec.nics:
+        raise InvalidError(
+            "--wait needs a VM with a network",
+            hint=f"leave out --wait, and use: qsysd console {spec.name}",
+        )
 
-    That takes minutes, so it is not begun for a VM that could not be made. Raises InvalidError,
-    ExistsError, NotFoundError.
+
+def _ensure_image(host: Host, spec: VMSpec) -> None:
+    """Build the image of a definition if it does not exist and has a recipe.
+
+    A build takes minutes: it is not begun for a VM that cannot be created, and no VM is locked meanwhile.
     """
-    host.require_ready()
-    spec = load.parse_vm(text, source, defaults=host.store.defaults())
     if not spec.image or host.images.exists(spec.image):
         return
-    recover(host)
+    changes.recover(host)
     _check_free(host, spec.name)
     checks.check_references(host, spec, claims.of_others(host.store, spec.name))
     base_images.ensure(host, spec.image)
 
 
-def require_network(host: Host, text: str, source: str) -> None:
-    """Raise InvalidError for a definition without a NIC: SSH could not be waited for."""
-    if not load.parse_vm(text, source, defaults=host.store.defaults()).nics:
-        raise InvalidError(
-            "--wait needs a VM with a network", hint="leave out --wait, and use: qsysd console NAME"
-        )
-
-
 def _check_free(host: Host, name: str) -> None:
-    """Raise ExistsError where the name is taken, and HostError without systemd: nothing is begun then."""
+    """Raise ExistsError where the name is taken, and HostError without systemd."""
     host.systemd.state(paths.unit(name))
     if host.store.exists(name):
         definition = host.scope.definition(name)
@@ -99,34 +145,17 @@ def _check_free(host: Host, name: str) -> None:
             )
 
 
-def _make(host: Host, spec: VMSpec) -> None:
-    scope = host.scope
-    os.mkdir(scope.vm_dir(spec.name), 0o700)
-    files.sync_directory(scope.vms_dir)
-    for disk in spec.disks:
-        path = scope.overlay(spec.name, disk.name)
-        if spec.image and disk is spec.disks[0]:
-            host.images.create_overlay(spec.image, path, disk.size)
-        elif disk.size is None:
-            raise InvalidError(f"disk {disk.name!r} of {spec.name} needs a size")
-        else:
-            host.images.create_disk(path, disk.size)
-        os.chmod(path, 0o600)
-        files.sync_file(path)
-    rendering.write(host, spec, render.vm(spec, scope))
-    files.sync_directory(scope.vm_dir(spec.name))
-
-
-def _start(host: Host, spec: VMSpec) -> None:
-    needed_by = unit_jobs.dependencies(host, [spec.name])
+def _start(host: Host, name: str) -> None:
+    """Start a new VM and the VMs that it depends on. Raise QsysdError if it does not start."""
+    needed_by = unit_jobs.dependencies(host, [name])
     # Without the locks of the dependencies: two creates could wait for each other.
     outcomes = unit_jobs.start_units(host, needed_by)
-    for started in unit_jobs.as_dependencies(outcomes, needed_by, [spec.name]):
+    for started in unit_jobs.as_dependencies(outcomes, needed_by, [name]):
         if started.error:
             host.progress(f"warning: {started.error.message}")
         else:
             host.progress(f"{started.name}: started ({started.needed_by} depends on it)")
-    error = outcomes[spec.name].error
+    error = outcomes[name].error
     if error:
         raise QsysdError(
             error.message, hint="nothing was created; fix the error and run the command again", code=1

@@ -216,10 +216,9 @@ def _enabling(host: Host, names: Sequence[str] | None, state: State) -> list[Out
             else:
                 unit_states.require_traces(host, name)
         before = unit_states.enabled_names(host)
-        units = [paths.unit(name) for name in vms]
         if state is State.ENABLED:
-            host.systemd.enable(units)
+            unit_jobs.enable(host, vms)
         else:
-            host.systemd.disable(units)
-        unit_jobs.sync_links(host)
+            host.systemd.disable([paths.unit(name) for name in vms])
+            unit_jobs.sync_links(host)
     return [Outcome(name, state, "enabled" if name in before else "disabled", state.value) for name in vms]

@@ -43,6 +43,7 @@ class Operation(NamedTuple):
 READ, CHANGE = Effect.READ, Effect.CHANGE
 
 OPERATIONS = {
+    "vm.create": Operation("create", "create", CHANGE),
     "vm.start": Operation("power", "start", CHANGE),
     "vm.stop": Operation("power", "stop", CHANGE),
     "vm.restart": Operation("power", "restart", CHANGE),

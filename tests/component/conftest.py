@@ -51,6 +51,10 @@ def host(set_up: Path, scope: Scope, monkeypatch: pytest.MonkeyPatch) -> OwnHost
     """Return a host that was set up, all of it below the current directory."""
     # No power cut here: a test that waits for a busy disk is slow for nothing.
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    # The SSH keys of the person who runs the tests are not part of them.
+    monkeypatch.setenv("HOME", os.getcwd())
+    for variable in ("SUDO_UID", "PKEXEC_UID"):
+        monkeypatch.delenv(variable, raising=False)
     shutil.copytree(set_up, ".", symlinks=True, dirs_exist_ok=True)
     return OwnHost(scope)
 

@@ -20,7 +20,7 @@ from samples import KEY
 
 from qsysd import paths
 from qsysd.errors import HostError, InvalidError, NotFoundError, QsysdError, StateError, TimeoutExpired
-from qsysd.host import intents, journal, listing, unit_jobs
+from qsysd.host import guest_ssh, intents, journal, listing, unit_jobs
 from qsysd.host.outcomes import Outcome
 from qsysd.operations import create, delete, edit, power, query
 from qsysd.operations import guest as guest_verbs
@@ -444,10 +444,10 @@ def test_edit_names_what_takes_effect_at_the_first_boot_only(vm: OwnHost) -> Non
 def guest(vm: OwnHost, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
     """Return the listener that is the guest's ssh port, of a VM that runs."""
     vm.fake.set(UNIT, "active", "running")
-    monkeypatch.setattr(guest_verbs, "address", lambda host, name: "127.0.0.1")
-    monkeypatch.setattr(guest_verbs, "PROBE_PAUSE", 0.01)
+    monkeypatch.setattr(guest_ssh, "address", lambda host, name: "127.0.0.1")
+    monkeypatch.setattr(guest_ssh, "PROBE_PAUSE", 0.01)
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        monkeypatch.setattr(guest_verbs, "SSH_PORT", listener.getsockname()[1])
+        monkeypatch.setattr(guest_ssh, "SSH_PORT", listener.getsockname()[1])
         yield listener
 
 
@@ -487,7 +487,7 @@ def test_a_guest_that_never_answers_is_kept_and_the_way_to_continue_named(
 def test_a_wait_for_ssh_shows_the_last_line_of_the_console(
     vm: OwnHost, guest: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(guest_verbs, "UPDATE_INTERVAL", 0)
+    monkeypatch.setattr(guest_ssh, "UPDATE_INTERVAL", 0)
     Path(vm.scope.console_log("web1")).write_text("Booting\nStarting \x1b[31mnetwork\n\n", encoding="utf-8")
     thread = answer(guest, b"", b"SSH-2.0-OpenSSH_9.2\r\n")
     guest_verbs.wait(vm, "web1")
@@ -505,15 +505,15 @@ def test_a_guest_that_has_answered_is_not_tried_again_before_each_ssh(
     note = Path(vm.scope.started_record("web1"))
     note.write_text("0123456789abcdef\nQSYSD_CPUS=1\n", encoding="ascii")
     thread = answer(guest, b"SSH-2.0-OpenSSH_10.0\r\n")
-    guest_verbs.wait_before_ssh(vm, "web1")
+    guest_ssh.wait_once(vm, "web1")
     thread.join()
     # nobody answers any more, and nobody is asked
-    guest_verbs.wait_before_ssh(vm, "web1")
+    guest_ssh.wait_once(vm, "web1")
     assert vm.store.started("web1") == Started("0123456789abcdef", None, 1, "", ssh_answered=True)
     # until the next start
     note.write_text("0123456789abcdef\n", encoding="ascii")
     thread = answer(guest, b"SSH-2.0-OpenSSH_10.0\r\n")
-    guest_verbs.wait_before_ssh(vm, "web1")
+    guest_ssh.wait_once(vm, "web1")
     thread.join()
 
 

@@ -18,12 +18,11 @@ from stand_ins import StandIns
 from qsysd import network, paths, seed
 from qsysd.config import dump
 from qsysd.errors import ExistsError, HostError, InvalidError, NotFoundError, QsysdError
-from qsysd.host import intents, journal, unit_states
+from qsysd.host import intents, journal, keys, unit_states
 from qsysd.images.formats import read_header
 from qsysd.model.vm import VMSpec
 from qsysd.operations import create, delete, power
 from qsysd.operations import edit as edit_verb
-from qsysd.operations.create import ensure_image
 from qsysd.qemu.nic import ports
 from qsysd.runtime import roots, spawn, taps
 
@@ -31,7 +30,8 @@ IMAGE_VM = "name: {}\nimage: tiny\ndisks: [{{size: 1M}}]\n"
 
 
 def make(host: OwnHost, name: str = "web1", more: str = "", **options: bool) -> VMSpec:
-    return create.create(host, IMAGE_VM.format(name) + more, "x.yaml", **options)  # type: ignore[arg-type]
+    create.create(host, IMAGE_VM.format(name) + more, "x.yaml", **options)  # type: ignore[arg-type]
+    return host.store.load(name)
 
 
 def files() -> set[str]:
@@ -59,10 +59,12 @@ def unchanged(host: OwnHost) -> Callable[[], None]:
 
 
 def test_a_vm_with_all_that_belongs_to_it(host: OwnHost) -> None:
-    spec = create.create(host, IMAGE_VM.format("web1"), "x.yaml", ssh_keys=[KEY])
+    created = create.create(host, IMAGE_VM.format("web1"), "x.yaml", ssh_keys=[KEY])
     scope = host.scope
-    assert host.store.load("web1") == spec
-    assert (spec.user, spec.seed, spec.ssh_keys) == ("me", True, (KEY,))
+    spec = host.store.load("web1")
+    assert (spec.user, spec.seed, spec.ssh_keys) == ("me", True, (KEY, keys.host_key(scope)))
+    assert (created.vm.name, created.vm.active) == ("web1", "active")
+    assert created.address == spec.nics[0].address
     assert spec.machine.startswith("pc-q35-")
     (nic,) = spec.nics
     assert network.hosts(scope, "default", "web1") == [(nic.mac, nic.address)]
@@ -111,14 +113,15 @@ def test_a_definition_that_was_kept_makes_the_same_vm_again(host: OwnHost) -> No
     first = make(host, more=f"uuid: {UUID}\n")
     text = host.store.require("web1")
     delete.delete(host, ["web1"])
-    assert create.create(host, text, "web1.yaml") == first
+    create.create(host, text, "web1.yaml")
+    assert host.store.load("web1") == first
 
 
 @pytest.mark.parametrize("more", ["", "disks: [{}]\n"])
 def test_a_definition_with_a_uuid_needs_no_disk_of_its_own(host: OwnHost, more: str) -> None:
     text = f"name: web1\nuuid: {UUID}\nimage: tiny\n{more}"
-    spec = create.create(host, text, "x.yaml")
-    assert spec.user == "me"
+    create.create(host, text, "x.yaml")
+    assert host.store.load("web1").user == "me"
     assert os.path.exists(host.scope.overlay("web1"))
 
 
@@ -294,14 +297,12 @@ def test_no_image_is_built_for_a_vm_that_could_not_be_made(
     built: list[str] = []
     monkeypatch.setattr("qsysd.host.base_images.build", lambda host, name: built.append(name))
     make(host)
-    with pytest.raises(ExistsError):
-        ensure_image(host, "name: web1\nimage: debian\n", "")
-    with pytest.raises(NotFoundError, match="depends on 'nope'"):
-        ensure_image(host, "name: web2\nimage: debian\ndepends_on: [nope]\n", "")
-    ensure_image(host, IMAGE_VM.format("web2"), "")  # it is there
-    ensure_image(host, "name: web2\ndisks: [{size: 1M}]\n", "")
+    refused(host, "name: web1\nimage: debian\n", ExistsError, "VM 'web1' already exists")
+    refused(host, "name: web2\nimage: debian\ndepends_on: [nope]\n", NotFoundError, "depends on 'nope'")
+    make(host, "web2")
+    create.create(host, "name: web3\ndisks: [{size: 1M}]\n")
     assert built == []
-    ensure_image(host, "name: web2\nimage: debian\n", "")
+    refused(host, "name: web4\nimage: debian\n", NotFoundError, "image debian")
     assert built == ["debian"]
 
 

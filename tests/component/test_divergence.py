@@ -297,10 +297,10 @@ def test_set_up_brings_up_each_network_that_is_defined(vm: OwnHost) -> None:
     assert {"rendered the network lan", f"started {paths.network_unit('lan')}"} <= set(done)
     assert vm.fake.state(paths.dhcp_unit("lan")).active == "active"
     assert setup.setup(vm) == []
-    spec = create.create(
+    created = create.create(
         vm, "name: web2\nimage: tiny\nseed: false\nnics: [{network: lan}]\n", "x", start=False
     )
-    assert spec.nics[0].address == "10.99.0.10"
+    assert created.address == "10.99.0.10"
 
 
 def test_set_up_refuses_networks_that_overlap(vm: OwnHost) -> None:

@@ -27,7 +27,7 @@ UNNAMED = "name: web1\nimage: tiny\ndisks: [{size: 1M}, {size: 2M}]\nnics: [{}, 
 
 
 def make(host: OwnHost, text: str = NAMED) -> VMSpec:
-    return create.create(host, text, "x.yaml", start=False)
+    return host.store.load(create.create(host, text, "x.yaml", start=False).vm.name)
 
 
 def edit(host: OwnHost, text: str, name: str = "web1") -> VMSpec:

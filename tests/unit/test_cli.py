@@ -36,7 +36,7 @@ from qsysd.errors import (
     QsysdError,
     TimeoutExpired,
 )
-from qsysd.host import checks, listing, selection
+from qsysd.host import checks, guest_ssh, listing, selection, unit_states
 from qsysd.host.context import Host
 from qsysd.host.outcomes import Outcome, State, failed
 from qsysd.model.boot import Kernel
@@ -476,17 +476,17 @@ def test_bytes_that_are_no_text_are_refused() -> None:
 
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """Return what `create` was called with; it makes nothing."""
+    """Return what `create` was called with; it creates nothing."""
     found: list[dict[str, Any]] = []
 
-    def call(host: Host, text: str, source: str, **options: Any) -> VMSpec:
-        spec = load.parse_vm(text, source)
+    def call(host: Host, definition: str, source: str, **options: Any) -> create.Created:
+        spec = load.parse_vm(definition, source)
         found.append({"spec": spec, "source": source, **options})
-        return vm(name=spec.name)
+        if options["wait"] and options["wait_timeout"] < 10:
+            raise TimeoutExpired(f"{spec.name} runs, but did not answer")
+        return create.Created(listed(name=spec.name), "10.83.0.10", 4.2 if options["wait"] else None)
 
     monkeypatch.setattr(create, "create", call)
-    monkeypatch.setattr(create, "ensure_image", lambda host, text, source: None)
-    monkeypatch.setattr("qsysd.host.keys.for_new_guest", lambda scope: ["ssh-rsa AAAA mine"])
     return found
 
 
@@ -494,7 +494,7 @@ def test_create_says_what_it_made(qsysd_command: Run, made: list[dict[str, Any]]
     result = qsysd_command("create", "web3", "--image", "tiny")
     assert (result.exit_code, result.output) == (0, "web3: running at 10.83.0.10\n")
     assert made[0]["start"] is made[0]["enable"] is True
-    assert made[0]["ssh_keys"] == ["ssh-rsa AAAA mine"]
+    assert made[0]["ssh_keys"] == []
     result = qsysd_command("create", "web3", "--image", "tiny", "--no-start", "--no-enable")
     assert result.output == "web3: created at 10.83.0.10\n"
     assert made[1]["start"] is made[1]["enable"] is False
@@ -503,7 +503,7 @@ def test_create_says_what_it_made(qsysd_command: Run, made: list[dict[str, Any]]
 def test_create_takes_keys_from_files(qsysd_command: Run, made: list[dict[str, Any]], tmp_path: Path) -> None:
     (tmp_path / "x.pub").write_text(f"{KEY}\n", encoding="utf-8")
     qsysd_command("create", "web3", "--image", "tiny", "--ssh-key", str(tmp_path / "x.pub"))
-    assert made[0]["ssh_keys"] == [KEY, "ssh-rsa AAAA mine"]
+    assert made[0]["ssh_keys"] == [KEY]
     (tmp_path / "x.pub").write_text("nothing", encoding="utf-8")
     assert isinstance(
         qsysd_command("create", "web3", "--image", "tiny", "--ssh-key", str(tmp_path / "x.pub")).exception,
@@ -532,24 +532,12 @@ def test_with_a_file_everything_stands_in_the_file(
     assert made == []
 
 
-def test_create_waits_and_keeps_the_vm_when_time_runs_out(
-    qsysd_command: Run, made: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    waited: list[float] = []
-
-    def wait(host: Host, name: str, *, timeout: float) -> float:
-        waited.append(timeout)
-        if timeout < 10:
-            raise TimeoutExpired(f"{name} runs, but did not answer")
-        return 4.2
-
-    monkeypatch.setattr(guest, "wait", wait)
+def test_create_waits(qsysd_command: Run, made: list[dict[str, Any]]) -> None:
     result = qsysd_command("create", "web3", "--image", "tiny", "--wait")
-    assert "web3: answers on SSH after 4 s" in result.output
+    assert result.output == ("web3: running at 10.83.0.10\nweb3: answers on SSH after 4 s; qsysd ssh web3\n")
     result = qsysd_command("create", "web3", "--image", "tiny", "--wait", "--wait-timeout", "5")
     assert isinstance(result.exception, TimeoutExpired)
-    assert "web3: running" in result.output
-    assert waited == [300.0, 5.0]
+    assert [call["wait_timeout"] for call in made] == [300.0, 5.0]
 
 
 # delete and image rm: named first, and asked
@@ -792,8 +780,8 @@ def test_a_table_is_as_wide_as_it_must_be(capsys: pytest.CaptureFixture[str]) ->
 def test_ssh_hands_over_its_words(qsysd_command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[list[str]] = []
     waited: list[str] = []
-    monkeypatch.setattr(guest, "require_running", lambda host, name: 4711)
-    monkeypatch.setattr(guest, "wait_before_ssh", lambda host, name: waited.append(name))
+    monkeypatch.setattr(unit_states, "require_running", lambda host, name: 4711)
+    monkeypatch.setattr(guest_ssh, "wait_once", lambda host, name: waited.append(name))
     monkeypatch.setattr("qsysd.process.foreground", lambda argv: ran.append(list(argv)) or 42)  # type: ignore[func-returns-value]
     result = qsysd_command("ssh", "web1", "--", "ls", "-l", "--user", "x y")
     assert result.exit_code == 42
@@ -806,7 +794,7 @@ def test_ssh_hands_over_its_words(qsysd_command: Run, monkeypatch: pytest.Monkey
 
 
 def test_ssh_takes_the_guests_key_once_and_per_vm(rendered: OwnHost) -> None:
-    command_line = guest.ssh_command(rendered, vm(), user=None, command=[])
+    command_line = guest._ssh_command(rendered, vm(), None, [])
     options = [word for word, before in zip(command_line[1:], command_line, strict=False) if before == "-o"]
     assert f"HostKeyAlias=qsysd-{vm().uuid}" in options
     assert "StrictHostKeyChecking=accept-new" in options
