@@ -9,6 +9,7 @@ import os
 from typing import Any
 
 from qsysd import digests, files, paths
+from qsysd.config.nodes import yaml_library
 from qsysd.errors import QsysdError
 from qsysd.model.vm import VMSpec
 from qsysd.paths import Scope
@@ -18,10 +19,10 @@ VOLUME_LABEL = "cidata"
 
 
 def documents(spec: VMSpec) -> dict[str, str]:
-    """Return the seed's files by name.
+    """Return the files of a seed by name.
 
-    The instance id is the VM's UUID: a VM that is made anew under an old name is a new instance.
-    NICs are matched by MAC, so that the guest's own names for them do not matter.
+    The instance ID is the UUID of the VM: a VM that is created again under the same name is a new instance.
+    NICs are matched by MAC: their names in the guest do not matter.
     """
     user_data: dict[str, Any] = {
         "hostname": spec.name,
@@ -45,13 +46,12 @@ def documents(spec: VMSpec) -> dict[str, str]:
 
 
 def digest(spec: VMSpec) -> str:
-    """Return the digest of a seed, which the disk has as its application identifier; "" without a seed."""
+    """Return the digest of the documents of a seed, its application identifier; "" without a seed."""
     return digests.digest("\0".join(documents(spec).values()).encode()) if spec.seed else ""
 
 
 def _dump(document: dict[str, Any]) -> str:
-    import yaml
-
+    yaml = yaml_library()
     text: str = yaml.dump(
         document, Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper), sort_keys=False, width=10000
     )
@@ -59,11 +59,11 @@ def _dump(document: dict[str, Any]) -> str:
 
 
 def write(spec: VMSpec, scope: Scope) -> None:
-    """Make the seed disk of a VM, readable to its owner only. The VM's exclusive lock must be held.
+    """Write the seed disk of a VM, readable only for its owner. The caller holds the VM's exclusive lock.
 
-    Raises QsysdError with the tool's own words, and leaves nothing half-written in the disk's place then.
+    Raise QsysdError with the error message of the tool; the old disk stays in place then.
     """
-    # Not in a place of the tool's own choice: a kill leaves it, and deleting the VM must find it.
+    # Not a temporary directory of the tool: `delete` must find what a killed command left.
     directory = scope.seed_scratch(spec.name)
     trees.remove(directory)
     try:

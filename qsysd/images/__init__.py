@@ -1,8 +1,7 @@
-"""Base images: make, import, list, remove them, and put disks on them.
+"""Base images: build, import, list and remove them, and create disks on them.
 
-An image is `NAME.qcow2`, read-only from the day it is made, with `NAME.yaml` beside it that says
-where it came from. The .qcow2 is what makes an image exist; a lost note costs only the knowledge.
-A VM's disk is an overlay whose backing file is the image. See qemu-img(1).
+An image is `NAME.qcow2`, which is never written again, with its metadata in `NAME.yaml`. An image exists if
+its .qcow2 file does. The disk of a VM is an overlay whose backing file is the image: qemu-img(1).
 """
 
 from __future__ import annotations
@@ -10,22 +9,22 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from qsysd import values
 from qsysd.errors import ExistsError, InvalidError, NotFoundError, QsysdError, StateError
-from qsysd.files import remove, write_atomic
+from qsysd.files import remove
 from qsysd.image_names import NAME, NAME_RULE
-from qsysd.images import formats, staging
+from qsysd.images import build as recipes
+from qsysd.images import convert, formats, metadata, staging
 from qsysd.images.formats import BrokenImageError, Header
+from qsysd.images.progress import Progress, quiet
 from qsysd.names import in_order
 from qsysd.paths import Scope
 from qsysd.runtime import spawn
 
-Progress = Callable[[str], None]
-
-# How long qemu-img may take to make an empty file: seconds. A full or hung disk is slow to say so.
+# Seconds that qemu-img may take to create an empty file. A full or hung disk reports errors late.
 CREATE_TIMEOUT = 60
 
 
@@ -33,9 +32,8 @@ CREATE_TIMEOUT = 60
 class Image:
     """A base image.
 
-    source: in words (`built: debian bookworm`, `imported: /srv/x.vmdk`); sha256: of the file, empty
-    when the note beside it is lost; created: ISO 8601, UTC; virtual_size, file_size: bytes;
-    problem: why no VM can be made from it, or None.
+    source: `built: debian bookworm`, `imported: /srv/x.vmdk`; sha256: of the file, "" without metadata;
+    created: ISO 8601, UTC; virtual_size, file_size: bytes; problem: why no VM can be created from it.
     """
 
     name: str
@@ -52,20 +50,16 @@ class Image:
 
 @dataclass(frozen=True)
 class Users:
-    """The VMs that use an image; `unknown`: VM → why one of its disks does not tell what it uses."""
+    """The VMs that use an image. unknown: VM → why the image of one of its disks cannot be determined."""
 
     vms: list[str]
     unknown: dict[str, str]
 
 
-def quiet(_line: str) -> None:
-    """Show nothing: the progress of a caller that has nobody to show it to."""
-
-
 def check_name(name: str) -> None:
     """Raise InvalidError unless `name` can name an image."""
     if not NAME.fullmatch(name):
-        raise InvalidError(f"{name!r} cannot name an image", hint=f"a name is {NAME_RULE}")
+        raise InvalidError(f"{name!r} is not valid as the name of an image", hint=f"names match {NAME_RULE}")
 
 
 class Images:
@@ -74,7 +68,7 @@ class Images:
     def __init__(self, scope: Scope) -> None:
         self.scope = scope
 
-    # what is there
+    # reading
 
     def names(self) -> list[str]:
         """Return the names of all images in their natural order."""
@@ -86,62 +80,61 @@ class Images:
         return in_order(name for name in names if NAME.fullmatch(name))
 
     def exists(self, name: str) -> bool:
-        """Return whether there is an image of that name."""
+        """Return whether an image of this name exists."""
         return NAME.fullmatch(name) is not None and os.path.exists(self.scope.image(name))
 
     def require(self, name: str) -> str:
-        """Return the path of an image. Raises NotFoundError, with what to do, when there is none."""
+        """Return the path of an image. Raise NotFoundError."""
         if self.exists(name):
             return self.scope.image(name)
         known = ", ".join(self.names())
-        hint = f"qsysd image list (there are: {known})" if known else "qsysd image build debian"
+        hint = f"qsysd image list (images: {known})" if known else "qsysd image build debian"
         raise NotFoundError(f"image {name} does not exist", hint=hint)
 
     def get(self, name: str) -> Image:
-        """Return an image. Raises NotFoundError when there is none; a broken one has `problem` set."""
+        """Return an image; `problem` is set if it is broken. Raise NotFoundError."""
         path = self.require(name)
         status = os.stat(path)
-        note = self._read_note(name)
+        data = metadata.read(self.scope.image_metadata(name))
         virtual_size, problem = 0, None
         try:
             virtual_size = formats.check_whole(path).virtual_size
         except (BrokenImageError, OSError) as error:
             problem = str(error)
-        if note.get("file_size") not in (None, status.st_size):
-            problem = f"{path} has not the size that it was made with"
-        user = note.get("default_user")
+        if data.get("file_size") not in (None, status.st_size):
+            problem = f"{path} does not have the size with which it was created"
+        user = data.get("default_user")
         return Image(
             name=name,
             path=path,
-            source=str(note.get("source", "unknown")),
-            sha256=str(note.get("sha256", "")),
+            source=str(data.get("source", "unknown")),
+            sha256=str(data.get("sha256", "")),
             default_user=None if user is None else str(user),
-            cloud_init=bool(note.get("cloud_init", False)),
-            created=str(note.get("created") or timestamp(status.st_mtime)),
+            cloud_init=bool(data.get("cloud_init", False)),
+            created=str(data.get("created") or timestamp(status.st_mtime)),
             virtual_size=virtual_size,
             file_size=status.st_size,
             problem=problem,
         )
 
     def check(self, name: str) -> Header:
-        """Return the header of an image that VMs can be made from.
+        """Return the header of an image from which VMs can be created. Only three reads: cheap.
 
-        Cheap (three reads), so that it can be asked each time. Raises NotFoundError when there is
-        none, BrokenImageError when it is truncated, not qcow2, or refers to other files.
+        Raise NotFoundError, and BrokenImageError if it is truncated, not qcow2, or refers to other files.
         """
         path = self.require(name)
         try:
             return formats.check_whole(path)
         except BrokenImageError as error:
-            hint = f"make it again: qsysd image rm {name}, then qsysd image build or import"
+            hint = f"create it again: qsysd image rm {name}, then qsysd image build or import"
             raise BrokenImageError(f"image {name} is broken: {error.message}", hint=hint) from error
         except OSError as error:
             raise BrokenImageError(f"image {name} cannot be read: {error.strerror}: {path}") from error
 
     def users(self, name: str, overlays: Mapping[str, Sequence[str]]) -> Users:
-        """Return the VMs with a disk on the image, from the disks' own headers.
+        """Return the VMs with a disk on the image, from the headers of the disks.
 
-        overlays: a VM's name → the paths of its disks. A chain of overlays counts to its end.
+        overlays: name of a VM → the paths of its disks. All files of a chain of overlays count.
         """
         image = os.path.realpath(self.scope.image(name))
         vms, unknown = set(), {}
@@ -160,7 +153,7 @@ class Images:
                         vms.add(vm)
         return Users(in_order(vms), unknown)
 
-    # make and remove
+    # building, importing, removing
 
     def import_file(
         self,
@@ -172,25 +165,23 @@ class Images:
         kind: str | None = None,
         progress: Progress = quiet,
     ) -> Image:
-        """Make an image from a disk image file: qcow2, raw, vmdk, vdi or vhdx.
+        """Create an image from a disk image file: qcow2, raw, vmdk, vdi or vhdx.
 
-        kind: the file's format, None to detect it. Raises InvalidError when it is something else or
-        refers to other files, ExistsError when the name is taken, QsysdError on a full disk,
-        TimeoutExpired when qemu-img takes too long.
+        kind: the format of the file, None to detect it. Raise InvalidError for other formats and for files
+        that refer to other files, ExistsError, QsysdError on a full disk, TimeoutExpired if qemu-img takes
+        too long.
         """
-        from qsysd.images import convert
-
-        self.check_free(name)
+        self._check_free(name)
         if default_user is not None and not values.USER.fullmatch(default_user):
             raise InvalidError(
-                f"{default_user!r} is not a user name", hint="a name is [a-z_][a-z0-9_-]{0,31}"
+                f"{default_user!r} is not a valid user name", hint=f"names match {values.USER.pattern}"
             )
         path = os.path.abspath(source)
         with staging.directory(self.scope.images_dir, name) as directory:
             file = os.path.join(directory, "image.qcow2")
             convert.import_disk(path, file, progress, kind)
-            note = {"source": f"imported: {path}", "default_user": default_user, "cloud_init": cloud_init}
-            return self.publish(name, file, note, progress)
+            data = {"source": f"imported: {path}", "default_user": default_user, "cloud_init": cloud_init}
+            return self._publish(name, file, data, progress)
 
     def build(
         self,
@@ -201,53 +192,45 @@ class Images:
         suite: str | None = None,
         size: int | None = None,
     ) -> Image:
-        """Make an image from a recipe; `debian` is the one there is. size: bytes, virtual.
+        """Create an image from a recipe, `debian`. size: bytes of the virtual disk.
 
-        Raises InvalidError for an unknown recipe or suite, ExistsError when the name is taken,
-        HostError when the host lacks the tools, QsysdError when the build fails.
+        Raise InvalidError for an unknown recipe or suite, ExistsError, HostError if tools are missing,
+        QsysdError if the build fails.
         """
-        from qsysd.images import build
-
         name = name or recipe
-        self.check_free(name)
-        plan = build.plan(recipe, suite=suite, size=size)
+        self._check_free(name)
+        plan = recipes.plan(recipe, suite=suite, size=size)
         with staging.directory(self.scope.images_dir, name) as directory:
             file = os.path.join(directory, "image.qcow2")
-            note = build.build(plan, directory, file, progress)
-            return self.publish(name, file, note, progress)
+            data = recipes.build(plan, directory, file, progress)
+            return self._publish(name, file, data, progress)
 
-    def check_free(self, name: str) -> None:
-        """Raise InvalidError when `name` cannot name an image, ExistsError when it is taken."""
+    def _check_free(self, name: str) -> None:
+        """Raise InvalidError if `name` is not valid, ExistsError if the image exists."""
         check_name(name)
         if os.path.lexists(self.scope.image(name)):
-            raise ExistsError(f"image {name} exists", hint=f"qsysd image info {name}, or take another --name")
+            raise ExistsError(f"image {name} exists", hint=f"qsysd image info {name}, or use another --name")
 
-    def publish(self, name: str, file: str, note: Mapping[str, object], progress: Progress = quiet) -> Image:
+    def _publish(self, name: str, file: str, data: Mapping[str, object], progress: Progress) -> Image:
         """Turn a finished qcow2 file in the staging directory into the image `name`."""
-        from qsysd.images import convert
-
-        digest = convert.digest(file, progress)
-        self._write_note(
-            name,
-            os.path.join(os.path.dirname(file), "image.yaml"),
-            {
-                "name": name,
-                **note,
-                "sha256": digest,
-                "file_size": os.stat(file).st_size,
-                "created": timestamp(time.time()),
-            },
-        )
-        os.chmod(file, 0o644)  # QEMU reads it under a uid of its own
+        created = {
+            "sha256": convert.digest(file, progress),
+            "file_size": os.stat(file).st_size,
+            "created": timestamp(time.time()),
+        }
+        # Written before the image: without the image it has no effect.
+        staged = os.path.join(os.path.dirname(file), "image.yaml")
+        metadata.write(self.scope.image_metadata(name), {"name": name, **data, **created}, staged)
+        os.chmod(file, 0o644)  # QEMU reads it as an unprivileged user
         try:
             staging.publish(file, self.scope.image(name))
         except ExistsError:
-            self.check_free(name)
+            self._check_free(name)
             raise
         return self.get(name)
 
     def remove(self, name: str, used_by: Sequence[str]) -> None:
-        """Remove an image. Raises NotFoundError, StateError while VMs use it (`used_by`, see `users`)."""
+        """Remove an image. Raise NotFoundError, and StateError while VMs use it (`used_by`, see `users`)."""
         self.require(name)
         if used_by:
             plural = "VM " if len(used_by) == 1 else "VMs "
@@ -260,23 +243,23 @@ class Images:
             remove(self.scope.image_metadata(name))
 
     def remove_abandoned(self) -> Sequence[str]:
-        """Remove what killed commands left half-made; return the names of those images."""
+        """Remove the staging directories of commands that were killed; return the names of their images."""
         return staging.remove_abandoned(self.scope.images_dir)
 
     # disks
 
     def create_overlay(self, name: str, path: str, size: int | None) -> int:
-        """Make a VM's disk on the image; return its virtual size. size: bytes, None takes the image's.
+        """Create a disk on an image; return its virtual size. size: bytes, None for the size of the image.
 
-        Raises NotFoundError and BrokenImageError as `check`, InvalidError when the size is less than
-        the image's, ExistsError when `path` is there, QsysdError, with qemu-img's own words and
-        nothing left at `path`, when the disk is full.
+        Raise NotFoundError and BrokenImageError as `check`, InvalidError if the size is less than that of
+        the image, ExistsError if `path` exists, QsysdError with qemu-img's error message if the disk is full:
+        nothing is left at `path` then.
         """
         header = self.check(name)
         if size is not None and size < header.virtual_size:
             raise InvalidError(
-                f"a disk of {size} bytes is too small for image {name}, which has {header.virtual_size}",
-                hint=f"take at least {-(-header.virtual_size // 1024**2)}M",
+                f"a disk of {size} bytes is too small for image {name} of {header.virtual_size} bytes",
+                hint=f"use at least {-(-header.virtual_size // 1024**2)}M",
             )
         size = size or header.virtual_size
         backing = os.path.abspath(self.scope.image(name))
@@ -284,16 +267,16 @@ class Images:
         return size
 
     def create_disk(self, path: str, size: int) -> None:
-        """Make an empty disk. size: bytes. Raises as `create_overlay` does."""
+        """Create an empty disk. size: bytes. Raise as `create_overlay` does."""
         if size <= 0:
-            raise InvalidError(f"a disk of {size} bytes is not possible")
+            raise InvalidError(f"a disk cannot have {size} bytes")
         self._create(path, [], size)
 
     @staticmethod
     def _create(path: str, options: Sequence[str], size: int) -> None:
-        """Run `qemu-img create` for a new file at `path`, or leave nothing there."""
+        """Run `qemu-img create` for a new file; after an error nothing is left at `path`."""
         if os.path.lexists(path):
-            raise ExistsError(f"{path} exists", hint="a disk is never written over; move it away")
+            raise ExistsError(f"{path} exists", hint="a disk is never overwritten: move the file")
         path = os.path.abspath(path)
         try:
             argv = ["qemu-img", "create", "-q", "-f", "qcow2", *options, path, str(size)]
@@ -302,33 +285,11 @@ class Images:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
             if isinstance(error, spawn.CommandError):
-                raise QsysdError(f"cannot make the disk {path}: {spawn.last_words(error.stderr)}") from error
+                reason = values.printable(spawn.last_words(error.stderr))
+                raise QsysdError(f"cannot create the disk {path}: {reason}") from error
             raise
 
-    # the note beside an image
-
-    def _read_note(self, name: str) -> dict[str, object]:
-        """Return the note beside an image, empty when it is lost or broken."""
-        import yaml
-
-        path = self.scope.image_metadata(name)
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        try:
-            with open(path, encoding="utf-8") as file:
-                note = yaml.load(file, Loader=loader)
-        except (OSError, UnicodeError, yaml.YAMLError):
-            return {}
-        return note if isinstance(note, dict) else {}
-
-    def _write_note(self, name: str, scratch: str, note: Mapping[str, object]) -> None:
-        """Write the note beside an image. It is there before the image: alone it means nothing."""
-        import yaml
-
-        dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
-        text: str = yaml.dump(dict(note), Dumper=dumper, sort_keys=False, allow_unicode=True)
-        write_atomic(self.scope.image_metadata(name), text, 0o644, staging=scratch)
-
-    # The last one: within the class its name hides the type.
+    # Last, because within the class its name hides the type.
     def list(self) -> list[Image]:
         """Return all images, sorted by name, broken ones included."""
         images = []

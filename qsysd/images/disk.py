@@ -1,12 +1,12 @@
-"""A bootable disk written by hand: partition table and boot loader, with nothing mounted.
+"""Write a bootable disk as a file: partition table and boot loader, without mounts.
 
-Loop devices and their partitions do not work on every machine, and what a killed build leaves
-mounted has to be cleaned. So the disk is written as a file: a GPT with GRUB's core in its BIOS boot
-partition, and a root partition that mke2fs fills afterwards (`mke2fs -d`, `-E offset=`).
+Partitions on loop devices do not work on every machine, and a killed build would leave mounts behind. The
+disk has a GPT, with GRUB's core image in its BIOS boot partition, and a root partition that mke2fs fills
+afterwards (`mke2fs -d`, `-E offset=`).
 
-Follows the UEFI specification, chapter 5 (GPT), and GRUB's boot/i386/pc/boot.S and diskboot.S: the
+See the UEFI specification, chapter 5 (GPT), and GRUB's boot/i386/pc/boot.S and diskboot.S: the
 boot sector loads the sector whose number is at KERNEL_SECTOR; that sector, the first of core.img,
-loads the rest by the block list at its end. grub-bios-setup would patch the same two numbers.
+loads the rest by the block list at its end. grub-bios-setup patches the same two numbers.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ MIB = 1024 * 1024
 TYPE_ROOT = uuid.UUID("4f68bce3-e8cd-4db1-96e7-fbcaf984b709")
 TYPE_BIOS_BOOT = uuid.UUID("21686148-6449-6e6f-744e-656564454649")
 
-# As on Debian's cloud images: the root is the first partition by number and the last on the disk,
-# so that it can grow. Numbers of sectors, at multiples of 4 KiB: systemd-repart overlooks a partition
-# that begins before the first usable one of these, and discards what it takes for free: GRUB's core.
+# As on Debian's cloud images, the root is the first partition by number and the last on the disk, so that
+# it can grow. In sectors, at multiples of 4 KiB: systemd-repart ignores a partition that begins before the
+# first usable multiple, and discards its sectors as free space: GRUB's core image.
 CORE_FIRST = 40
 ROOT_FIRST = 2048
 TABLE_ENTRIES = 128
@@ -40,7 +40,7 @@ BLOCK_LIST = 0x1F4
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the root partition is. offset, size: bytes."""
+    """The place of the root partition. offset, size: bytes."""
 
     disk_size: int
     offset: int
@@ -50,16 +50,16 @@ class Layout:
 def layout(disk_size: int) -> Layout:
     """Return the layout of a disk of `disk_size` bytes, a multiple of 1 MiB."""
     sectors = disk_size // SECTOR
-    # ext4 has blocks of 4 KiB; the copy of the table fills the last 33 sectors.
+    # ext4 has blocks of 4 KiB; the backup of the partition table is in the last 33 sectors.
     end = (sectors - TABLE_SECTORS - 1) // 8 * 8
     return Layout(disk_size, ROOT_FIRST * SECTOR, (end - ROOT_FIRST) * SECTOR)
 
 
 def write(path: str, disk_size: int, boot_sector: bytes, core: bytes) -> Layout:
-    """Make a sparse raw disk at `path` with a partition table and a boot loader; return its layout.
+    """Create a sparse raw disk with a partition table and a boot loader; return its layout.
 
-    boot_sector, core: GRUB's boot.img, and what grub-mkimage made for i386-pc.
-    Raises ValueError when they don't fit.
+    boot_sector, core: GRUB's boot.img, and the image that grub-mkimage created for i386-pc.
+    Raise ValueError if they do not fit.
     """
     place = layout(disk_size)
     if len(boot_sector) != SECTOR or len(core) > (ROOT_FIRST - CORE_FIRST) * SECTOR:
@@ -107,7 +107,7 @@ def _header(table: bytes, identity: uuid.UUID, sectors: int, *, own: int, other:
 
 
 def _boot_sector(boot: bytes, sectors: int) -> bytes:
-    """Return GRUB's boot sector, pointed at its core, with the protective entry of a GPT disk."""
+    """Return GRUB's boot sector, which loads the core image, with the protective MBR entry of a GPT disk."""
     sector = bytearray(boot)
     sector[PARTITION_AREA] = bytes(PARTITION_AREA.stop - PARTITION_AREA.start)
     sector[KERNEL_SECTOR : KERNEL_SECTOR + 8] = struct.pack("<Q", CORE_FIRST)
@@ -119,5 +119,5 @@ def _boot_sector(boot: bytes, sectors: int) -> bytes:
 
 
 def _core(core: bytes) -> bytes:
-    """Return GRUB's core with the block list pointed at its second sector."""
+    """Return GRUB's core image, with its second sector in the block list."""
     return core[:BLOCK_LIST] + struct.pack("<Q", CORE_FIRST + 1) + core[BLOCK_LIST + 8 :]

@@ -1,7 +1,7 @@
-"""Open a file from outside once, without following links that are not the administrator's.
+"""Open a file that belongs to another user, without following links of other users.
 
-`sudo qsysd image import /home/bob/disk.qcow2` runs as root in a directory that bob can change at any
-moment. A link of his there would have root read any file of the host, and an image is readable to all.
+`sudo qsysd image import /home/bob/disk.qcow2` runs as root in a directory that bob can change at any time.
+With a link there, he could make root copy any file of the host into an image, which every user can read.
 """
 
 from __future__ import annotations
@@ -10,23 +10,24 @@ import os
 import stat
 
 from qsysd.errors import InvalidError, QsysdError
+from qsysd.values import printable
 
-# As many links as the kernel follows in one path: path_resolution(7).
+# The kernel's limit of links in one path: path_resolution(7).
 LINKS_MAX = 40
 
 
 def open_file(path: str) -> int:
     """Return a descriptor of a regular file, for reading. path: absolute.
 
-    A link in the file's own place is never followed, one on the way only if root or the user behind sudo
-    owns it. Raises InvalidError and QsysdError.
+    The last component must not be a link; other components may be links that belong to root or to the user
+    who called sudo. Raise InvalidError, QsysdError.
     """
     try:
         place = _find(path)
         try:
             if not stat.S_ISREG(os.fstat(place).st_mode):
-                raise InvalidError(f"{path} is not a file")
-            # The file that was found, whatever has its name by now.
+                raise InvalidError(f"{path} is not a regular file")
+            # Opens the file that was found, even if its name now belongs to another.
             return os.open(f"/proc/self/fd/{place}", os.O_RDONLY | os.O_CLOEXEC)
         finally:
             os.close(place)
@@ -37,7 +38,7 @@ def open_file(path: str) -> int:
 
 
 def _find(path: str) -> int:
-    """Return an O_PATH descriptor of the file, found name by name."""
+    """Return an O_PATH descriptor of the file; each component of its path is checked."""
     links = 0
     names = path.split("/")[::-1]
     here = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -70,15 +71,15 @@ def _find(path: str) -> int:
 def _check_link(path: str, name: str, target: str, owner: int, *, last: bool, links: int) -> None:
     """Raise InvalidError for a link that is not followed."""
     if last:
-        raise InvalidError(f"{path} is a link to {target}", hint="give the name of the file itself")
+        raise InvalidError(f"{path} is a link to {printable(target)}", hint="use the name of the file itself")
     if owner not in _trusted() or links > LINKS_MAX:
         raise InvalidError(
-            f"{path}: {name} on the way to it is a link that belongs to another user",
-            hint="give a path without it",
+            f"{path}: its component {printable(name)} is a link that belongs to another user",
+            hint="use a path without this link",
         )
 
 
 def _trusted() -> set[int]:
-    """Return the users whose links are followed: root, the caller, and the user who called sudo."""
+    """Return the users whose links are followed: root, the caller and the user who called sudo."""
     sudo = os.environ.get("SUDO_UID", "")
     return {0, os.getuid(), *([int(sudo)] if sudo.isascii() and sudo.isdigit() else [])}

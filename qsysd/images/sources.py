@@ -1,7 +1,7 @@
-"""Where packages for an image come from: the host's own archive, or Debian's.
+"""The package archive for an image: that of the host, or Debian's.
 
-A host that reaches Debian only by a mirror or a proxy of its own can build images all the same: the
-entries of its apt sources that give its own suite are used for the wanted one. See sources.list(5).
+A host that uses a mirror or a proxy can build images as well: the entries of its apt sources for its own
+suite are used for the suite of the image. See sources.list(5).
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ SECURITY = "http://deb.debian.org/debian-security"
 ONE_LINE = re.compile(
     r"deb\s+(?:\[(?P<options>[^]]*)\]\s+)?(?P<uri>\S+)\s+(?P<suite>\S+)\s+(?P<components>.*)"
 )
-# Options that decide whether an archive is trusted; others belong to the host's own packages.
+# Options that decide whether an archive is trusted; other options concern the packages of the host.
 KEPT = ("signed-by", "trusted")
 
 
 @dataclass(frozen=True)
 class Source:
-    """One archive, suite and its options, as a host names it."""
+    """An archive, a suite and its options, from the apt sources of a host."""
 
     uri: str
     suite: str
@@ -32,7 +32,7 @@ class Source:
 
 
 def host_codename(root: str = "/") -> str | None:
-    """Return the codename of the Debian release that the host runs, None on another system."""
+    """Return the codename of the host's Debian release, None on another system."""
     values: dict[str, str] = {}
     try:
         with open(os.path.join(root, "etc/os-release"), encoding="utf-8") as file:
@@ -45,7 +45,7 @@ def host_codename(root: str = "/") -> str | None:
 
 
 def host_sources(root: str = "/") -> list[Source]:
-    """Return what the host's apt sources name, in the order in which apt reads them."""
+    """Return the entries of the host's apt sources, in the order in which apt reads them."""
     base = os.path.join(root, "etc/apt")
     paths = [os.path.join(base, "sources.list")]
     for suffix in ("list", "sources"):
@@ -71,7 +71,7 @@ def _lines(text: str) -> Iterator[Source]:
 
 
 def _stanzas(text: str) -> Iterator[Source]:
-    """Yield the sources of a file in the deb822 style. Keys given in place, not by file, are left out."""
+    """Yield the sources of a file in deb822 style. Embedded keys (not in a file) are omitted."""
     kept = "\n".join(line for line in text.splitlines() if not line.startswith("#"))
     for stanza in re.split(r"\n\s*\n", kept):
         fields: dict[str, str] = {}
@@ -94,7 +94,7 @@ def _stanzas(text: str) -> Iterator[Source]:
 def sources_for(suite: str, codename: str | None, sources: list[Source]) -> list[str]:
     """Return the lines of a sources.list for `suite`.
 
-    codename: the host's own suite, for which `sources` were written.
+    codename: the suite of the host, for which `sources` were written.
     """
     own = [source for source in sources if "main" in source.components]
     archive = next((source for source in own if codename and source.suite == codename), None)
@@ -114,6 +114,6 @@ def _line(source: Source, suite: str) -> str:
 
 
 def proxies(config: str) -> list[str]:
-    """Return the lines of `apt-config dump` that say how this host reaches its archives."""
+    """Return the lines of `apt-config dump` that configure proxies."""
     wanted = re.compile(r'Acquire::(?:\w+::)?Proxy\S* ".+";')
     return [line for line in config.splitlines() if wanted.fullmatch(line.strip())]

@@ -120,7 +120,7 @@ def test_overlay_takes_one_run_of_qemu_img(
 def test_overlay_smaller_than_its_image(images: Images, base: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidError, match="too small") as error:
         images.create_overlay("base", str(tmp_path / "disk"), SIZE - 1)
-    assert error.value.hint == "take at least 8M"
+    assert error.value.hint == "use at least 8M"
     assert not (tmp_path / "disk").exists()
 
 

@@ -1,10 +1,10 @@
-"""What is told of a build while it runs, and of one that failed."""
+"""The progress of a build while it runs, and the reason for which it failed."""
 
 from __future__ import annotations
 
 import pytest
 
-from qsysd.images.build import Teller
+from qsysd.images.progress import BuildProgress
 
 UPDATE = ["I: running apt-get update...", "Get:1 http://deb.example trixie InRelease [140 kB]"]
 ESSENTIAL = [
@@ -28,31 +28,31 @@ class Run:
     def __init__(self, step: float) -> None:
         self.time = 0.0
         self.step = step
-        self.told: list[str] = []
-        self.teller = Teller(self.told.append, lambda: self.time)
+        self.lines: list[str] = []
+        self.progress = BuildProgress(self.lines.append, lambda: self.time)
 
-    def hear(self, *lines: str | None) -> list[str]:
+    def update(self, *lines: str | None) -> list[str]:
         for line in lines:
             self.time += self.step
-            self.teller.hear(line)
-        return self.told
+            self.progress.update(line)
+        return self.lines
 
 
-def test_each_phase_is_told_when_it_begins() -> None:
-    told = Run(0.0).hear(*UPDATE, *ESSENTIAL, *REST, "qsysd: file system", "qsysd: compressing")
-    assert [line.partition(" (")[0].partition(",")[0] for line in told] == [
+def test_each_step_is_reported_when_it_begins() -> None:
+    lines = Run(0.0).update(*UPDATE, *ESSENTIAL, *REST, "qsysd: file system", "qsysd: compressing")
+    assert [line.partition(" (")[0].partition(",")[0] for line in lines] == [
         "reading package lists",
         "downloading the base system",
         "downloading the packages",
         "installing the packages",
-        "making the file system",
+        "creating the file system",
         "packing the image",
     ]
 
 
-def test_silence_is_told_every_three_seconds() -> None:
-    told = Run(1.0).hear("I: extracting archives...", *[None] * 7)
-    assert told == [
+def test_progress_is_reported_every_three_seconds_of_silence() -> None:
+    lines = Run(1.0).update("I: extracting archives...", *[None] * 7)
+    assert lines == [
         "unpacking the base system (1 s)",
         "unpacking the base system (4 s)",
         "unpacking the base system (7 s)",
@@ -61,17 +61,17 @@ def test_silence_is_told_every_three_seconds() -> None:
 
 def test_progress_only_grows_to_the_number_of_packages() -> None:
     run = Run(3.0)
-    told = [line for line in run.hear(*REST) if line.startswith("installing")]
-    counts = [int(line.split(", ")[1].split(" of ")[0]) for line in told]
+    lines = [line for line in run.update(*REST) if line.startswith("installing")]
+    counts = [int(line.split(", ")[1].split(" of ")[0]) for line in lines]
     assert counts == sorted(counts)
     assert counts[-1] == 4
-    assert all(" of 4 " in line for line in told)
+    assert all(" of 4 " in line for line in lines)
 
 
-def test_number_of_packages_is_noted() -> None:
+def test_the_number_of_packages_is_recorded() -> None:
     run = Run(0.0)
-    run.hear("qsysd: packages 211")
-    assert run.teller.packages == 211
+    run.update("qsysd: packages 211")
+    assert run.progress.packages == 211
 
 
 @pytest.mark.parametrize(
@@ -86,11 +86,11 @@ def test_number_of_packages_is_noted() -> None:
 )  # fmt: skip
 def test_reason_is_the_first_error(lines: list[str], reason: str) -> None:
     run = Run(0.0)
-    run.hear(*lines)
-    assert run.teller.reason() == reason
+    run.update(*lines)
+    assert run.progress.reason() == reason
 
 
 def test_tail_is_short() -> None:
     run = Run(0.0)
-    run.hear(*[f"line {number}" for number in range(100)])
-    assert run.teller.tail().splitlines()[1:] == [f"line {number}" for number in range(92, 100)]
+    run.update(*[f"line {number}" for number in range(100)])
+    assert run.progress.tail().splitlines()[1:] == [f"line {number}" for number in range(92, 100)]

@@ -38,7 +38,7 @@ USERS = {
     "jinja2": {"render"},
     "pydbus": {"systemd"},
     "gi": {"systemd"},
-    "yaml": {"config", "images", "seed"},
+    "yaml": {"config"},
     "subprocess": {"process"},
     "termios": {"cli"},
     "pty": set(),

@@ -43,8 +43,6 @@ ADAPTER = "the adapter of a heavy library"
 SEAM = "a named seam of docs/architecture.md: only some calls need it"
 FUNCTION_IMPORTS = {
     ("qsysd/config/nodes.py", "yaml"): ADAPTER,
-    ("qsysd/images/__init__.py", "yaml"): ADAPTER,
-    ("qsysd/seed.py", "yaml"): ADAPTER,
     ("qsysd/systemd/bus.py", "gi.repository"): ADAPTER,
     ("qsysd/systemd/bus.py", "pydbus"): ADAPTER,
 }
