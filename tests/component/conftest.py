@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import wire
 from image_files import BOOT_SIGNATURE
+from network_host import NetworkHost
 from own_host import OwnHost
 from stand_ins import StandIns
 from unit_steps import VM, StandIn
@@ -101,3 +104,28 @@ def directory(scope: Scope) -> Path:
     (path / "disk0.qcow2").write_bytes(b"disk")
     (path / "disk0.qcow2").chmod(0o600)
     return path
+
+
+@pytest.fixture
+def network_namespace() -> Iterator[None]:
+    """An empty network namespace."""
+    try:
+        with wire.namespace():
+            yield
+    except PermissionError:
+        pytest.skip("no network namespaces here")
+
+
+@pytest.fixture
+def net(network_namespace: None) -> Iterator[NetworkHost]:
+    """A host with the network `default`. The directory is open to dnsmasq's user, as /var/lib is."""
+    root = tempfile.mkdtemp(prefix="qsysd-network-")
+    try:
+        os.chmod(root, 0o755)
+        made = NetworkHost(root)
+        try:
+            yield made
+        finally:
+            made.close()
+    finally:
+        shutil.rmtree(root)
