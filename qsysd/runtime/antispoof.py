@@ -1,17 +1,23 @@
-"""Anti-spoofing: the nftables rules that hold a guest to its MAC, its addresses, and a DHCP client's part.
+"""Anti-spoofing: the nftables rules that restrict a guest to its MAC, its addresses, and the role of a
+DHCP client.
 
 All TAPs share one table (family bridge: nft(8)): rules that never change, and sets with elements for
 each TAP. A TAP without elements can neither send nor receive. Adding elements takes the same 4 ms on
-a host of one VM and of a thousand, and concurrent changes are merged by the kernel; a table or chain
-per TAP does not scale, since nft reads all of them for each change.
+a host of one VM and of a thousand, and the kernel merges concurrent changes; a table or chain per TAP
+does not scale, since nft reads all of them for each change.
 
-Every accepting rule matches a set by the TAP's name, so a rule that cannot read a field (a datagram
-cut short, a malformed header) accepts nothing: nft ends a rule at a field that does not exist.
+Every accepting rule matches a set by the TAP's name, so a rule that cannot read a field (a truncated
+datagram, a malformed header) accepts nothing: nft ends a rule at a field that does not exist.
+
+An earlier version named the sets `addresses` and `macs` `held` and `free`. After an upgrade with running
+VMs the table keeps those, without rules that use them, until the host boots: a stop that the earlier
+version has begun removes elements from them.
 """
 
 from __future__ import annotations
 
 from qsysd import paths
+from qsysd.errors import HostError
 from qsysd.runtime import TYPE_CHECKING, nftables
 
 if TYPE_CHECKING:
@@ -28,9 +34,9 @@ SETS = {
     # the same MAC as chaddr of DHCP: 8 bytes of UDP and 28 of BOOTP lie before it
     "clients": "typeof iifname . @th,288,48",
     # the addresses that each TAP may send from
-    "held": "type ifname . ether_addr . ipv4_addr",
-    # TAPs without an address in their network: held to their MAC only
-    "free": "type ifname . ether_addr",
+    "addresses": "type ifname . ether_addr . ipv4_addr",
+    # TAPs without an address in their network: restricted to their MAC only
+    "macs": "type ifname . ether_addr",
 }
 
 # A packet leaves the chains at the first rule that accepts or drops it. `goto` does not come back, so
@@ -48,15 +54,16 @@ CHAINS = {
         # Services of a network are the host's: no router advertisement, no DHCPv6 server.
         "icmpv6 type nd-router-advert drop",
         "ether type ip6 udp dport 546 drop",
-        "iifname . ether saddr @free accept",
+        "iifname . ether saddr @macs accept",
         "arp htype 1 arp ptype ip arp hlen 6 arp plen 4 goto guest_arp",
         "drop",
     ),
     "guest_arp": (
-        "iifname . ether saddr . arp saddr ip @held iifname . arp saddr ether . arp saddr ip @held accept",
+        "iifname . ether saddr . arp saddr ip @addresses"
+        " iifname . arp saddr ether . arp saddr ip @addresses accept",
         # A probe (RFC 5227) has no sender address, and its target is what the guest wants to use.
-        "arp saddr ip 0.0.0.0 iifname . ether saddr . arp daddr ip @held"
-        " iifname . arp saddr ether . arp daddr ip @held accept",
+        "arp saddr ip 0.0.0.0 iifname . ether saddr . arp daddr ip @addresses"
+        " iifname . arp saddr ether . arp daddr ip @addresses accept",
         "drop",
     ),
     # IPv4 from a TAP. A later fragment has no ports, but nobody can put it together without the
@@ -64,8 +71,8 @@ CHAINS = {
     "guest_ipv4": (
         "udp dport 68 drop",
         "udp dport 67 goto dhcp_request",
-        "iifname . ether saddr @free accept",
-        "iifname . ether saddr . ip saddr @held accept",
+        "iifname . ether saddr @macs accept",
+        "iifname . ether saddr . ip saddr @addresses accept",
         "drop",
     ),
     # To a DHCP server: from a client's port, a BOOTREQUEST with a 6-byte Ethernet address by no relay
@@ -75,9 +82,9 @@ CHAINS = {
         "drop",
     ),
     "dhcp_client": (
-        "iifname . ether saddr @free accept",
+        "iifname . ether saddr @macs accept",
         "ip saddr 0.0.0.0 ip daddr 255.255.255.255 iifname . ether saddr @cards accept",
-        "iifname . ether saddr . ip saddr @held accept",
+        "iifname . ether saddr . ip saddr @addresses accept",
     ),
     # Frames to a TAP: nobody else's, also while the bridge does not know where a MAC is, or was misled
     # by the MAC of a TAP itself (module tampering); and no DHCP requests, which are for the host.
@@ -125,16 +132,16 @@ def elements(ports: Sequence[Port]) -> dict[str, list[str]]:
         found["cards"][card] = None
         found["clients"][f'"{port.tap}" . 0x{port.mac.replace(":", "")}'] = None
         if port.address is None:
-            found["free"][card] = None
+            found["macs"][card] = None
         for other in ports:
             if other.network == port.network and other.address:
-                found["held"][f"{card} . {other.address}"] = None
-    return {name: list(held) for name, held in found.items() if held}
+                found["addresses"][f"{card} . {other.address}"] = None
+    return {name: list(texts) for name, texts in found.items() if texts}
 
 
 def _changes(verb: str, ports: Sequence[Port]) -> str:
     return "".join(
-        f"{verb} element {TABLE} {name} {{ {', '.join(held)} }}\n" for name, held in elements(ports).items()
+        f"{verb} element {TABLE} {name} {{ {', '.join(texts)} }}\n" for name, texts in elements(ports).items()
     )
 
 
@@ -163,12 +170,17 @@ def exists() -> bool:
 
 
 def protected_taps() -> set[str]:
-    """Return the TAPs that have elements. Raises HostError where nft fails."""
+    """Return the TAPs that the rules let send. Raises HostError where nft fails."""
     import re
 
-    if not exists():
+    try:
+        table = nftables.run(f"list table {TABLE}\n")
+    except HostError:
+        if exists():
+            raise
         return set()
-    return set(re.findall(r'"([^"*]+)" \.', nftables.run(f"list table {TABLE}\n")))
+    sets = dict(re.findall(r"^\tset (\w+) \{\n(.*?)^\t\}$", table, re.MULTILINE | re.DOTALL))
+    return {tap for name in ("addresses", "macs") for tap in re.findall(r'"([^"]+)" \.', sets.get(name, ""))}
 
 
 def remove() -> None:

@@ -52,9 +52,9 @@ class Change:
 
 def check(scope: Scope) -> Iterator[str]:
     """Restore TAPs that QEMU changed, and rules that somebody flushed; yield a line for each."""
-    flushed = taps.restore_flushed(scope)
-    if flushed:
-        yield f"nftables was flushed; restored the rules of {', '.join(flushed)}"
+    restored = taps.restore_missing_rules(scope)
+    if restored:
+        yield f"restored the missing anti-spoofing rules of {', '.join(restored)}"
     yield from repair(scope)
 
 

@@ -24,8 +24,6 @@ from qsysd.runtime.unit import log
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from qsysd.runtime.spawn import Running
-
 TUN_DEVICE = "/dev/net/tun"
 
 # A TAP that its QEMU changed is repaired this often, then taken off its bridge.
@@ -126,12 +124,25 @@ def _plug(ports: Sequence[Port], owner_uid: int, vm: str) -> bool:
     return done.returncode == 0
 
 
-def restore_flushed(scope: Scope) -> list[str]:
-    """Restore rules that were flushed while VMs run; return the TAPs that lost theirs. Raises HostError."""
-    if not existing_taps() or antispoof.exists():
+def restore_missing_rules(scope: Scope) -> list[str]:
+    """Restore rules and elements where TAPs lack them; return those TAPs. Raises HostError.
+
+    Something flushed nftables, or an earlier version started the VM.
+    """
+    if not _unprotected():
         return []
     with Lock(scope, exclusive=True):
-        return [] if antispoof.exists() else [port.tap for port in _restore_rules(scope)]
+        # Not a TAP that is just being created.
+        unprotected = _unprotected()
+        if unprotected:
+            _restore_rules(scope)
+        return unprotected
+
+
+def _unprotected() -> list[str]:
+    """Return the TAPs that have no anti-spoofing elements, and so cannot send. Raises HostError."""
+    taps = [found[1].tap for text in existing_taps().values() if (found := parse_alias(text))]
+    return sorted(set(taps) - antispoof.protected_taps()) if taps else []
 
 
 def _restore_rules(scope: Scope) -> list[Port]:
@@ -186,7 +197,7 @@ def unplug(scope: Scope, ports: Sequence[Port], vm: str) -> None:
     """
     if not ports and not existing_taps():
         return  # the usual case of a VM without NICs
-    with Lock(scope):
+    with Lock(scope) as lock:
         taps = {port.tap: "" for port in ports if is_ours(port.tap)}
         known = list(ports)
         for tap, text in existing_taps().items():
@@ -196,22 +207,18 @@ def unplug(scope: Scope, ports: Sequence[Port], vm: str) -> None:
                 # no longer have.
                 taps[tap] = text
                 known.append(found[1])
+        if not known:
+            return
         # The kernel takes some 20 ms for each, most of it waiting. Neither is of use without the other.
-        removing = nftables.begin(antispoof.removals(known)) if known else None
+        removing = nftables.begin(antispoof.removals(known))
         try:
             _delete(taps)
         finally:
-            if removing:
-                _finish_removing(removing)
-
-
-def _finish_removing(removing: Running) -> None:
-    """Wait until the elements are removed, or no table exists that could hold them. Raises HostError."""
-    try:
-        nftables.finish(removing)
-    except HostError:
-        if antispoof.exists():
-            raise
+            done = removing.finish(timeout=nftables.TIMEOUT, check=False)
+        if done.returncode != 0 and antispoof.exists():
+            # The table of an earlier version has other sets.
+            lock.exclude()
+            restore_antispoofing()
 
 
 def _delete(taps: Iterable[str]) -> None:

@@ -123,16 +123,16 @@ def test_one_start_after_a_flush_restores_the_anti_spoofing_of_all_vms(net: Netw
 
 def test_rules_that_were_flushed_are_restored_without_a_start(net: NetworkHost) -> None:
     guest = net.plug(WEB1)
-    assert taps.restore_flushed(net.scope) == []
+    assert taps.restore_missing_rules(net.scope) == []
     run("nft", "flush", "ruleset")
-    assert taps.restore_flushed(net.scope) == [WEB1.tap]
+    assert taps.restore_missing_rules(net.scope) == [WEB1.tap]
     assert antispoof.protected_taps() == {WEB1.tap}
     assert "masquerade" in rules() and "jump guests" in rules()
     assert guest.gateway_mac(GATEWAY) == bridges.mac("default")
     # without a VM, nothing is to be held
     taps.unplug(net.scope, [], "web1")
     run("nft", "flush", "ruleset")
-    assert taps.restore_flushed(net.scope) == [] and rules() == ""
+    assert taps.restore_missing_rules(net.scope) == [] and rules() == ""
 
 
 def test_elements_of_a_tap_that_no_longer_exists_are_dropped(net: NetworkHost) -> None:

@@ -89,12 +89,12 @@ def test_what_the_sets_hold_for_a_vm() -> None:
             '"qv-web1-1" . 0x525400123458',
         ],
         # Each of the two on one network may use both addresses, with its own MAC.
-        "held": [
+        "addresses": [
             f'"{port.tap}" . {port.mac} . {address}'
             for port in (HELD, second)
             for address in ("10.83.0.10", "10.83.0.11")
         ],
-        "free": ['"qv_0123456789-1" . 52:54:00:12:34:57'],
+        "macs": ['"qv_0123456789-1" . 52:54:00:12:34:57'],
     }
     # What is deleted by an old and by a new definition at once must not be named twice.
     moved = Port(HELD.tap, HELD.mac, HELD.bridge, HELD.network, "10.83.0.99")
