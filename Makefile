@@ -126,6 +126,10 @@ lint: $(VENV)/ready
 types: $(VENV)/ready
 	@$(VENV)/bin/mypy
 
+.PHONY: docs
+docs: ## write the tables of keys in docs/definition.md
+	@PYTHONPATH=. $(PYTHON) -B tests/unit/definition_tables.py
+
 .PHONY: format
 format: $(VENV)/ready ## format the Python code
 	@$(VENV)/bin/ruff check --fix --quiet

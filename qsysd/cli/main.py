@@ -26,6 +26,7 @@ GROUPS = {
         "delete": "Delete VMs with their disks.",
         "enable": "Start VMs at host boot.",
         "disable": "Do not start VMs at host boot.",
+        "schema": "Print the JSON Schema of definitions, for editors.",
     },
     "Power": {
         "start": "Start VMs.",

@@ -7,6 +7,7 @@ from typing import Any
 
 from qsysd.config.nodes import yaml_library
 from qsysd.errors import InvalidError
+from qsysd.model.defaults import Defaults
 from qsysd.model.field import Declaration, Inline, ListOf, declarations
 from qsysd.model.network import NetworkSpec
 from qsysd.model.vm import VMSpec
@@ -20,6 +21,15 @@ def dump_vm(spec: VMSpec) -> str:
 def dump_network(spec: NetworkSpec) -> str:
     """Return the definition of a network."""
     return dump(plain(spec))
+
+
+def commented(defaults: Defaults) -> str:
+    """Return a file of defaults in which every key is commented out, with its built-in default."""
+    lines = dump(plain(defaults)).splitlines()
+    start = (
+        "# Defaults of this host for new VMs. Remove the # of a key to change its value (man qsysd.yaml).\n"
+    )
+    return start + "".join(f"#{line}\n" for line in lines)
 
 
 def plain(spec: Any) -> dict[str, Any]:

@@ -26,6 +26,6 @@ class Disk:
         default=None,
         bare=True,
         help="virtual size; a bare number is GiB; at least 1M",
-        default_help="the image's",
+        default_help="the image's; required for a disk that is not an overlay",
         change=Change.NEVER,
     )

@@ -13,20 +13,11 @@ from qsysd.host import divergence, journal, keys, locks, rendering
 from qsysd.host.changes import setting_up
 from qsysd.host.context import Host
 from qsysd.host.helper_install import install_helper, install_units
+from qsysd.model.defaults import Defaults
 from qsysd.model.network import NetworkKind, NetworkSpec
 from qsysd.runtime import spawn
 
 DEFAULT_NETWORK = "default"
-
-DEFAULTS_TEXT = """\
-# Defaults of this host for new VMs; remove the # of what is to change.
-#accel: auto          # auto, kvm or tcg
-#memory: 1G
-#cpus: 1
-#disk_size: 10G
-#network: default
-#stop_timeout: 90s
-"""
 
 
 def setup(host: Host) -> list[str]:
@@ -41,7 +32,7 @@ def setup(host: Host) -> list[str]:
         done += install_helper(host)
         done += install_units(host)
         if read_text(host.scope.defaults_file) is None:
-            write_atomic(host.scope.defaults_file, DEFAULTS_TEXT, 0o644)
+            write_atomic(host.scope.defaults_file, dump.commented(Defaults()), 0o644)
         keys.host_key(host.scope)
         done += _default_network(host)
         done += _networks(host)

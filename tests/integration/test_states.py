@@ -201,6 +201,7 @@ def test_table_is_whole() -> None:
     ours = {
         "create",
         "render",
+        "schema",
         "ip",
         "ssh",
         "console",

@@ -135,6 +135,14 @@ def test_defaults_may_be_empty(text: str) -> None:
     assert load.parse_defaults(text, "qsysd.yaml") == Defaults()
 
 
+def test_the_first_file_of_defaults_shows_every_key_and_sets_none() -> None:
+    text = dump.commented(Defaults())
+    assert load.parse_defaults(text, "qsysd.yaml") == Defaults()
+    shown = text.partition("\n")[2].replace("#", "")
+    assert load.parse_defaults(shown, "qsysd.yaml") == Defaults()
+    assert [line.partition(":")[0] for line in shown.splitlines()] == list(keys(Defaults))
+
+
 def test_defaults_are_checked() -> None:
     with pytest.raises(InvalidError, match=r"qsysd.yaml:1: memory: .*\nqsysd.yaml:2: unknown key 'cpu'"):
         load.parse_defaults("memory: 1\ncpu: host\n", "qsysd.yaml")

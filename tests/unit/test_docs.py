@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
-from dataclasses import fields
 from pathlib import Path
 
+import definition_tables
 import pytest
 
 from qsysd.cli.main import VERBS
-from qsysd.model.field import keys
+from qsysd.model.defaults import Defaults
+from qsysd.model.disk import Disk
+from qsysd.model.field import Change, declarations, keys
 from qsysd.model.network import NetworkSpec
+from qsysd.model.nic import Nic
 from qsysd.model.vm import VMSpec
-from qsysd.operations.setup import DEFAULTS_TEXT
 
 ROOT = Path(__file__).parents[2]
 PAGES = ("qsysd.8", "qsysd.yaml.5", "qemu-vm@.service.7")
@@ -34,21 +36,30 @@ def terms(text: str) -> set[str]:
     return {word for line in lines for word in re.findall(r"[A-Za-z_]+", line)}
 
 
-def test_each_key_of_a_definition_is_in_the_manual_page_and_in_the_table() -> None:
+def test_the_tables_of_keys_are_those_of_the_models() -> None:
+    page = definition_tables.PAGE.read_text(encoding="utf-8")
+    assert page == definition_tables.updated(page), "run: make docs"
+
+
+def test_each_key_of_a_definition_is_in_the_manual_page() -> None:
     manual = page("qsysd.yaml.5")
     assert terms(section(manual, "VMS")) == set(keys(VMSpec))
-    rows = re.findall(
-        r"^\| (`.*?`) \|", (ROOT / "docs/definition.md").read_text(encoding="utf-8"), re.MULTILINE
-    )
-    assert {key for row in rows for key in re.findall("`([a-z_]+)`", row)} >= set(keys(VMSpec))
+    items = section(manual, "VMS")
+    for model in (Disk, Nic):
+        assert [key for key in keys(model) if not re.search(rf"\b{key}:", items)] == []
+
+
+def test_what_cannot_be_changed_is_in_the_manual_page() -> None:
+    never = [declared.key for declared in declarations(VMSpec).values() if declared.change is Change.NEVER]
+    listed = section(page("qsysd.yaml.5"), "VMS").split("\ncannot be changed")[0].rpartition("\n")[2]
+    assert [word for word in re.findall("[a-z_]{3,}", listed) if word != "and"] == never
 
 
 def test_each_key_of_networks_and_defaults_is_in_the_manual_page() -> None:
     manual = page("qsysd.yaml.5")
-    assert terms(section(manual, "NETWORKS")) == {field.name for field in fields(NetworkSpec)}
-    keys = re.findall("^#([a-z_]+):", DEFAULTS_TEXT, re.MULTILINE)
-    assert keys
-    assert re.findall(r"^\.BR ([a-z_]+) [,.]$", section(manual, "DEFAULTS"), re.MULTILINE) == keys
+    assert terms(section(manual, "NETWORKS")) == set(keys(NetworkSpec))
+    listed = re.findall(r"^\.BR ([a-z_]+) [,.]$", section(manual, "DEFAULTS"), re.MULTILINE)
+    assert tuple(listed) == keys(Defaults)
 
 
 def test_each_variable_of_the_environment_file_is_in_the_units_manual_page() -> None:
