@@ -1,7 +1,7 @@
-"""The demo: a Debian host, qsysd's package, an image, a VM, and a reboot of the host with nobody near.
+"""The demo: create a Debian host, install qsysd, build an image, create a VM, and reboot the host.
 
-It types into a host of the lab what a person would type, and shows what comes back. Nothing but the
-lab's own work folder is changed on this machine.
+It runs the commands of a user on a host of the lab, and shows their output. On this machine, only the
+work directory of the lab is changed.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ SUITE = "bookworm"
 VM = "web1"
 STEPS = 8
 
-# Seconds of silence after which a command that is at work is spoken for: first, then each time.
-FIRST_WORD = 2.0
-NEXT_WORD = 10.0
-# Seconds. Without KVM the guest is at its prompt after about one minute.
+# Seconds without output of a command until its progress is reported: the first time, and afterwards.
+FIRST_REPORT = 2.0
+NEXT_REPORT = 10.0
+# Seconds. Without KVM the guest boots in about one minute.
 COMMAND_TIMEOUT = 600.0
-# Prints the first letters that whoever listens at the port of ssh says.
+# Prints the first bytes that the server on the SSH port sends.
 GREETING = 'exec 3<>"/dev/tcp/$0/22" && head -c 4 <&3'
 SSH_TIMEOUT = 300.0
 
@@ -49,7 +49,7 @@ class Demo:
         self.step = 0
         self.bold, self.plain = ("\033[1m", "\033[0m") if sys.stdout.isatty() else ("", "")
 
-    # showing
+    # output
 
     def heading(self, text: str) -> None:
         """Begin a step."""
@@ -58,20 +58,20 @@ class Demo:
         print(f"\n{self.bold}== {self.step}/{STEPS}  {text}{self.plain}  ({passed:.0f} s)\n", flush=True)
 
     def note(self, text: str) -> None:
-        """Say something that is not a command's output."""
+        """Print a line that is not output of a command."""
         print(f"   {text}", flush=True)
 
     def typed(self, *argv: str, here: bool = False) -> None:
-        """Show a command as a person would type it, on the host or `here`, on this machine."""
+        """Print a command with a prompt, of the host or (`here`) of this machine."""
         prompt = "$" if here else f"root@{self.host.name}#"
         print(f"{self.bold}{prompt} {shlex.join(argv)}{self.plain}", flush=True)
 
-    # doing
+    # commands
 
     def type(self, *argv: str, check: bool = True) -> None:
-        """Run a command in the host, and show it and what it says as it says it.
+        """Print a command, run it on the host, and print its output.
 
-        Raises LabError when it fails, unless `check` is off, or does not end in time.
+        Raises LabError if it fails and `check` is set, or if it times out.
         """
         self.typed(*argv)
         process = self.host.popen(
@@ -84,40 +84,40 @@ class Demo:
                 process.kill()
             status = process.wait()
         if check and status != 0:
-            raise LabError(f"{shlex.join(argv)} ended with {status}")
+            raise LabError(f"{shlex.join(argv)} failed with exit status {status}")
         print(flush=True)
 
     def follow(self, process: subprocess.Popen[str], argv: Sequence[str]) -> None:
-        """Copy a command's output until it ends, with a sign of life while it is silent."""
+        """Copy the output of a command until it exits; report progress while it prints nothing."""
         assert process.stdout is not None
         descriptor = process.stdout.fileno()
         started = time.monotonic()
-        patience = FIRST_WORD
+        patience = FIRST_REPORT
         begun = b""
         with selectors.DefaultSelector() as selector:
             selector.register(descriptor, selectors.EVENT_READ)
             while (passed := time.monotonic() - started) < COMMAND_TIMEOUT:
                 if not selector.select(timeout=patience):
                     self.note(f"… {passed + patience:.0f} s")
-                    patience = NEXT_WORD
+                    patience = NEXT_REPORT
                     continue
                 data = os.read(descriptor, 65536)
                 *lines, begun = (begun + data).split(b"\n")
                 for line in lines if data or not begun else [begun]:
-                    # Of a line that was written over and over, the last state is what stays.
+                    # Of a line that was overwritten, print the last version.
                     print(line.rstrip(b"\r").rpartition(b"\r")[2].decode(errors="replace"), flush=True)
                 if not data:
                     return
-        raise LabError(f"{shlex.join(argv)} did not end within {COMMAND_TIMEOUT:.0f} s")
+        raise LabError(f"{shlex.join(argv)} timed out after {COMMAND_TIMEOUT:.0f} s")
 
     def state(self) -> dict[str, Any]:
-        """Return what `qsysd list --json` says of the VM."""
+        """Return the VM's entry of `qsysd list --json`."""
         rows = json.loads(self.host.run(["qsysd", "list", "--json"]).stdout)
         found: dict[str, Any] = next(row for row in rows if row["name"] == VM)
         return found
 
     def mac(self) -> str:
-        """Return the MAC of the VM's NIC, as QEMU was started with it."""
+        """Return the MAC of the VM's NIC from QEMU's command line."""
         argv = self.host.run(["cat", f"/proc/{self.state()['pid']}/cmdline"]).stdout.split("\0")
         device = next(word for word in argv if "mac=" in word)
         return next(part.removeprefix("mac=") for part in device.split(",") if part.startswith("mac="))
@@ -125,7 +125,7 @@ class Demo:
     # the steps
 
     def run(self) -> None:
-        """Run all steps. Raises LabError when one of them does not show what it should."""
+        """Run all steps. Raises LabError if one of them does not have the expected result."""
         self.boot()
         self.install()
         self.image()
@@ -138,28 +138,28 @@ class Demo:
         self.end()
 
     def boot(self) -> None:
-        """Make a new host."""
-        self.heading("a Debian host: systemd as PID 1, in a container on this machine")
+        """Create a host."""
+        self.heading("boot a Debian host with systemd in a container on this machine")
         if self.host.note():
-            self.note(f"{self.host.name} is there from before: it is removed, and made anew")
+            self.note(f"the host {self.host.name} of an earlier demo exists: removing it")
             self.host.down()
         self.typed("sudo", "tests/lab/lab", "up", HOST, here=True)
         self.host.up(SUITE)
         self.type("systemctl", "is-system-running")
 
     def install(self) -> None:
-        """Install the package, as on any host."""
-        self.heading("qsysd's package; it prepares the host, and leaves nothing running but DHCP and DNS")
+        """Install the package."""
+        self.heading("install the package, which prepares the host")
         self.host.put(self.package, f"/root/{self.package.name}")
         self.type("apt-get", "install", "-qq", f"./{self.package.name}")
 
     def image(self) -> None:
-        """Build the image, or take the one that an earlier demo has built."""
-        self.heading("an image of Debian: what the disks of VMs are overlays on")
+        """Build the image, or use the one that an earlier demo has built."""
+        self.heading("build a Debian image, on which the disks of VMs are overlays")
         if debian_image.put(self.host, SUITE):
             kept = debian_image.folder(self.host.lab, SUITE)
-            self.note("An earlier run has built it with: qsysd image build debian")
-            self.note("It was copied from where that was kept; without that folder it is built again:")
+            self.note("An earlier demo has built it with: qsysd image build debian")
+            self.note("It was copied from this directory; remove the directory to build it again:")
             self.note(os.path.relpath(kept))
             print(flush=True)
         else:
@@ -168,42 +168,42 @@ class Demo:
         self.type("qsysd", "image", "list")
 
     def create(self) -> None:
-        """Make the VM."""
-        self.heading("a VM, from one command to a guest that answers")
+        """Create the VM."""
+        self.heading("create a VM, and wait until its guest answers on SSH")
         self.type("qsysd", "create", VM, "--image", "debian", "--wait")
 
     def look(self) -> None:
-        """Look at the VM from outside and from inside."""
-        self.heading("it is a unit like any other")
+        """Show the VM, and log in to its guest."""
+        self.heading("the VM is a systemd unit")
         self.type("qsysd", "list")
         self.type("systemctl", "status", "--no-pager", f"qemu-vm@{VM}")
         self.type("qsysd", "ssh", VM, "--", "hostname")
 
     def reboot(self) -> None:
-        """Reboot the host under the VM."""
-        self.heading("the host reboots: the guest is shut down, and comes back with nobody near")
+        """Reboot the host."""
+        self.heading("reboot the host: the guest is shut down, and started again at boot")
         self.typed("sudo", "tests/lab/lab", "reboot", HOST, here=True)
         begun = time.monotonic()
         self.host.reboot()
-        self.note(f"the host is up again after {time.monotonic() - begun:.1f} s")
+        self.note(f"the host has rebooted after {time.monotonic() - begun:.1f} s")
         print(flush=True)
 
     def came_back(self, mac: str, address: str) -> None:
-        """Show that the VM runs again, and is the same."""
-        self.heading(f"{VM} came back")
+        """Show that the VM runs again, with the same MAC and address."""
+        self.heading(f"{VM} runs again")
         self.type("qsysd", "list")
         state = self.state()
         seen = (state["active"], state["guest"], self.mac(), state["ip"])
         if seen != ("active", "running", mac, address):
-            raise LabError(f"{VM} did not come back as it was ({mac}, {address}): {seen}")
-        self.note(f"unit active, QEMU answers on QMP: running, same MAC {mac}, same address {address}")
+            raise LabError(f"{VM} is not in the same state as before ({mac}, {address}): {seen}")
+        self.note(f"unit active, guest running, same MAC {mac}, same address {address}")
 
     def enter_again(self) -> None:
-        """Log in once more, when the guest has booted."""
-        self.heading("and its guest answers again")
+        """Log in again after the guest has booted."""
+        self.heading("log in to its guest again")
         command = ["qsysd", "ssh", VM, "--", "hostname"]
-        begun = told = time.monotonic()
-        # sshd greets before it lets anybody in, so a greeting alone is not the end.
+        begun = reported = time.monotonic()
+        # sshd sends its banner before it accepts logins.
         greeting = ["timeout", "2", "bash", "-c", GREETING, self.state()["ip"]]
         while (
             self.host.run(greeting, check=False).stdout != "SSH-"
@@ -211,24 +211,26 @@ class Demo:
         ):
             now = time.monotonic()
             if now - begun > SSH_TIMEOUT:
-                raise LabError(f"{VM} did not answer on ssh within {SSH_TIMEOUT:.0f} s after the reboot")
-            if now - told > FIRST_WORD:
-                self.note(f"the guest boots, and does not answer yet: {now - begun:.0f} s")
-                told = now + NEXT_WORD
+                raise LabError(f"{VM} did not answer on SSH within {SSH_TIMEOUT:.0f} s after the reboot")
+            if now - reported > FIRST_REPORT:
+                self.note(f"waiting for SSH: {now - begun:.0f} s")
+                reported = now + NEXT_REPORT
             time.sleep(0.5)
         self.typed(*command)
         print(done.stdout, flush=True)
 
     def end(self) -> None:
-        """Say what to try next."""
+        """Print what to try next."""
         passed = time.monotonic() - self.started
-        print(f"{self.bold}Done in {passed:.0f} s.{self.plain} The host and {VM} go on. How to go on:\n")
+        print(
+            f"{self.bold}Done in {passed:.0f} s.{self.plain} The host and {VM} keep running. To continue:\n"
+        )
         for command, meaning in (
             (
                 f"sudo tests/lab/lab shell {HOST}",
-                f"a shell in the host: qsysd --help, qsysd console {VM}, qsysd doctor",
+                f"open a shell on the host; try qsysd --help, qsysd console {VM}, qsysd doctor",
             ),
-            (f"sudo tests/lab/lab crash {HOST}", "cut the host's power, and see the VM come back"),
+            (f"sudo tests/lab/lab crash {HOST}", "cut the power of the host, and boot it again"),
             (f"sudo tests/lab/lab down {HOST}", "remove the host"),
         ):
             print(f"   {command:<30} {meaning}")
@@ -244,7 +246,7 @@ def main() -> int:
         Demo(Host(lab_folder(), HOST), Path(sys.argv[1]).resolve()).run()
     except LabError as error:
         print(f"\ndemo: {error}", file=sys.stderr)
-        print(f"demo: the host is left as it is: sudo tests/lab/lab shell {HOST}", file=sys.stderr)
+        print(f"demo: the host still runs; to examine it: sudo tests/lab/lab shell {HOST}", file=sys.stderr)
         return 1
     return 0
 

@@ -1,7 +1,6 @@
-"""The image `debian`, built once by `qsysd image build debian` in a host and kept in the lab's cache.
+"""The image `debian`, built by `qsysd image build debian` on a host and stored in the lab's cache.
 
-It is kept under a key of the code that built it, so a change of the recipe builds it anew. What is put
-into another host is what the build left there, file and note.
+The key in the cache is a digest of the code that builds the image, so a change to it builds the image again.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ FILES = ("debian.qcow2", "debian.yaml")
 
 
 def folder(lab: Path, suite: str) -> Path:
-    """Return where the cache keeps the image of a suite, there or not."""
+    """Return the directory of a suite's image in the cache, which need not exist."""
     digest = hashlib.sha256(suite.encode())
     for source in sorted((*REPOSITORY.glob("qsysd/images/*.py"), *REPOSITORY.glob("templates/image-*"))):
         digest.update(source.read_bytes())
@@ -27,7 +26,7 @@ def folder(lab: Path, suite: str) -> Path:
 
 
 def put(host: Host, suite: str) -> bool:
-    """Put the kept image into a host with qsysd; return whether there was one."""
+    """Copy the image from the cache to a host; return whether the cache has it."""
     kept = folder(host.lab, suite)
     if not kept.is_dir():
         return False
@@ -37,7 +36,7 @@ def put(host: Host, suite: str) -> bool:
 
 
 def keep(host: Host, suite: str) -> None:
-    """Take the image that was built in a host into the cache, in place of older ones of its suite."""
+    """Copy the image from a host to the cache; remove older images of its suite."""
     kept = folder(host.lab, suite)
     part = kept.with_name(f".{kept.name}.{os.getpid()}")
     part.mkdir(parents=True)

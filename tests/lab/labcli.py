@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit status."""
     options = parser().parse_args(arguments)
     if os.geteuid() != 0:
-        print("lab: it boots whole hosts, so it needs root: use sudo", file=sys.stderr)
+        print("lab: root privileges are required: use sudo", file=sys.stderr)
         return 1
     try:
         status: int = options.run(options)
@@ -43,8 +43,8 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
     top = argparse.ArgumentParser(
         prog="lab",
-        description="Debian hosts to try and to test on, in containers on this machine.",
-        epilog=f"A command without a host's name speaks of {DEFAULT_HOST}.",
+        description="Debian hosts for tests, in containers on this machine.",
+        epilog=f"Without a name, a command is applied to {DEFAULT_HOST}.",
     )
     top.add_argument("--lab-dir", type=Path, default=lab_folder(), help="the lab's work folder (%(default)s)")
     commands = top.add_subparsers(metavar="COMMAND", required=True)
@@ -54,35 +54,37 @@ def parser() -> argparse.ArgumentParser:
         command.set_defaults(run=function)
         return command
 
-    command = add("up", run_up, "make and boot hosts, and wait until they have come up")
+    command = add("up", run_up, "create and boot hosts, and wait until they have booted")
     command.add_argument("names", nargs="*", metavar="NAME", default=[DEFAULT_HOST])
-    command.add_argument("--suite", choices=SUITES, help=f"the Debian of a new host ({SUITES[0]})")
+    command.add_argument("--suite", choices=SUITES, help=f"Debian suite of a new host ({SUITES[0]})")
 
-    command = add("exec", run_exec, "run a command in a host, as root")
+    command = add("exec", run_exec, "run a command on a host, as root")
     command.add_argument("--host", default=DEFAULT_HOST, metavar="NAME")
     command.add_argument("command", nargs=argparse.REMAINDER, metavar="CMD")
 
     for name, function, summary in (
-        ("shell", run_shell, "open a shell in a host"),
-        ("reboot", run_reboot, "reboot a host in an orderly way"),
-        ("crash", run_crash, "cut a host's power, and boot it again"),
-        ("poweroff", run_power_off, "switch a host off in an orderly way; `up` boots it again"),
-        ("console", run_console, "print what a host's boot wrote to its console"),
+        ("shell", run_shell, "open a shell on a host"),
+        ("reboot", run_reboot, "reboot a host"),
+        ("crash", run_crash, "cut the power of a host, and boot it again"),
+        ("poweroff", run_power_off, "shut a host down; `up` boots it again"),
+        ("console", run_console, "print the console output of a host"),
     ):
         command = add(name, function, summary)
         command.add_argument("name", nargs="?", metavar="NAME", default=DEFAULT_HOST)
 
-    command = add("put", run_put, "copy a file or folder from the machine into a host")
+    command = add("put", run_put, "copy a file or directory from the machine to a host")
     command.add_argument("--host", default=DEFAULT_HOST, metavar="NAME")
     command.add_argument("source")
     command.add_argument("target")
 
-    command = add("get", run_get, "copy a file or folder from a host to the machine")
+    command = add("get", run_get, "copy a file or directory from a host to the machine")
     command.add_argument("--host", default=DEFAULT_HOST, metavar="NAME")
     command.add_argument("source")
     command.add_argument("target")
 
-    command = add("build", run_build, "build what hosts are made from, where the cache does not have it")
+    command = add(
+        "build", run_build, "build root file systems and the tiny guest, if they are not in the cache"
+    )
     command.add_argument("suites", nargs="*", metavar="SUITE", help=f"of {', '.join(SUITES)} (all)")
 
     add("status", run_status, "list the hosts").add_argument("name", nargs="?", metavar="NAME")

@@ -1,8 +1,8 @@
-"""A file system of a host's in a loop file, and what a power cut leaves of it.
+"""File systems of a host in loop files, and their state after a power cut.
 
-What the host's kernel has not yet submitted to the loop device exists in its page cache only: a copy of
-the file is what a disk holds after a power cut at that moment. The journal is committed late, so that a
-copy has what was synced and hardly more. The file is in memory: a copy takes a few milliseconds.
+Writes that the kernel has not submitted to the loop device are in the page cache only, so a copy of the
+file is equivalent to the disk after a power cut. The commit interval of the journal is long, so that the
+copy contains little more than what was synced. The files are in memory: a copy takes a few milliseconds.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from labhost import Host
 from labproc import run
 
 SIZE = "48M"
-# Seconds after which ext4 commits by itself what nobody has synced.
+# Seconds after which ext4 commits data that was not synced.
 COMMIT = 600
 MEMORY = Path("/dev/shm")
 
 
 class LoopDevice:
-    """A loop device of the machine's. It is detached by `close`, whatever happened to the host."""
+    """A loop device of the machine. `close` detaches it, even if the host has crashed."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -30,25 +30,25 @@ class LoopDevice:
         self.number = int(self.device.removeprefix("/dev/loop"))
 
     def mount(self, host: Host, target: str) -> None:
-        """Mount the file system in a host."""
-        node = f"/root/lab-loop{self.number}"  # /run allows no devices
+        """Mount the file system on a host."""
+        node = f"/root/lab-loop{self.number}"  # /run is mounted with nodev
         host.run(
             ["sh", "-c", f"[ -e {node} ] || mknod {node} b 7 {self.number}; mkdir -p {target} && "
              f"mount -t ext4 -o commit={COMMIT} {node} {target}"]
         )  # fmt: skip
 
     def writes(self) -> tuple[int, int]:
-        """Return the number of writes that are completed, and of those in flight."""
+        """Return the number of completed writes, and of writes in flight."""
         words = Path(f"/sys/block/loop{self.number}/stat").read_text().split()
         return int(words[4]), int(words[8])
 
     def close(self) -> None:
-        """Detach the device; the kernel does it once nobody has it mounted."""
+        """Detach the device, after its last mount was removed."""
         run(["losetup", "--detach", self.device], check=False)
 
 
 class Disks:
-    """File systems of a host, each in a loop file, that lose their power together."""
+    """File systems of a host, each in a loop file, for a common power cut."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="lab-disks-", dir=MEMORY if MEMORY.is_dir() else None))
@@ -61,7 +61,7 @@ class Disks:
             self.devices.append(LoopDevice(file))
 
     def cut(self, label: str) -> Path:
-        """Return a folder with what the disks hold after a power cut now; all at one moment."""
+        """Return a directory with the contents of all disks after a power cut at this moment."""
         target = self.folder / label
         target.mkdir()
         while True:
@@ -71,7 +71,7 @@ class Disks:
                 return target
 
     def after(self, cut: Path) -> list[LoopDevice]:
-        """Return the disks as a cut left them; the caller closes them."""
+        """Return the disks after a cut; the caller closes them."""
         return [LoopDevice(cut / name) for name in self.names]
 
     def close(self) -> None:

@@ -1,12 +1,12 @@
-"""A host of the lab: a root with a layer of its own above it, booted by systemd-nspawn.
+"""A host of the lab: an overlay on a cached root, booted by systemd-nspawn.
 
-Who is who: `lab up` starts a *supervisor*, a process of its own that outlives it. In a private mount
-namespace the supervisor lays the host's layer over the cached root and runs *nspawn*, again and again
-for as long as the host reboots. nspawn's only child is the *leader*, the host's PID 1. When the last
-of them is gone, so are the mounts, and with the network namespace the interfaces.
+`lab up` starts a *supervisor* process, which continues after the command has exited. In a private mount
+namespace it mounts the overlay and runs *nspawn*, again whenever the host reboots. The only child of
+nspawn is the *leader*, the host's PID 1. When the last of these processes exits, the kernel removes the
+mounts, and with the network namespace the interfaces.
 
-All processes of a host are in a cgroup of its own, so that `down` can end them all at once,
-whatever became of the supervisor, and never one that is not the host's.
+All processes of a host are in a dedicated cgroup, so that `down` kills all of them, and no others, even
+if the supervisor does not exist any more.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ import labsupervise
 from labnet import Network, gateway
 from labproc import LabError, Process, Progress, clean_environment, locked, run, say, wait_until, write_whole
 
-# Seconds for a host to come up, or to go down by itself, on a busy machine without KVM.
+# Seconds in which a host boots or shuts down on a busy machine without KVM.
 BOOT_TIMEOUT = 180
 
-# An interface name holds 15 bytes, and nspawn puts "vb-" before the host's.
+# The name of an interface has at most 15 bytes, and nspawn adds the prefix "vb-".
 NAME = re.compile("[a-z][a-z0-9-]{0,11}")
 
 
 @dataclass(frozen=True)
 class Note:
-    """What is kept about a host on disk, in host.json."""
+    """The record of a host on disk, host.json."""
 
     name: str
     suite: str
@@ -57,11 +57,11 @@ class Note:
 
 
 class Host:
-    """The host called `name` of the lab whose work folder is `lab`."""
+    """The host `name` of the lab with the work directory `lab`."""
 
     def __init__(self, lab: Path, name: str) -> None:
         if not NAME.fullmatch(name):
-            raise LabError(f"{name!r} cannot be a host's name: it must match {NAME.pattern}")
+            raise LabError(f"{name!r} is not a valid host name: it must match {NAME.pattern}")
         self.lab = lab
         self.name = name
         self.directory = lab / "hosts" / name
@@ -69,17 +69,17 @@ class Host:
         self.network = Network(lab)
         self.cgroup = labcgroup.Cgroup(f"{self.network.owner}-{name}")
 
-    # what is known
+    # records and processes
 
     def note(self) -> Note | None:
-        """Return what is kept about the host, None if it was never made."""
+        """Return the record of the host, None if the host does not exist."""
         try:
             return Note(**json.loads((self.directory / "host.json").read_text()))
         except FileNotFoundError:
             return None
 
     def supervisor(self) -> Process | None:
-        """Return the host's supervisor if it runs."""
+        """Return the supervisor of the host, None if it does not run."""
         try:
             process = Process(**json.loads((self.directory / "supervisor.json").read_text()))
         except FileNotFoundError:
@@ -87,7 +87,7 @@ class Host:
         return process if process.alive() and "supervise" in process.command_line() else None
 
     def leader(self) -> Process | None:
-        """Return the host's PID 1 as the machine sees it, None while there is none."""
+        """Return the host's PID 1 as a process of the machine, None if it does not run."""
         supervisor = self.supervisor()
         for nspawn in supervisor.children() if supervisor else []:
             for child in nspawn.children():
@@ -112,7 +112,7 @@ class Host:
     # up and down
 
     def up(self, suite: str | None = None, *, timeout: float = BOOT_TIMEOUT) -> None:
-        """Make the host if it is new, boot it if it is off, and wait until it has come up."""
+        """Create the host if it does not exist, boot it if it is off, and wait until it has booted."""
         with self.lock():
             note = self.prepare(suite)
             if self.leader() is None or self.supervisor() is None:
@@ -123,13 +123,13 @@ class Host:
             self.wait_running(timeout=timeout)
 
     def prepare(self, suite: str | None) -> Note:
-        """Return the host's note, made with an empty layer if the host is new."""
+        """Return the record of the host; create it with an empty overlay if the host does not exist."""
         note = self.note()
         if note and suite and note.suite != suite:
             raise LabError(f"{self.name} is a {note.suite} host: `tests/lab/lab down {self.name}` first")
         if note and note.overlay and not (cache_folder(self.lab) / note.root).is_dir():
             raise LabError(
-                f"{self.name}'s root is gone from the cache: `tests/lab/lab down {self.name}` first"
+                f"the root of {self.name} was removed from the cache: `tests/lab/lab down {self.name}` first"
             )
         if note:
             return note
@@ -142,7 +142,7 @@ class Host:
             number = next(number for number in range(10, 250) if number not in taken)
             overlay = self.overlay_works(root)
             if not overlay:
-                say(f"no overlay can be mounted in {self.lab}: copying the root")
+                say(f"an overlay cannot be mounted in {self.lab}: copying the root")
                 run(["cp", "-a", "--reflink=auto", f"{root}/.", f"{self.directory}/root"], timeout=600)
             note = Note(
                 name=self.name,
@@ -156,13 +156,13 @@ class Host:
         return note
 
     def overlay_works(self, root: Path) -> bool:
-        """Try the mount, in a namespace of its own so that nothing of it is left."""
+        """Return whether the overlay can be mounted; tried in a separate mount namespace."""
         mount = labsupervise.overlay_argv(self.name, self.directory, root)
         argv = ["unshare", "--mount", "--propagation=private", *mount]
         return run(argv, check=False).returncode == 0
 
     def write_files(self, note: Note, net: ipaddress.IPv4Network) -> None:
-        """Write the files that make one host differ from another; the host must be off."""
+        """Write the files with the identity of the host, which must be off."""
         layer = self.directory / ("upper" if note.overlay else "root")
 
         def write(path: str, text: str) -> None:
@@ -193,7 +193,7 @@ class Host:
             *self.network.inside(),
             "unshare",
             "--mount",
-            # Unmounts on the machine still arrive here, so that nothing of it is kept busy.
+            # Unmounts on the machine are propagated, so that the host does not keep file systems busy.
             "--propagation=slave",
             "/usr/bin/python3",
             str(Path(__file__).with_name("lab").resolve()),
@@ -220,13 +220,13 @@ class Host:
         wait_until(leader, timeout=60, what=f"starting {self.name}")
 
     def wait_running(self, *, timeout: float = BOOT_TIMEOUT) -> None:
-        """Wait until systemd in the host has come up; say so if a unit failed."""
+        """Wait until the host has booted; report failed units."""
         progress = Progress(f"booting {self.name}")
         deadline = time.monotonic() + timeout
-        state = "no answer yet"
+        state = "no answer"
         while time.monotonic() < deadline:
             if self.supervisor() is None:
-                raise LabError(f"{self.name} went off while it booted:\n{self.console_tail()}")
+                raise LabError(f"{self.name} exited during boot:\n{self.console_tail()}")
             if self.leader():
                 done = self.run(["systemctl", "is-system-running"], check=False)
                 state = done.stdout.strip() or done.stderr.strip() or state
@@ -243,7 +243,7 @@ class Host:
         raise LabError(f"{self.name} is still {state!r} after {timeout:.0f} s:\n{self.console_tail()}")
 
     def reboot(self, *, timeout: float = BOOT_TIMEOUT) -> None:
-        """Reboot the host in an orderly way and wait until it has come up."""
+        """Reboot the host, and wait until it has booted."""
         with self.lock():
             before = self.running()
             self.run(["systemctl", "--no-block", "reboot"], check=False)
@@ -252,7 +252,7 @@ class Host:
             self.wait_running(timeout=timeout)
 
     def crash(self, *, timeout: float = BOOT_TIMEOUT, boot: bool = True) -> None:
-        """Cut the host's power; with `boot`, switch it on again and wait until it has come up."""
+        """Cut the power of the host; with `boot`, boot it again and wait until it has booted."""
         with self.lock():
             self.running().signal(signal.SIGKILL)
             wait_until(lambda: not self.cgroup.processes(), timeout=30, what=f"{self.name} losing its power")
@@ -260,7 +260,7 @@ class Host:
             self.up(timeout=timeout)
 
     def power_off(self, *, timeout: float = BOOT_TIMEOUT) -> None:
-        """Switch the host off in an orderly way; `up` switches it on again."""
+        """Shut the host down; `up` boots it again."""
         with self.lock():
             before = self.running()
             self.run(["systemctl", "--no-block", "poweroff"], check=False)
@@ -268,49 +268,49 @@ class Host:
             wait_until(lambda: not self.cgroup.processes(), timeout=30, what=f"{self.name} going off")
 
     def wait_gone(self, leader: Process, *, timeout: float) -> None:
-        """Wait until a PID 1 of the host has ended."""
+        """Wait until this PID 1 of the host has exited."""
         wait_until(lambda: not leader.alive(), timeout=timeout, what=f"{self.name} going down")
 
     def down(self) -> None:
-        """End all of the host's processes at once and remove all that it wrote."""
+        """Kill all processes of the host, and remove all its files."""
         with self.lock():
             self.end_leftovers()
             labroot.remove_tree(self.directory)
 
     def end_leftovers(self) -> None:
-        """End what still runs of the host, whatever its supervisor's fate was."""
+        """Kill the remaining processes of the host, whether or not its supervisor runs."""
         self.cgroup.kill()
         if self.network.exists():
             run([*self.network.inside(), "ip", "link", "delete", f"vb-{self.name}"], check=False)
 
     def lock(self) -> AbstractContextManager[int]:
-        """Hold the host against other lab commands."""
+        """Lock the host against other lab commands."""
         return locked(self.lab / "locks" / self.name, f"another command on {self.name}")
 
     def console_tail(self) -> str:
-        """Return the last words of the host's console."""
+        """Return the last lines of the host's console."""
         if not self.console.exists():
             return ""
         return "\n".join(self.console.read_text(errors="replace").splitlines()[-20:])
 
-    # commands in the host
+    # commands on the host
 
     def run(
         self, argv: Sequence[str], *, stdin: str | None = None, check: bool = True, timeout: float = 60
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command in the host with a deadline of `timeout` seconds and return what it said."""
+        """Run a command on the host and return its output. timeout: seconds."""
         command = labenter.entry(self.running().pid, argv)
         shown = f"{shlex.join(argv)} on {self.name}"
         done = run(command, stdin=stdin, check=check, timeout=timeout, shown=shown)
         return subprocess.CompletedProcess(list(argv), done.returncode, done.stdout, done.stderr)
 
     def popen(self, argv: Sequence[str], **options: Any) -> subprocess.Popen[str]:
-        """Start a command in the host and return it; options are those of subprocess.Popen."""
+        """Start a command on the host and return the process; options are those of subprocess.Popen."""
         command = labenter.entry(self.running().pid, argv)
         return subprocess.Popen(command, env=clean_environment(), text=True, **options)
 
     def become(self, argv: Sequence[str]) -> NoReturn:
-        """Turn this process into a command in the host: input, output and exit status are its own."""
+        """Replace this process by a command on the host."""
         if all(os.isatty(descriptor) for descriptor in (0, 1)):
             argv = labenter.with_terminal(argv)
         command = labenter.entry(self.running().pid, argv)
@@ -318,18 +318,18 @@ class Host:
         os.execvpe(command[0], command, clean_environment())
 
     def put(self, source: Path, target: str) -> None:
-        """Copy a file or folder of the machine to the path `target` in the host."""
+        """Copy a file or directory of the machine to the path `target` on the host."""
         labenter.put(self.running().pid, source, target)
 
     def get(self, source: str, target: Path) -> None:
-        """Copy a file or folder of the host to the path `target` on the machine."""
+        """Copy a file or directory of the host to the path `target` on the machine."""
         labenter.get(self.running().pid, source, target)
 
     def supervise(self) -> int:
-        """Run the host until it is switched off: the calling process is its supervisor."""
+        """Run the host until it shuts down: the calling process becomes its supervisor."""
         note = self.note()
         if note is None:
-            raise LabError(f"there is no host {self.name}")
+            raise LabError(f"host {self.name} does not exist")
         root = cache_folder(self.lab) / note.root if note.overlay else None
         return labsupervise.supervise(
             name=self.name,
@@ -340,18 +340,18 @@ class Host:
 
 
 def cache_folder(lab: Path) -> Path:
-    """Return where the roots and the guests are kept for the next time."""
+    """Return the directory of cached roots and guests."""
     return Path(os.environ.get("QSYSD_LAB_CACHE") or lab / "cache")
 
 
 def all_notes(lab: Path) -> list[Note]:
-    """Return the notes of all hosts of a lab, by name."""
+    """Return the records of all hosts of a lab, sorted by name."""
     notes = (Host(lab, folder.name).note() for folder in sorted(lab.glob("hosts/*")))
     return [note for note in notes if note]
 
 
 def all_names(lab: Path) -> list[str]:
-    """Return the names of all hosts that have left anything: a folder, or processes whose folder is gone."""
+    """Return the names of all hosts of which a directory or a process exists."""
     prefix = f"{Network(lab).owner}-"
     groups = labcgroup.Cgroup(prefix).siblings(prefix)
     folders = [folder.name for folder in lab.glob("hosts/*")]
@@ -360,7 +360,7 @@ def all_names(lab: Path) -> list[str]:
 
 
 def is_first_process(pid: int) -> bool:
-    """Say whether a process is PID 1 of a namespace below this one."""
+    """Return whether a process is PID 1 of a child PID namespace."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except (FileNotFoundError, ProcessLookupError):
@@ -370,10 +370,10 @@ def is_first_process(pid: int) -> bool:
 
 
 def resolv_conf() -> str:
-    """Return name servers that a host can reach: a stub on the machine's loopback is not one."""
+    """Return a resolv.conf whose name servers are not on the machine's loopback, which hosts cannot reach."""
     for path in (Path("/etc/resolv.conf"), Path("/run/systemd/resolve/resolv.conf")):
         text = path.read_text() if path.exists() else ""
         if "nameserver" in text and "nameserver 127." not in text:
             return text
-    say("the machine's name server is on its loopback, where the hosts cannot reach it")
+    say("hosts cannot reach the machine's name server, which listens on its loopback interface")
     return Path("/etc/resolv.conf").read_text()

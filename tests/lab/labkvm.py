@@ -1,6 +1,6 @@
-"""Whether /dev/kvm truly runs a guest: it can be there, open, make a VM, and still run none.
+"""Whether /dev/kvm can run a guest: it can exist and create VMs, and still fail to run one.
 
-So the tiny guest is booted with it, once per boot of the machine, with the QEMU of a host's root.
+Therefore the tiny guest is booted with KVM, once per boot of the machine, with QEMU from a host's root.
 """
 
 from __future__ import annotations
@@ -10,21 +10,21 @@ from pathlib import Path
 import tiny_guest
 from labproc import LabError, locked, run, write_whole
 
-# In a container no udev makes the node. Newer ones give it to everyone, and the group kvm is no part
-# of a bare root.
+# Containers have no udev, which creates the node. Its mode is 0666 in newer versions, and a minimal root
+# has no group kvm.
 TMPFILES = "c /dev/kvm 0666 root root - 10:232\n"
 
-# Seconds that a guest may take which is ready in one.
+# Seconds for a guest that needs one second.
 TIMEOUT = 10
 
 
 def usable(cache: Path, root: Path) -> bool:
-    """Say whether a guest runs on /dev/kvm; tried with the QEMU in `root`, and noted in `cache`."""
+    """Return whether a guest runs on /dev/kvm; tried with QEMU from `root`, and recorded in `cache`."""
     if not Path("/dev/kvm").exists():
         return False
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     note = cache / "kvm"
-    with locked(cache / "kvm.lock", "the trial of KVM"):
+    with locked(cache / "kvm.lock", "the test of KVM"):
         if not note.exists() or note.read_text().split()[0] != boot:
             guest = tiny_guest.ensure(cache)
             write_whole(note, f"{boot} {'yes' if runs_guest(guest, root) else 'no'}\n")
@@ -32,7 +32,7 @@ def usable(cache: Path, root: Path) -> bool:
 
 
 def runs_guest(guest: tiny_guest.Guest, root: Path) -> bool:
-    """Boot the tiny guest with KVM in `root`, mounted in a namespace of its own; say whether it ran."""
+    """Boot the tiny guest with KVM in `root`, in a separate mount namespace; return whether it ran."""
     script = 'mount --rbind /dev "$1/dev" && mount --bind "$2" "$1/mnt" && shift 2 && exec "$@"'
     qemu = [
         *("qemu-system-x86_64", "-machine", "q35,accel=kvm", "-cpu", "max", "-m", "160"),

@@ -1,8 +1,7 @@
-"""The root that hosts are booted from: a Debian made by mmdebstrap, cached under a key of its recipe.
+"""The root file system of hosts: Debian, installed by mmdebstrap and cached under a digest of its recipe.
 
-A root is never changed once it is in the cache: hosts write to a layer of their own above it.
-It is built beside its place and renamed into it, so a build that was killed leaves no root that
-looks whole.
+A root in the cache is never changed: each host writes to a separate overlay. A root is built under a
+temporary name and renamed, so that a build that was killed leaves no incomplete root.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ SUITES = ("bookworm", "trixie")
 
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
-# Raise it when customise() changes: the key of a cached root must tell everything that went into it.
+# To be increased when customise() changes: the key of a cached root must depend on everything in it.
 RECIPE_VERSION = 3
 
-# A server as a person would have it, then what qsysd's package depends on and recommends, so that
-# the package installs without a network, then what a person or a test at the prompt wants.
+# A typical server, the packages that qsysd depends on and recommends, so that it can be installed
+# without a network, and tools for interactive use and tests.
 PACKAGES = (
     # the system
     "ca-certificates",
@@ -43,7 +42,7 @@ PACKAGES = (
     "sudo",
     "systemd",
     "systemd-sysv",
-    # qsysd's needs
+    # dependencies of qsysd
     "dnsmasq-base",
     "dnsmasq-utils",
     "genisoimage",
@@ -57,12 +56,12 @@ PACKAGES = (
     "python3-yaml",
     "qemu-system-x86",
     "qemu-utils",
-    # what an image build needs
+    # for building images
     "debian-archive-keyring",
     "grub-common",
     "grub-pc-bin",
     "mmdebstrap",
-    # at the prompt
+    # for interactive use
     "bash-completion",
     "bsdextrautils",
     "curl",
@@ -76,7 +75,7 @@ PACKAGES = (
     "zsh",
 )
 
-# Units that have nothing to do in a container, or that would take time or locks from a test.
+# Units that are useless in a container, or would delay tests or hold locks.
 MASKED = (
     "apt-daily-upgrade.timer",
     "apt-daily.timer",
@@ -118,7 +117,7 @@ ExecStart=ip -batch /etc/lab/network.batch
 WantedBy=multi-user.target network-online.target
 """
 
-# The kernel's and udev's part on a real host: here nodes are missing, or have the modes of the machine's.
+# Device nodes as the kernel and udev create them on a real host.
 DEVICES = "".join(
     (
         "z /dev/net/tun 0666 root root\n",
@@ -130,20 +129,20 @@ DEVICES = "".join(
 
 @dataclass(frozen=True)
 class Mirror:
-    """Where the machine gets its Debian packages from: the archive's and the security archive's addresses."""
+    """The URLs from which the machine gets packages: Debian's archive and its security archive."""
 
     archive: str = "http://deb.debian.org/debian"
     security: str = "http://deb.debian.org/debian-security"
 
     @staticmethod
     def of_machine() -> Mirror:
-        """Return the machine's own mirror, Debian's public one if apt's sources name none."""
+        """Return the mirror of the machine, Debian's public one if it is not configured in apt's sources."""
         form = "$(REPO_URI) $(RELEASE) $(ORIGIN)"
         listed = run(["apt-get", "indextargets", "--format", form, "Created-By: Packages"], check=False)
         archive, security = "", ""
         for line in listed.stdout.splitlines():
             address, release, origin = (*line.split(), "", "")[:3]
-            # Before the first `apt-get update` the origin is not known yet and is left unexpanded.
+            # Before the first `apt-get update` the origin is unknown and not expanded.
             if origin not in ("Debian", "", "$(ORIGIN)") or "debian" not in address:
                 continue
             if release.endswith("-security"):
@@ -165,20 +164,20 @@ class Mirror:
 
 
 def apt_settings() -> list[str]:
-    """Return what the machine's apt needs to reach its mirror (proxies, clocks), as lines of apt.conf."""
+    """Return the machine's settings of apt for its mirror, such as proxies, as lines of apt.conf."""
     wanted = ("Acquire::Check-", "Acquire::http", "Acquire::https", "Acquire::Retries")
     lines = run(["apt-config", "dump"]).stdout.splitlines()
     return [line for line in lines if line.startswith(wanted) and not line.endswith('"";')]
 
 
 def key(suite: str) -> str:
-    """Return the name of a suite's root in the cache: it changes with anything that goes into the root."""
+    """Return the key of a suite's root in the cache, which depends on everything in the root."""
     recipe = "\n".join([str(RECIPE_VERSION), suite, *PACKAGES, "", *MASKED, NETWORK_UNIT, DEVICES])
     return f"{suite}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
 
 
 def ensure(cache: Path, suite: str) -> Path:
-    """Return the cached root of a suite, built first if it is not there (about a minute)."""
+    """Return the cached root of a suite; build it first if it does not exist (about a minute)."""
     if suite not in SUITES:
         raise LabError(f"unknown suite {suite!r}: it is one of {', '.join(SUITES)}")
     root = cache / f"root-{key(suite)}"
@@ -191,7 +190,7 @@ def ensure(cache: Path, suite: str) -> Path:
 
 
 def build(cache: Path, suite: str, root: Path, lock: int) -> None:
-    """Build a root beside its place and move it there; what killed builds left is removed first."""
+    """Build a root under a temporary name and rename it; remove incomplete ones of killed builds first."""
     for left in cache.glob(f".{suite}.*"):
         remove_tree(left)
     part = cache / f".{suite}.{os.getpid()}"
@@ -206,7 +205,7 @@ def build(cache: Path, suite: str, root: Path, lock: int) -> None:
 
 
 def in_use(root: Path) -> bool:
-    """Say whether a host stands on this root: one that runs holds it locked, one that is off has a note."""
+    """Return whether a host uses this root: a running host locks it, one that is off has a record."""
     notes = root.parent.parent.glob("hosts/*/host.json")
     if any(root.name in note.read_text() for note in notes):
         return True
@@ -218,15 +217,15 @@ def in_use(root: Path) -> bool:
 
 
 def bootstrap(suite: str, target: Path, log: Path, lock: int) -> None:
-    """Run mmdebstrap into `target`, with its words in `log` and a sign of life at the terminal.
+    """Run mmdebstrap into `target`, with its output in `log`, and report progress.
 
-    It inherits the descriptor `lock`, so that nobody else builds before it has ended too.
+    It inherits the descriptor `lock`, so that no other build starts before it has exited.
     """
     settings = [f"--aptopt={line}" for line in apt_settings()]
-    # Without the words in other languages the root is a third smaller and built sooner.
+    # Without translations the root is a third smaller, and built in less time.
     excluded = ("/usr/share/locale/*", "/usr/share/doc/*", "/usr/share/info/*", "/usr/share/man/*")
     argv = [
-        # Whatever ends this command ends all of the build, and its mounts in the root with it.
+        # When this process exits for any reason, the build is killed and its mounts are removed.
         *("setpriv", "--pdeathsig", "KILL"),
         *("unshare", "--mount", "--propagation=private", "--pid", "--fork", "--kill-child", "--mount-proc"),
         "mmdebstrap",
@@ -270,15 +269,15 @@ def bootstrap(suite: str, target: Path, log: Path, lock: int) -> None:
 
 
 def last_line(log: Path) -> str:
-    """Return the last stage that a log of mmdebstrap names."""
+    """Return the last stage in a log of mmdebstrap."""
     stages = [line for line in log.read_text(errors="replace").splitlines() if line.startswith("I: ")]
     return stages[-1].removeprefix("I: ") if stages else ""
 
 
 def customise(root: Path) -> None:
-    """Turn a bare Debian into one that boots to `running` in a container."""
+    """Configure a minimal Debian so that it boots to the state `running` in a container."""
     for leftover in ("etc/dpkg/dpkg.cfg.d/99mmdebstrap", "etc/apt/apt.conf.d/99mmdebstrap"):
-        # A package that a host installs later keeps its manual pages and its documents.
+        # Packages that are installed later are complete, with manual pages and documentation.
         (root / leftover).unlink(missing_ok=True)
     units = root / "etc/systemd/system"
     for unit in MASKED:
@@ -293,14 +292,14 @@ def customise(root: Path) -> None:
 
 
 def link(path: Path, target: str) -> None:
-    """Make a symbolic link, over one that is there already."""
+    """Create a symbolic link; replace one that exists."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
     path.symlink_to(target)
 
 
 def remove_tree(tree: Path) -> None:
-    """Remove a tree, but nothing that is mounted in it: a killed build may have left /dev or /proc there."""
+    """Remove a tree; unmount first what a killed build may have mounted in it, such as /dev and /proc."""
     mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
     inside = [point for point in mounts if f"{point}/".startswith(f"{tree.resolve()}/")]
     for point in sorted(inside, reverse=True):

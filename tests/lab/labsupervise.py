@@ -1,7 +1,7 @@
-"""The supervisor of a host: the process that boots it, again and again for as long as it reboots.
+"""The supervisor of a host: the process that boots it, again whenever it reboots.
 
-It has a mount namespace of its own, in which it lays the host's layer over the cached root. Whatever
-ends it, the mounts end with it, and nothing has to be unmounted on the machine.
+It runs in a private mount namespace, in which it mounts the host's overlay. When it exits for any reason,
+the kernel removes the mounts; nothing has to be unmounted on the machine.
 """
 
 from __future__ import annotations
@@ -17,53 +17,52 @@ from labcgroup import Cgroup, hierarchy
 from labnet import BRIDGE
 from labproc import Process, clean_environment, run, write_whole
 
-# What systemd-nspawn with --keep-unit ends with when the container asks to be booted again.
+# Exit status of systemd-nspawn with --keep-unit when the container reboots.
 REBOOT = 133
 
 CGROUPS = Path("/sys/fs/cgroup")
 
 
 def supervise(*, name: str, directory: Path, root: Path | None, cgroup: Cgroup) -> int:
-    """Run the host `name` until it is switched off; return the supervisor's exit status.
+    """Run the host `name` until it shuts down; return the exit status of the supervisor.
 
-    `root` is the cached root that the host's layer in `directory` lies above, None if the host has a
-    copy of its own.
+    root: the cached root below the host's overlay in `directory`, None if the host has a copy of it.
     """
     own = Process.of(os.getpid())
     assert own is not None
     if not cgroup.scope:
         cgroup.enter()
-    # nspawn keeps locks and sockets under /run: none of them shall be found on the machine later.
+    # nspawn creates locks and sockets in /run, which must not remain on the machine.
     run(["mount", "-t", "tmpfs", "-o", "mode=0755", "lab-run", "/run"])
     if hierarchy() != CGROUPS:
-        # A machine may have the cgroup1 hierarchies as well: the host gets to see cgroup2 only.
+        # The machine may also have cgroup1 hierarchies; the host must see cgroup2 only.
         run(["mount", "-t", "cgroup2", "lab-cgroup", str(CGROUPS)])
     if root:
         hold(root)
         run(overlay_argv(name, directory, root))
     write_whole(directory / "supervisor.json", json.dumps(dataclasses.asdict(own)))
     while True:
-        # The last boot's interface goes some time after its namespace, and its name is wanted again.
+        # The interface of the previous boot is removed with a delay, and its name is needed again.
         run(["ip", "link", "delete", f"vb-{name}"], check=False)
         argv = nspawn_argv(name, directory / "root")
         done = subprocess.run(argv, stdin=subprocess.DEVNULL, env=clean_environment(), check=False)
-        print(f"lab: {name} ended with {done.returncode}", flush=True)
+        print(f"lab: {name} exited with status {done.returncode}", flush=True)
         if done.returncode != REBOOT:
             return 0
 
 
 def hold(root: Path) -> None:
-    """Lock a cached root, as others may too, while this process lives: it is not to be removed."""
+    """Hold a shared lock on a cached root until this process exits, so that it is not removed."""
     fcntl.flock(os.open(root, os.O_RDONLY | os.O_CLOEXEC), fcntl.LOCK_SH)
 
 
 def overlay_argv(name: str, directory: Path, root: Path) -> list[str]:
-    """Return the command that lays a host's layer over a cached root."""
+    """Return the command that mounts a host's overlay on a cached root."""
     options = (
         f"lowerdir={root}",
         f"upperdir={directory}/upper",
         f"workdir={directory}/work",
-        # A directory of the root can then be renamed, as on a plain file system.
+        # Directories of the lower layer can be renamed, as on other file systems.
         "redirect_dir=on",
     )
     return ["mount", "-t", "overlay", "-o", ",".join(options), f"lab-{name}", f"{directory}/root"]
@@ -80,7 +79,7 @@ def nspawn_argv(name: str, root: Path) -> list[str]:
         "--keep-unit",
         f"--network-bridge={BRIDGE}",
         "--capability=all",
-        # not in nspawn's own list, as it is for debuggers; qsysd-taps.service needs it
+        # qsysd-taps.service needs it; nspawn's default filter denies it
         "--system-call-filter=pidfd_getfd",
         "--resolv-conf=off",
         "--timezone=off",

@@ -1,4 +1,4 @@
-"""What tests see of the lab: a host with qsysd installed, and words for what they do on it."""
+"""The interface of the lab for tests: a host with qsysd installed, and operations on it."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ REPOSITORY = Path(__file__).parents[2]
 
 TINY = "/var/lib/tiny"
 
-# The guest goes to its prompt a good deal faster without what only real hardware needs, without tests of
-# its own cryptography, and without the places that a kernel patches for SMAP: TCG translates each anew.
+# The guest boots faster without support for real hardware, without self-tests of cryptography, and without
+# SMAP, for which the kernel patches code that TCG then has to translate again.
 TINY_APPEND = (
     "console=ttyS0 quiet nokaslr tsc=reliable no_timer_check cryptomgr.notests clearcpuid=smap,erms,fsrm"
 )
 
-# Options of `qsysd create` for a VM that boots the tiny guest; further words for it go behind its --append.
+# Options of `qsysd create` for a VM that boots the tiny guest; --append must follow.
 TINY_OPTIONS = ("--kernel", f"{TINY}/vmlinux", "--initrd", f"{TINY}/initrd", "--memory", "160M")
 
 CONFIGURATION = "accel: tcg\n"
@@ -44,121 +44,121 @@ __all__ = [
 
 
 def lab_folder() -> Path:
-    """Return the lab's work folder: $QSYSD_LAB_DIR, or build/lab of this repository."""
+    """Return the lab's work directory: $QSYSD_LAB_DIR, or build/lab of this repository."""
     return Path(os.environ.get("QSYSD_LAB_DIR") or REPOSITORY / "build/lab").resolve()
 
 
 def find_package() -> Path:
-    """Return the qsysd package to test: $QSYSD_DEB, or the newest that `make deb` has put into build/."""
+    """Return the qsysd package to test: $QSYSD_DEB, or the newest in build/."""
     given = os.environ.get("QSYSD_DEB")
     found = [Path(given)] if given else sorted(REPOSITORY.glob("build/qsysd_*_all.deb"), key=modified)
     if not found or not found[-1].is_file():
-        raise LabError("no qsysd package to test: run `make deb`, or set QSYSD_DEB")
+        raise LabError("no qsysd package found: run `make deb`, or set QSYSD_DEB")
     return found[-1].resolve()
 
 
 def modified(path: Path) -> float:
-    """Return when a file was last written, in seconds since 1970."""
+    """Return the modification time of a file, in seconds since 1970."""
     return path.stat().st_mtime
 
 
 def tiny_options(*words: str) -> tuple[str, ...]:
-    """Return the options of `qsysd create` for the tiny guest; words are such as tiny=ignore-button."""
+    """Return options of `qsysd create` for the tiny guest. words: as tiny=ignore-button."""
     return (*TINY_OPTIONS, "--append", " ".join((TINY_APPEND, *words)))
 
 
 class LabHost(Host):
-    """A host of the lab, as a test speaks of it. Time-outs are in seconds."""
+    """A host of the lab with operations for tests. Timeouts are in seconds."""
 
     def __init__(self, lab: Path, name: str) -> None:
         super().__init__(lab, name)
         self.noted = time.time()
 
-    # setting up
+    # setup
 
     def install(self, package: Path) -> None:
-        """Install the qsysd package as a user would, put the tiny guest in, and choose TCG."""
+        """Install the qsysd package as a user would, and the tiny guest; set the accelerator to TCG."""
         self.put(package, f"/root/{package.name}")
-        # The settings are there before the package: what it does at its installation reads them.
+        # Written first, because the installation of the package reads it.
         self.write("/etc/qsysd/qsysd.yaml", CONFIGURATION)
         argv = ["apt-get", "install", "--yes", "--reinstall", "--allow-downgrades", f"/root/{package.name}"]
         self.run(["env", "DEBIAN_FRONTEND=noninteractive", *argv], timeout=300)
         self.install_tiny_guest()
 
     def install_tiny_guest(self) -> None:
-        """Put the tiny guest's kernels and initrd into /var/lib/tiny, readable to all."""
+        """Copy the kernels and the initrd of the tiny guest to /var/lib/tiny, readable by all users."""
         guest = tiny_guest.ensure(cache_folder(self.lab))
         self.run(["mkdir", "-p", TINY])
         for source, name in tiny_guest.files(guest):
             self.put(source, f"{TINY}/{name}")
         self.sh(f"chmod 0644 {TINY}/*")
 
-    # what a person does
+    # commands
 
     def sh(self, script: str, *, check: bool = True, timeout: float = 60) -> str:
-        """Run a shell script in the host and return what it printed, without the last line break."""
+        """Run a shell script on the host and return its output, without the last line break."""
         return self.run(["/bin/sh", "-ec", script], check=check, timeout=timeout).stdout.rstrip("\n")
 
     def qsysd(
         self, *arguments: str, check: bool = True, stdin: str | None = None, timeout: float = 120
     ) -> subprocess.CompletedProcess[str]:
-        """Run a qsysd command in the host, as root."""
+        """Run a qsysd command on the host, as root."""
         return self.run(["qsysd", *arguments], check=check, stdin=stdin, timeout=timeout)
 
     def qsysd_json(self, *arguments: str, timeout: float = 120) -> Any:
-        """Run a qsysd command with --json behind it and return what it shows."""
+        """Run a qsysd command with --json and return the parsed output."""
         return json.loads(self.qsysd(*arguments, "--json", timeout=timeout).stdout)
 
     def systemctl(self, *arguments: str, check: bool = True, timeout: float = 180) -> str:
-        """Run systemctl in the host and return what it printed."""
+        """Run systemctl on the host and return its output."""
         return self.run(["systemctl", *arguments], check=check, timeout=timeout).stdout.rstrip("\n")
 
     def properties(self, unit: str, *names: str) -> dict[str, str]:
-        """Return properties of a unit as `systemctl show` prints them, all if none is named."""
+        """Return properties of a unit as `systemctl show` prints them, all by default."""
         wanted = [f"--property={','.join(names)}"] if names else []
         lines = self.systemctl("show", unit, *wanted).splitlines()
         return dict(line.split("=", 1) for line in lines if "=" in line)
 
     def property(self, unit: str, name: str) -> str:
-        """Return one property of a unit, "" if it has none of that name."""
+        """Return a property of a unit, "" if it does not have it."""
         return self.properties(unit, name).get(name, "")
 
     def journal(self, *arguments: str) -> str:
-        """Return lines of the host's journal; arguments are journalctl's."""
+        """Return output of journalctl on the host."""
         return self.run(["journalctl", "--no-pager", "--quiet", *arguments]).stdout
 
     def boot_id(self) -> str:
-        """Return the id of the host's boot; nspawn gives each boot one of its own."""
+        """Return the boot ID of the host; nspawn generates one for each boot."""
         return self.read("/proc/sys/kernel/random/boot_id").strip()
 
     # files
 
     def write(self, path: str, text: str, mode: int = 0o644) -> None:
-        """Write a file in the host, and the folders above it."""
+        """Write a file on the host; create its parent directories."""
         script = 'mkdir -p "$(dirname "$1")" && cat >"$1" && chmod "$2" "$1"'
         self.run(["/bin/sh", "-c", script, "sh", path, f"{mode:o}"], stdin=text)
 
     def read(self, path: str) -> str:
-        """Return the text of a file in the host."""
+        """Return the text of a file on the host."""
         return self.run(["cat", path]).stdout
 
     def exists(self, path: str) -> bool:
-        """Say whether a path is there in the host; a dangling symbolic link is."""
+        """Return whether a path exists on the host, also as a dangling symbolic link."""
         return self.run(["/bin/sh", "-c", 'test -e "$1" -o -L "$1"', "sh", path], check=False).returncode == 0
 
     def glob(self, pattern: str) -> list[str]:
-        """Return the paths in the host that a shell pattern matches, sorted."""
+        """Return the paths on the host that match a shell pattern, sorted."""
         script = 'for path in $1; do if [ -e "$path" ] || [ -L "$path" ]; then echo "$path"; fi; done'
         return sorted(self.run(["/bin/sh", "-c", script, "sh", pattern]).stdout.splitlines())
 
     # waiting
 
     def wait_until(self, condition: Callable[[], T | None], *, timeout: float, what: str) -> T:
-        """Return the first true value of a condition, looked at ten times a second."""
+        """Return the first true value of a condition, which is checked ten times per second."""
         return wait_until(condition, timeout=timeout, what=f"{what} on {self.name}", poll=0.1)
 
     def wait_property(self, unit: str, name: str, wanted: str | Sequence[str], *, timeout: float = 30) -> str:
-        """Wait until a unit's property has a value, or one of several, and return it."""
+        """Wait until a property of a unit has one of the values, and return it."""
         values = (wanted,) if isinstance(wanted, str) else tuple(wanted)
 
         def value() -> str | None:
@@ -174,11 +174,11 @@ class LabHost(Host):
     # reports
 
     def forget_journal(self) -> None:
-        """Let the report of a failed test begin here."""
+        """Start the report of a failed test at this time."""
         self.noted = time.time()
 
     def report(self) -> str:
-        """Return what a person wants to see of the host when a test has failed."""
+        """Return the state of the host and its recent journal, for a failed test."""
         if self.leader() is None:
             return f"{self.name} is off\n{self.console_tail()}"
         since = f"--since=@{self.noted:.3f}"
@@ -188,11 +188,11 @@ class LabHost(Host):
             journal = self.journal("--output=short-precise", since, "--lines=150")
             return "\n".join((journal, self.systemctl(*units, check=False), self.sh(network, check=False)))
         except LabError as error:
-            return f"no report of {self.name}: {error}"
+            return f"{self.name}: no report: {error}"
 
 
 def remove(host: Host) -> None:
-    """Take a host down, unless the person wants to look at it: $QSYSD_LAB_KEEP."""
+    """Remove a host, unless $QSYSD_LAB_KEEP is set."""
     if os.environ.get("QSYSD_LAB_KEEP"):
         say(f"{host.name} is kept: tests/lab/lab shell {host.name}")
     else:

@@ -1,8 +1,8 @@
-"""The tiny guest: a Debian kernel and an initramfs of busybox, at its prompt within two seconds.
+"""The tiny guest: a Debian kernel and an initramfs with busybox, which boots within two seconds.
 
-It is what the tests boot where a whole Debian guest would only cost time: it gets its address by
-DHCP, answers ping and port 22, goes off on the power button, and misbehaves on request (see
-tiny_init.sh). Kernel and busybox come out of Debian's packages, which need not be installed.
+Tests use it if they do not need a complete Debian guest. It gets its address by DHCP, answers ping and
+port 22, powers off on the power button, and can simulate faults (see tiny_init.sh). Kernel and busybox
+are extracted from Debian's packages, which need not be installed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from labproc import LabError, locked, run, say
 
 INIT = Path(__file__).with_name("tiny_init.sh")
 
-# In the order of their needs. A kernel that has one built in, or does not know it, goes without.
+# In the order of their dependencies. Modules that a kernel does not have are skipped.
 MODULES = (
     "button",
     "evdev",
@@ -59,16 +59,16 @@ SSH_BANNER = """\
 printf 'SSH-2.0-tiny\\r\\n'
 """
 
-# Raise it when the way a guest is built changes, and not only a text above.
+# To be increased when the build changes in other ways than by a text above.
 RECIPE_VERSION = 2
 
 
 @dataclass(frozen=True)
 class Guest:
-    """The files that a tiny guest boots from; 160 MiB of memory are enough for it.
+    """The files of a tiny guest, which needs 160 MiB of memory.
 
-    `image` is the kernel as Debian has it. `kernel` is the same unpacked, which QEMU starts at its PVH
-    entry: without KVM that saves half a second at each boot, and six at each reboot by the guest.
+    image: the compressed kernel. kernel: the same as an ELF file, which QEMU starts at its PVH entry point:
+    without KVM this saves half a second per boot, and six seconds per reboot by the guest.
     """
 
     kernel: Path
@@ -77,7 +77,7 @@ class Guest:
 
 
 def ensure(cache: Path) -> Guest:
-    """Return the guest's files, built first if they are not in the cache (a few seconds)."""
+    """Return the files of the guest; build them first if they are not in the cache (a few seconds)."""
     parts = (str(RECIPE_VERSION), INIT.read_text(), DHCP_EVENT, SSH_BANNER, *MODULES)
     digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
     folder = cache / f"tiny-{digest}"
@@ -89,7 +89,7 @@ def ensure(cache: Path) -> Guest:
 
 
 def build(cache: Path, folder: Path) -> None:
-    """Build the files beside their place and move them there; older ones and what killed builds left go."""
+    """Build the files in a temporary directory and rename it; remove older ones."""
     say("building the tiny guest, once")
     for left in cache.glob(".tiny.*"):
         shutil.rmtree(left)
@@ -103,7 +103,7 @@ def build(cache: Path, folder: Path) -> None:
     places = (unpacked / "bin/busybox", unpacked / "usr/bin/busybox")
     busybox = next((path for path in places if path.exists()), None)
     if not kernels or busybox is None:
-        raise LabError(f"no kernel or no busybox in the packages {', '.join(packages)}")
+        raise LabError(f"the packages {', '.join(packages)} contain no kernel or no busybox")
     shutil.copyfile(kernels[0], part / "vmlinuz")
     (part / "vmlinux").write_bytes(unpack_kernel(kernels[0].read_bytes(), unpacked / "usr/bin/lz4"))
     (part / "initrd").write_bytes(initramfs(unpacked, busybox))
@@ -119,7 +119,7 @@ def build(cache: Path, folder: Path) -> None:
 
 
 def kernel_package() -> str:
-    """Return the name of the package that holds the current cloud kernel."""
+    """Return the name of the package with the current cloud kernel."""
     for attempt in range(2):
         text = run(["apt-cache", "depends", "linux-image-cloud-amd64"], check=False).stdout
         for line in text.splitlines():
@@ -128,27 +128,27 @@ def kernel_package() -> str:
                 return name
         if attempt == 0:
             run(["apt-get", "update"], timeout=300)
-    raise LabError("apt knows no package linux-image-cloud-amd64")
+    raise LabError("package linux-image-cloud-amd64 not found by apt")
 
 
 def download(packages: list[str], folder: Path) -> list[Path]:
-    """Fetch packages into a folder with the machine's apt, without installing them."""
+    """Download packages to a directory with the machine's apt, without installing them."""
     quoted = " ".join(packages)
-    # apt-get download writes to its working directory; _apt, its unprivileged user, may not write there.
+    # apt-get download writes to its working directory, which apt's unprivileged user _apt cannot write.
     argv = ["env", "-C", str(folder), "apt-get", "-o", "APT::Sandbox::User=root", "download", *packages]
     if run(argv, check=False, timeout=300).returncode != 0:
         run(["apt-get", "update"], timeout=300)
         run(argv, timeout=300)
     found = sorted(folder.glob("*.deb"))
     if len(found) != len(packages):
-        raise LabError(f"apt-get download brought {len(found)} files for {quoted}")
+        raise LabError(f"apt-get download created {len(found)} files for {quoted}")
     return found
 
 
 def unpack_kernel(image: bytes, lz4: Path) -> bytes:
-    """Return the ELF file in a bzImage, or the image itself if its packing is not known.
+    """Return the ELF file in a bzImage, or the image itself if its compression is unknown.
 
-    The kernel's boot.rst has the offsets; behind the packed file come four bytes with its size.
+    The offsets are described in the kernel's boot.rst. The compressed file is followed by its size (4 bytes).
     """
     sectors = image[0x1F1]
     offset, length = struct.unpack_from("<II", image, 0x248)
@@ -163,7 +163,7 @@ def unpack_kernel(image: bytes, lz4: Path) -> bytes:
 
 
 def initramfs(unpacked: Path, busybox: Path) -> bytes:
-    """Return the initramfs, not compressed: to unpack it would cost the guest more than to read it."""
+    """Return the initramfs, not compressed: decompressing takes the guest more time than reading."""
     files: list[tuple[str, int, bytes]] = [
         ("init", 0o755, INIT.read_bytes()),
         ("bin/busybox", 0o755, busybox.read_bytes()),
@@ -181,7 +181,7 @@ def initramfs(unpacked: Path, busybox: Path) -> bytes:
     files.append(("modules/order", 0o644, "".join(order).encode()))
     folders = ("bin", "dev", "etc", "modules", "proc", "sys", "tmp")
     archive = [entry(name, stat.S_IFDIR | 0o755, b"") for name in folders]
-    # The kernel opens it for PID 1 before anything could make it.
+    # The kernel opens it for PID 1.
     archive.append(entry("dev/console", stat.S_IFCHR | 0o600, b"", device=os.makedev(5, 1)))
     archive += [entry(name, stat.S_IFREG | mode, data) for name, mode, data in files]
     archive.append(entry("TRAILER!!!", 0, b""))
@@ -189,19 +189,19 @@ def initramfs(unpacked: Path, busybox: Path) -> bytes:
 
 
 def entry(name: str, mode: int, data: bytes, *, device: int = 0) -> bytes:
-    """Return one file of an archive in cpio's newc form, as the kernel's buffer-format.rst describes it."""
+    """Return a file of an archive in cpio's newc format (buffer-format.rst in the kernel)."""
     numbers = (0, mode, 0, 0, 1, 0, len(data), 0, 0, os.major(device), os.minor(device), len(name) + 1, 0)
     header = b"070701" + b"".join(b"%08x" % number for number in numbers) + name.encode() + b"\0"
     return b"".join(padded(part) for part in (header, data))
 
 
 def padded(data: bytes) -> bytes:
-    """Return data filled up to a multiple of four bytes."""
+    """Return data, padded to a multiple of four bytes."""
     return data + b"\0" * (-len(data) % 4)
 
 
 def files(guest: Guest) -> Iterator[tuple[Path, str]]:
-    """Yield each file of the guest with its name in a host's folder."""
+    """Yield each file of the guest, and its name on a host."""
     yield guest.kernel, "vmlinux"
     yield guest.image, "vmlinuz"
     yield guest.initrd, "initrd"
