@@ -1,4 +1,4 @@
-"""Hosts for the tests on a real systemd: one per suite and test session, and throw-away ones.
+"""Lab hosts for tests with a real systemd: one per suite and session, and separate ones.
 
 Fixtures:
 
@@ -40,17 +40,17 @@ VMFactory = Callable[..., str]
 HOST_FIXTURES = ("host", "trixie_host", "any_host")
 
 
-# The longest first: what is begun last has to be short, for the other processes wait for it.
+# The longest files first, so that no process waits long for the others at the end.
 LONGEST = ("test_life.py", "test_debian_guest.py", "test_faults_create.py", "test_states.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let the longest files come first, in this order."""
+    """Sort the longest files first."""
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
 class Lab:
-    """The lab of this test session. Each worker of pytest-xdist has hosts of its own in it."""
+    """The lab of this test session. Each worker of pytest-xdist has separate hosts in it."""
 
     def __init__(self, folder: Path, worker: str) -> None:
         self.folder = folder
@@ -58,13 +58,13 @@ class Lab:
         self.made: list[LabHost] = []
 
     def host(self, name: str) -> LabHost:
-        """Return the host with this name, of this worker's; it is taken down with the session."""
+        """Return a host of this worker, which is removed at the end of the session."""
         host = LabHost(self.folder, f"{name}{self.worker}")
         self.made.append(host)
         return host
 
     def session_host(self, suite: str) -> LabHost:
-        """Return a booted host with the qsysd package that the whole session uses."""
+        """Return the booted host with the qsysd package for this session."""
         require(suite)
         host = self.host({"bookworm": "test", "trixie": "test13"}[suite])
         if not os.environ.get("QSYSD_LAB_KEEP"):
@@ -74,23 +74,23 @@ class Lab:
         return host
 
     def close(self) -> None:
-        """Take down what the session has made, and the network if nothing else is left on it."""
+        """Remove the hosts of the session, and the network if no other host uses it."""
         for host in self.made:
             remove(host)
         Network(self.folder).down_if_unused()
 
 
 def require(suite: str) -> None:
-    """Skip the test if its suite was left out on purpose; fail it if the lab cannot run at all."""
+    """Skip the test if its suite is not to be tested; fail it without root privileges."""
     if suite not in os.environ.get("QSYSD_TEST_SUITES", "bookworm,trixie").split(","):
         pytest.skip(f"{suite} is not in QSYSD_TEST_SUITES")
     if os.geteuid() != 0:
-        pytest.fail("the lab needs root: sudo make test")
+        pytest.fail("the lab requires root: sudo make test")
 
 
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:
-    """Give the lab, and take its hosts down at the end."""
+    """Give the lab, and remove its hosts at the end."""
     worker = os.environ.get("PYTEST_XDIST_WORKER", "")
     lab = Lab(lab_folder(), f"-{worker}" if worker else "")
     yield lab
@@ -127,14 +127,14 @@ def trixie_host(session_trixie_host: LabHost) -> LabHost:
 
 @pytest.fixture(params=["bookworm", "trixie"])
 def any_host(request: pytest.FixtureRequest) -> LabHost:
-    """Give one host after the other: the test runs on both suites."""
+    """Give the host of each suite, one after the other."""
     host: LabHost = request.getfixturevalue({"bookworm": "host", "trixie": "trixie_host"}[request.param])
     return host
 
 
 @pytest.fixture
 def fresh_host(lab: Lab) -> Iterator[FreshHost]:
-    """Give a factory of hosts that are the test's own: `fresh_host(suite="bookworm", install=True)`."""
+    """Give a factory of hosts for one test: `fresh_host(suite="bookworm", install=True)`."""
     made: list[LabHost] = []
 
     def make(suite: str = "bookworm", *, install: bool = True) -> LabHost:
@@ -177,20 +177,20 @@ def vm(request: pytest.FixtureRequest) -> Iterator[VMFactory]:
 
 
 def delete(host: LabHost, name: str) -> bool | None:
-    """Delete a VM; return whether it is gone. A test may leave a command behind that still has its lock."""
+    """Delete a VM; return whether it was deleted. A command of the test may still hold its lock."""
     if host.exists(f"/etc/qsysd/vms/{name}.yaml"):
         host.qsysd("kill", name, check=False)
         host.qsysd("delete", "--yes", name, check=False)
     return not host.exists(f"/etc/qsysd/vms/{name}.yaml") or None
 
 
-# How many VM names were given out in this session: no two tests share one.
+# Number of VM names in this session, to generate unique names.
 VM_COUNT = [0]
 
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
-    """Add to the report of a failed test what its hosts have to say."""
+    """Add the state of its hosts to the report of a failed test."""
     outcome = yield
     report = outcome.get_result()  # type: ignore[attr-defined]
     if report.failed and isinstance(item, pytest.Function):

@@ -1,4 +1,4 @@
-"""Words for what tests do with VMs on a host, and looks at what VM and host are doing."""
+"""Operations of tests on VMs of a host, and queries of the state of VM and host."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 
 from labtest import LabError, LabHost, tiny_options
 
-# Seconds. Guests boot within two on an idle machine; a busy one with two processors takes its time.
+# Seconds. Guests boot within two seconds on an idle machine, but not on a busy one.
 BOOT = 90
 SOON = 30
 
-# Options for a VM that costs the machine nothing: its processors wait, and a stop ends it after a second.
+# Options for a VM that uses no CPU time: its CPUs are stopped, and a stop is forced after a second.
 FROZEN = ("--qemu-arg=-S", "--stop-timeout=1s")
 
 INSTALL = ("apt-get", "install", "-qq", "--reinstall", "--allow-downgrades")
@@ -26,8 +26,8 @@ with Monitor(sys.argv[1], timeout=20) as monitor:
     print(json.dumps(monitor.execute(sys.argv[2], json.loads(sys.argv[3]))))
 """
 
-# Everything of qsysd's on a host that a VM could leave something in. Locks are files that stay, and so
-# does what the host learned of itself: whether it has KVM, which machines its QEMU knows.
+# Places on a host where something of a VM could remain. Lock files are kept, and so are records of the
+# host: whether KVM works, and the machine types of its QEMU.
 TRACES = {
     "files": "find /etc/systemd /etc/qsysd /var/lib/qsysd /run/qsysd /run/systemd/system"
     " -not -path '/run/qsysd/locks/*' -not -path /run/qsysd/started -not -path /run/qsysd/vms"
@@ -45,7 +45,7 @@ TRACES = {
 
 
 def apt(host: LabHost, *argv: str) -> str:
-    """Run an apt-get command in the host and return all that it printed."""
+    """Run an apt-get command on the host and return its output."""
     return host.sh(f"DEBIAN_FRONTEND=noninteractive {shlex.join(argv)} 2>&1", timeout=300)
 
 
@@ -55,18 +55,18 @@ def unit(name: str) -> str:
 
 
 def create(host: LabHost, name: str, *words: str, options: Sequence[str] = ()) -> None:
-    """Make a VM with the tiny guest; words are the guest's, such as tiny=ignore-button."""
+    """Create a VM with the tiny guest; words are options of the guest, such as tiny=ignore-button."""
     host.qsysd("create", name, *tiny_options(*words), *options)
 
 
 def create_all(host: LabHost, vms: dict[str, Sequence[str]], *, options: Sequence[str] = ()) -> None:
-    """Make several VMs with the tiny guest at once, each with words of its own."""
+    """Create several VMs with the tiny guest at once, each with options of the guest."""
     commands = [shlex.join(["qsysd", "create", name, *tiny_options(*vms[name]), *options]) for name in vms]
     at_once(host, *commands)
 
 
 def at_once(host: LabHost, *commands: str, timeout: float = 120) -> list[tuple[int, str]]:
-    """Run shell commands in a host at the same time; return the exit status and the words of each."""
+    """Run shell commands on a host at the same time; return exit status and output of each."""
     script = (
         'd=$(mktemp -d); i=0; for c in "$@"; do i=$((i+1)); (sh -c "$c" >$d/$i 2>&1; echo $? >$d/$i.rc) & '
     )
@@ -78,7 +78,7 @@ def at_once(host: LabHost, *commands: str, timeout: float = 120) -> list[tuple[i
 
 
 def edit(host: LabHost, name: str, *changes: tuple[str, str]) -> str:
-    """Change a VM's definition by replacing pieces of its text; return what qsysd said."""
+    """Change a VM's definition by replacing parts of its text; return the output of qsysd."""
     text = host.qsysd("show", name).stdout
     for old, new in changes:
         assert old in text, text
@@ -87,7 +87,7 @@ def edit(host: LabHost, name: str, *changes: tuple[str, str]) -> str:
 
 
 def refused(host: LabHost, *arguments: str, status: int, timeout: float = 120) -> str:
-    """Run a qsysd command that must end with an exit status; return what it said to the person."""
+    """Run a qsysd command that must fail with an exit status; return its output."""
     done = host.qsysd(*arguments, check=False, timeout=timeout)
     said = done.stderr + done.stdout
     assert done.returncode == status, said
@@ -95,7 +95,7 @@ def refused(host: LabHost, *arguments: str, status: int, timeout: float = 120) -
     return said
 
 
-# the VM's two sides
+# unit and QEMU
 
 
 def active(host: LabHost, name: str) -> str:
@@ -110,12 +110,12 @@ def wait_active(host: LabHost, name: str, wanted: str, *, timeout: float = SOON)
 
 
 def main_pid(host: LabHost, name: str) -> int:
-    """Return the process id of a VM's QEMU, 0 while there is none."""
+    """Return the process ID of a VM's QEMU, 0 without one."""
     return int(host.property(unit(name), "MainPID"))
 
 
 def arguments_of(host: LabHost, pid: int) -> list[str]:
-    """Return the command line of a process in the host."""
+    """Return the command line of a process on the host."""
     return host.read(f"/proc/{pid}/cmdline").split("\0")[:-1]
 
 
@@ -126,13 +126,13 @@ def memory_in_force(host: LabHost, name: str) -> str:
 
 
 def listed(host: LabHost, name: str) -> dict[str, Any]:
-    """Return the VM's line of `qsysd list --json`."""
+    """Return the entry of a VM in `qsysd list --json`."""
     found: dict[str, Any] = host.qsysd_json("list", name)[0]
     return found
 
 
 def status(host: LabHost, name: str) -> dict[str, Any]:
-    """Return what `qsysd status --json` shows of a VM."""
+    """Return the entry of a VM in `qsysd status --json`."""
     found: dict[str, Any] = host.qsysd_json("status", name)[0]
     return found
 
@@ -140,7 +140,7 @@ def status(host: LabHost, name: str) -> dict[str, Any]:
 def monitor(
     host: LabHost, name: str, command: str, *, purpose: str = "ready", check: bool = True, **arguments: Any
 ) -> Any:
-    """Run a QMP command on a VM; `purpose` chooses the monitor."""
+    """Run a QMP command on a VM. purpose: of the monitor."""
     path = f"/var/lib/qsysd/vms/{name}/qmp-{purpose}.sock"
     done = host.run(["python3", "-c", RUN_MONITOR, path, command, json.dumps(arguments)], check=check)
     return json.loads(done.stdout or "null")
@@ -150,12 +150,12 @@ def monitor(
 
 
 def console(host: LabHost, name: str) -> str:
-    """Return what a VM's guest has written to its console so far."""
+    """Return the console output of a VM's guest."""
     return host.run(["cat", f"/var/lib/qsysd/vms/{name}/console.log"], check=False).stdout
 
 
 def wait_console(host: LabHost, name: str, words: str, *, times: int = 1, timeout: float = BOOT) -> None:
-    """Wait until the guest has written something to its console, often enough."""
+    """Wait until the guest has written a text to its console `times` times."""
 
     def seen() -> bool:
         return console(host, name).count(words) >= times
@@ -164,13 +164,13 @@ def wait_console(host: LabHost, name: str, words: str, *, times: int = 1, timeou
 
 
 def wait_ready(host: LabHost, *names: str, times: int = 1) -> None:
-    """Wait until guests have their addresses, for the first time or once more after a boot."""
+    """Wait until guests have got their addresses `times` times (once per boot)."""
     for name in names:
         wait_console(host, name, "TINY READY", times=times)
 
 
 def wait_ping(host: LabHost, address: str, *, timeout: float = BOOT) -> None:
-    """Wait until an address answers from the host."""
+    """Wait until an address answers pings of the host."""
 
     def answers() -> bool:
         return host.run(["ping", "-c", "1", "-W", "1", address], check=False).returncode == 0
@@ -182,35 +182,35 @@ def wait_ping(host: LabHost, address: str, *, timeout: float = BOOT) -> None:
 
 
 def unit_journal(host: LabHost, name: str, *arguments: str) -> str:
-    """Return the journal of a VM's unit, since the test began unless arguments say otherwise."""
+    """Return the journal of a VM's unit, by default since the start of the test."""
     when = arguments or (f"--since=@{host.noted:.3f}",)
     return host.journal(f"--unit={unit(name)}", "--output=cat", *when)
 
 
 def assert_no_force(host: LabHost, name: str, *arguments: str) -> None:
-    """Fail if systemd had to end a VM: by a signal of its own, or at a time-out."""
+    """Fail if systemd killed a VM, or stopped it at a timeout."""
     journal = unit_journal(host, name, *arguments)
     for words in ("SIGKILL", "SIGTERM", "timed out", "status=9", "code=killed", "Failed with result"):
         assert words not in journal, journal
 
 
 def moment(host: LabHost, name: str, word: str, boot: str = "--boot") -> float:
-    """Return when systemd last said `Starting`, `Started`, `Stopping`, `Stopped` of a VM: seconds."""
+    """Return the time of systemd's last `Starting`, `Started`, `Stopping` or `Stopped` of a VM (seconds)."""
     words = (f"--unit={unit(name)}", "--output=short-monotonic", f"--grep=^{word} ")
     lines = host.journal(*words, boot).splitlines()
-    assert lines, f"systemd never said {word!r} of {name}"
+    assert lines, f"no {word!r} of {name} in the journal"
     return float(lines[-1].partition("]")[0].strip("[ "))
 
 
 def drop_in(host: LabHost, name: str, *lines: str) -> str:
-    """Write a drop-in of a person's own for a VM that is not yet made; return its folder."""
+    """Write a drop-in of the administrator for a VM that does not exist yet; return its directory."""
     folder = f"/etc/systemd/system/{unit(name)}.d"
     host.write(f"{folder}/90-test.conf", "\n".join(lines) + "\n")
     return folder
 
 
 def traces(host: LabHost) -> dict[str, list[str]]:
-    """Return all that qsysd and its VMs have on a host: files, interfaces, rules, leases, units."""
+    """Return everything of qsysd and its VMs on a host: files, interfaces, rules, leases, units."""
     script = "\n".join(f"echo '== {what}'; {command}" for what, command in TRACES.items())
     found: dict[str, list[str]] = {}
     for line in host.sh(script).splitlines():
@@ -222,7 +222,7 @@ def traces(host: LabHost) -> dict[str, list[str]]:
 
 
 def assert_traces(host: LabHost, before: dict[str, list[str]]) -> None:
-    """Fail if anything is not as it was; a service may need a moment to write down what it has let go."""
+    """Fail if anything differs from `before`; services may need a moment to remove it."""
     with contextlib.suppress(LabError):
-        host.wait_until(lambda: traces(host) == before, timeout=5, what="the host as it was")
+        host.wait_until(lambda: traces(host) == before, timeout=5, what="the traces as before")
     assert traces(host) == before

@@ -1,4 +1,4 @@
-"""The command line from outside, on a real host: what a person reads while VMs start, crash and fail."""
+"""The output of the command line on a real host while VMs start, crash and fail."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_logs_follow_a_crash_and_the_restart(host: LabHost, vm: VMFactory) -> No
 
 
 def test_an_error_before_the_start_is_printed_once(host: LabHost, vm: VMFactory) -> None:
-    """Both the unit's first step and its last one find it."""
+    """The first and the last step of the unit both detect it."""
     name = vm()
     create(host, name, options=("--no-start",))
     host.sh(f"mkdir /var/lib/qsysd/vms/{name}/folder")
@@ -46,14 +46,14 @@ def test_ssh_to_a_guest_that_boots_waits_and_shows_it(host: LabHost, vm: VMFacto
     done = host.run(["timeout", "4", "qsysd", "ssh", name], check=False)
     assert f"{name}: waiting for SSH: the guest " in done.stderr
     assert done.stderr.count("waiting for SSH") == 1
-    # and ends with the VM
+    # and exits when the VM goes off
     host.sh(f"(sleep 1; systemctl stop qemu-vm@{name}) &")
     said = refused(host, "ssh", name, status=5)
     assert f"{name} is not running" in said or f"{name} is stopping" in said
     wait_active(host, name, "inactive")
 
 
-def test_restart_names_what_it_waits_for(host: LabHost, vm: VMFactory) -> None:
+def test_restart_shows_what_it_waits_for(host: LabHost, vm: VMFactory) -> None:
     name = vm()
     create(host, name, options=("--qemu-arg=-S", "--stop-timeout=4s"))
     said = host.qsysd("restart", name).stderr

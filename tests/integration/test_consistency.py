@@ -1,4 +1,4 @@
-"""What is on disk, what systemd has loaded and what is defined: where they differ, it is said or repaired."""
+"""Differences between definitions, files and what systemd has loaded are reported or repaired."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_start_uses_a_definition_that_was_restored_with_an_old_time_stamp(
     create(host, name, options=FROZEN)
     path = f"/etc/qsysd/vms/{name}.yaml"
     host.sh(f"sed -i 's/160M/176M/' {path}; touch -d 2020-01-01 {path}")
-    # systemctl uses the rendering that exists, and the journal says so.
+    # systemctl uses the existing rendering, which the journal reports.
     host.systemctl("restart", unit(name))
     assert memory_in_force(host, name) == "size=160M"
     assert f"{path} was changed after it was rendered" in unit_journal(host, name)
@@ -46,9 +46,7 @@ def test_start_uses_a_definition_that_was_restored_with_an_old_time_stamp(
     assert status(host, name)["pending"] == []
 
 
-def test_a_drop_in_that_systemd_has_not_loaded_prevents_the_start_and_is_named(
-    any_host: LabHost, vm: VMFactory
-) -> None:
+def test_a_start_without_the_rendered_drop_in_is_refused(any_host: LabHost, vm: VMFactory) -> None:
     host, name = any_host, vm()
     # Another unit that refers to it keeps the unit loaded over its stop.
     create(host, name, options=FROZEN)
@@ -63,7 +61,7 @@ def test_a_drop_in_that_systemd_has_not_loaded_prevents_the_start_and_is_named(
     assert active(host, name) == "failed/failed"
     assert host.property(unit(name), "ExecMainStatus") == "7" or "status=7" in unit_journal(host, name)
     assert f"has not loaded {rendered}" in unit_journal(host, name)
-    # As 252 has it: the file is back, and systemd sees no need for a reload.
+    # systemd 252: after the file was restored, NeedDaemonReload is not set.
     host.write(rendered, text)
     assert host.run(["systemctl", "start", unit(name)], check=False).returncode != 0
     host.qsysd("start", name)
@@ -71,7 +69,7 @@ def test_a_drop_in_that_systemd_has_not_loaded_prevents_the_start_and_is_named(
     assert active(host, name) == "active/running"
 
 
-def test_commands_go_on_over_a_restart_of_systemd_and_of_the_bus(any_host: LabHost, vm: VMFactory) -> None:
+def test_commands_continue_when_systemd_or_the_bus_restarts(any_host: LabHost, vm: VMFactory) -> None:
     host = any_host
     stopped, started, created = vm("stopped"), vm("started"), vm("created")
     template = "/etc/systemd/system/qemu-vm@.service.d/90-gate.conf"
@@ -100,28 +98,26 @@ def test_commands_go_on_over_a_restart_of_systemd_and_of_the_bus(any_host: LabHo
         host.sh(f"touch {GATE}; rm {template}; systemctl daemon-reload")
 
 
-def test_what_is_left_without_a_definition_and_an_image_of_another_content(
-    host: LabHost, vm: VMFactory
-) -> None:
+def test_a_vm_without_a_definition_and_a_replaced_image_are_reported(host: LabHost, vm: VMFactory) -> None:
     name = vm()
     host.sh("truncate -s 16M /root/one.raw; cp /root/one.raw /root/two.raw; echo x >>/root/two.raw")
     host.qsysd("image", "import", "/root/one.raw", "--format", "raw", "--name", "base", "--no-cloud-init")
     create(host, name, options=[*FROZEN, "--image", "base"])
     definition, image = f"/etc/qsysd/vms/{name}.yaml", "/var/lib/qsysd/images/base"
-    # Its YAML is gone: it runs, is listed, and can be stopped.
+    # Without its definition it runs, is listed, and can be stopped.
     host.sh(f"mv {definition} /root/kept.yaml; rm /root/one.raw")
     assert f"{name}  no definition, active" in host.qsysd("list").stdout
     assert "has no definition" in refused(host, "restart", name, status=3)
     host.qsysd("stop", name)
     assert active(host, name) == "inactive/dead"
-    # Its image is replaced by another of that name.
+    # Its image was replaced by another one of the same name.
     host.sh(f"mv /root/kept.yaml {definition}; mkdir /root/old; mv {image}.* /root/old")
     host.qsysd("image", "import", "/root/two.raw", "--format", "raw", "--name", "base", "--no-cloud-init")
     assert "image base is not the one" in refused(host, "start", name, status=1)
     assert "image base is not the one" in host.qsysd("doctor", check=False).stdout
     host.sh(f"mv /root/old/* {image[:-5]}/; rm -r /root/old /root/two.raw")
     host.qsysd("start", name)
-    # And it can be deleted without the YAML, too.
+    # It can be deleted without its definition.
     host.sh(f"rm {definition}")
     before = host.qsysd("list").stdout
     assert "no definition" in before

@@ -1,4 +1,4 @@
-"""Damaged parts with a real systemd: a VM is deleted whatever is left of it, and others do not notice."""
+"""Damaged files with a real systemd: the VM can be deleted, and other VMs are not affected."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HELPER = "/var/lib/qsysd/helper/current"
 INTENTS = "/var/lib/qsysd/intents"
 
 
-def test_a_vm_with_damaged_files_is_deleted_while_another_runs_on(host: LabHost, vm: VMFactory) -> None:
+def test_a_vm_with_damaged_files_is_deleted_while_another_runs(host: LabHost, vm: VMFactory) -> None:
     other = vm("other")
     create(host, other, options=FROZEN)
     before = traces(host)
@@ -53,7 +53,7 @@ def test_a_vm_is_deleted_without_the_units_template(any_host: LabHost, vm: VMFac
     assert traces(host) == before
 
 
-def test_what_is_no_intent_stops_no_command(host: LabHost, vm: VMFactory) -> None:
+def test_an_unknown_file_among_the_intents_prevents_no_command(host: LabHost, vm: VMFactory) -> None:
     name = vm()
     host.sh(
         f"cd {INTENTS}; mkdir -p web1.json/x vm.{name}.create.json/x; touch notes vm.web1.clone.json\n"
@@ -73,9 +73,7 @@ def test_what_is_no_intent_stops_no_command(host: LabHost, vm: VMFactory) -> Non
         host.sh(f"rm -r {INTENTS}/*")
 
 
-def test_a_damaged_helper_is_named_by_doctor_and_installed_again_by_setup(
-    host: LabHost, vm: VMFactory
-) -> None:
+def test_a_damaged_helper_is_reported_by_doctor_and_replaced_by_setup(host: LabHost, vm: VMFactory) -> None:
     name, other = vm(), vm("other")
     for each in (name, other):
         create(host, each, options=FROZEN)
@@ -91,7 +89,7 @@ def test_a_damaged_helper_is_named_by_doctor_and_installed_again_by_setup(
     assert len(messages) == 2 and all("helper." in message for message in messages)
     assert "installed the units' helper" in host.qsysd("setup").stdout
     host.qsysd("start", name)
-    # One that began with the old directory stops with the new one.
+    # A VM that was started with the old directory stops with the new one.
     host.qsysd("stop", other)
     assert active(host, other) == "inactive/dead"
     assert not [each for each in host.qsysd_json("doctor") if each["subject"] == "set-up" and each["remedy"]]

@@ -1,4 +1,4 @@
-"""The real thing: a Debian guest from its image to an orderly shutdown. One VM, two boots of it."""
+"""A Debian guest, from its image to its shutdown: one VM, two boots."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from tests.integration.helpers import assert_no_force, listed, main_pid, unit
 
 VM = "web1"
 BUILD = 600
-# Seconds. Without KVM and on a busy machine a guest takes minutes to its prompt.
+# Seconds. Without KVM, a guest on a busy machine boots in minutes.
 BOOT = 420
 
-# A person at a terminal: presses Enter at the guest's console until it asks for a login, then leaves.
+# Presses Enter at the guest's console until the login prompt appears, then disconnects.
 CONSOLE = """\
 import os, pty, select, sys, time
 child, terminal = pty.fork()
@@ -36,7 +36,7 @@ sys.exit(os.waitstatus_to_exitcode(status) or (0 if b"login:" in seen else 9))
 
 @pytest.fixture(scope="module")
 def guest(session_host: LabHost) -> Iterator[LabHost]:
-    """Give a host with the VM web1, a Debian guest that answers on ssh."""
+    """Give a host with the VM web1, a Debian guest that answers on SSH."""
     session_host.up()
     if not session_host.exists("/var/lib/qsysd/images/debian.qcow2") and not debian_image.put(
         session_host, "bookworm"
@@ -61,11 +61,11 @@ def guest(session_host: LabHost) -> Iterator[LabHost]:
 
 
 def inside(host: LabHost, script: str) -> str:
-    """Run a shell script in the guest, as its user with sudo, and return what it printed."""
+    """Run a shell script in the guest, by sudo, and return its output."""
     return host.qsysd("ssh", VM, "--", "sudo", "sh", "-c", f"'{script}'", timeout=BOOT).stdout.strip()
 
 
-def test_guest_is_what_was_asked_for(guest: LabHost) -> None:
+def test_guest_is_as_requested(guest: LabHost) -> None:
     assert guest.qsysd("ssh", VM, "--", "hostname").stdout.strip() == VM
     assert guest.qsysd("ip", VM).stdout.strip() == listed(guest, VM)["ip"]
     assert guest.qsysd("ssh", VM, "--", "exit 7", check=False).returncode == 7
@@ -77,17 +77,17 @@ def test_guest_is_what_was_asked_for(guest: LabHost) -> None:
         "static",
         "indirect",
     )
-    # Once sshd has answered, `ssh` works: no step of the first boot restarts it.
+    # sshd is not restarted during the first boot.
     starts = inside(guest, "journalctl -b -u ssh -o cat | grep -c ^Server.listening.on.0.0.0.0")
     assert starts == "1", inside(guest, "journalctl -b -u ssh")
 
 
-def test_guest_reaches_dns_and_its_name_is_known(guest: LabHost) -> None:
+def test_guest_resolves_names_and_has_a_name(guest: LabHost) -> None:
     answer = inside(guest, f"getent hosts {VM}.default.internal")
     assert answer.split()[0] in (listed(guest, VM)["ip"], "127.0.1.1")
 
 
-def test_console_has_a_login_and_is_left_by_a_key(guest: LabHost) -> None:
+def test_console_has_a_login_prompt_and_a_key_to_disconnect(guest: LabHost) -> None:
     done = guest.run(["/usr/bin/python3", "-c", CONSOLE, VM], timeout=180)
     assert f"{VM} login:" in done.stdout
     logs = guest.qsysd("logs", VM, "--lines", "400").stdout
@@ -95,13 +95,13 @@ def test_console_has_a_login_and_is_left_by_a_key(guest: LabHost) -> None:
     assert listed(guest, VM)["guest"] == "running"
 
 
-def test_image_is_not_removed_while_it_is_used(guest: LabHost) -> None:
+def test_image_in_use_is_not_removed(guest: LabHost) -> None:
     refused = guest.qsysd("image", "rm", "debian", "--yes", check=False)
     assert refused.returncode == 5 and VM in refused.stderr
     assert guest.exists("/var/lib/qsysd/images/debian.qcow2")
 
 
-def test_stop_by_systemctl_is_an_orderly_shutdown(guest: LabHost) -> None:
+def test_systemctl_stop_shuts_the_guest_down(guest: LabHost) -> None:
     before = listed(guest, VM)
     guest.forget_journal()
     guest.systemctl("stop", unit(VM))
@@ -113,7 +113,7 @@ def test_stop_by_systemctl_is_an_orderly_shutdown(guest: LabHost) -> None:
     assert guest.run(["qemu-img", "check", "-q", f"/var/lib/qsysd/vms/{VM}/disk0.qcow2"]).returncode == 0
 
     guest.qsysd("start", VM)
-    # it waits for the server by itself, which answers before it lets users in
+    # ssh waits for sshd, which answers before it accepts logins
     ready = guest.wait_until(
         lambda: guest.qsysd("ssh", VM, "--", "true", check=False, timeout=BOOT).returncode == 0 or None,
         timeout=BOOT,
@@ -122,7 +122,7 @@ def test_stop_by_systemctl_is_an_orderly_shutdown(guest: LabHost) -> None:
     assert ready
     after = listed(guest, VM)
     assert after["ip"] == before["ip"] and after["pid"] == main_pid(guest, VM) != before["pid"]
-    # the guest's own log of its first boot: it heard the button, and went down to the end
+    # the guest's journal of its first boot: the power key, and a complete shutdown
     log = inside(guest, "journalctl -b -1 --no-pager -o cat")
     assert re.search("Power key pressed|Powering off|System is powering down", log), log[-2000:]
     assert "Reached target poweroff.target" in log and "Unmounted" in log, log[-2000:]

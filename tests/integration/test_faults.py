@@ -1,4 +1,4 @@
-"""Bad luck while VMs run: a clear error, a guest that is not harmed, and a way back."""
+"""Faults while VMs run: a clear error, no harm to the guest, and a way to recover."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.integration.helpers import (
     wait_ready,
 )
 
-# Holds a monitor as a client does that hangs: connected, and never going away.
+# Connects to a monitor and stays connected, like a client that hangs.
 HOLD = """\
 import socket, sys, time
 held = socket.socket(socket.AF_UNIX)
@@ -40,7 +40,7 @@ time.sleep(600)
 
 @pytest.fixture(autouse=True)
 def nothing_left(host: LabHost) -> Iterator[None]:
-    """Leave no VM to the next test."""
+    """Delete all VMs after the test."""
     yield
     for name in [each["name"] for each in host.qsysd_json("list")]:
         host.qsysd("kill", name, check=False)
@@ -54,7 +54,7 @@ def socket_of(name: str, purpose: str) -> str:
 
 @contextmanager
 def held(host: LabHost, name: str, *purposes: str) -> Iterator[None]:
-    """Let somebody hold monitors of a VM's."""
+    """Keep monitors of a VM connected."""
     holders = [
         host.popen(["python3", "-c", HOLD, socket_of(name, purpose)], stdout=subprocess.PIPE)
         for purpose in purposes
@@ -74,7 +74,7 @@ def held(host: LabHost, name: str, *purposes: str) -> Iterator[None]:
 # monitors
 
 
-def test_monitor_held_by_another(host: LabHost, vm: VMFactory) -> None:
+def test_monitor_in_use_by_another_client(host: LabHost, vm: VMFactory) -> None:
     name, other = vm(), vm("other")
     create(host, name)
     create(host, other, "tiny=no-network")
@@ -97,7 +97,7 @@ def test_monitor_held_by_another(host: LabHost, vm: VMFactory) -> None:
 
 
 @pytest.mark.parametrize("purposes", [("stop",), ("stop", "ready", "cli")])
-def test_stop_with_its_monitor_held(host: LabHost, vm: VMFactory, purposes: tuple[str, ...]) -> None:
+def test_stop_while_its_monitor_is_in_use(host: LabHost, vm: VMFactory, purposes: tuple[str, ...]) -> None:
     name, before = vm(), traces(host)
     create(host, name, options=["--stop-timeout", "6s"])
     wait_ready(host, name)
@@ -114,7 +114,7 @@ def test_stop_with_its_monitor_held(host: LabHost, vm: VMFactory, purposes: tupl
     assert traces(host) == before
 
 
-def test_stale_sockets_hinder_nothing(host: LabHost, vm: VMFactory) -> None:
+def test_stale_sockets_do_not_prevent_a_start(host: LabHost, vm: VMFactory) -> None:
     name = vm()
     create(host, name)
     wait_ready(host, name)
@@ -166,7 +166,7 @@ def test_bridge_missing(host: LabHost, vm: VMFactory) -> None:
     finally:
         host.systemctl("restart", "qsysd-network@default")
     host.systemctl("reset-failed", unit(name))
-    # The rules are there again, in whatever order their tables were made.
+    # The rules exist again; the order of the tables does not matter.
     assert {what: sorted(lines) for what, lines in traces(host).items()} == {
         what: sorted(lines) for what, lines in before.items()
     }
@@ -174,7 +174,7 @@ def test_bridge_missing(host: LabHost, vm: VMFactory) -> None:
     wait_ready(host, name)
 
 
-def test_bridge_goes_away_under_a_vm(host: LabHost, vm: VMFactory) -> None:
+def test_bridge_is_removed_while_a_vm_runs(host: LabHost, vm: VMFactory) -> None:
     name = vm()
     create(host, name)
     wait_ready(host, name)
@@ -216,7 +216,7 @@ def test_full_disk_under_a_guest(host: LabHost, vm: VMFactory) -> None:
         assert "io-error" in host.qsysd("status", name).stdout
         assert (active(host, name), main_pid(host, name)) == ("active/running", pid)
         assert "TINY WRITE FAILED" not in console(host, name)
-        # Without more room it stops again, and nothing is lost.
+        # Without free space it is paused again, and nothing is lost.
         host.qsysd("resume", name)
         host.wait_until(lambda: listed(host, name)["guest"] == "io-error", timeout=BOOT, what="io-error")
         host.sh(f"mount -o remount,size=200M {directory}")
@@ -237,7 +237,7 @@ def test_disk_missing(host: LabHost, vm: VMFactory) -> None:
     host.sh(f"mv {disk} /root/disk0")
     said = refused(host, "start", name, status=1)
     assert disk in said and "No such file" in said and "hint: " in said
-    # A link that leads out of the directory is not followed.
+    # A link out of the directory is not followed.
     host.sh(f"ln -s /root/disk0 {disk}")
     assert disk in refused(host, "start", name, status=1)
     assert host.sh("stat -c %u /root/disk0") == "0"

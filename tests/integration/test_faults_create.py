@@ -1,4 +1,4 @@
-"""Bad input and bad luck while VMs are made and removed: a clear error, and nothing half-done is left."""
+"""Invalid input and faults while VMs are created and deleted: a clear error, and nothing remains."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ KERNEL = ("--kernel", f"{TINY}/vmlinux")
 IMAGES = "/var/lib/qsysd/images"
 VMS = "/var/lib/qsysd/vms"
 BUS = "/run/dbus/system_bus_socket"
-ROUNDS = 20  # moments at which a command is killed, spread over the time that it takes
+ROUNDS = 20  # points in time at which a command is killed, spread over its duration
 
 
 @pytest.fixture(scope="module", autouse=True)
 def used_before(session_host: LabHost) -> None:
-    """Let the host have had a VM: what the first one makes on a host stays, and is nobody's trace."""
+    """Create and delete a VM: what remains of the first VM on a host is not a trace of later ones."""
     session_host.up()
     session_host.sh("cd /root; qemu-img create -q -f qcow2 base.qcow2 8M")
     session_host.sh("cd /root; qsysd image import base.qcow2 --name base; rm base.qcow2")
@@ -43,7 +43,7 @@ def used_before(session_host: LabHost) -> None:
 
 @pytest.fixture(autouse=True)
 def nothing_left(host: LabHost, used_before: None) -> Iterator[None]:
-    """Fail a test that leaves a trace of its VMs, or a note of a command that did not end."""
+    """Fail a test that leaves a trace of its VMs, or an intent."""
     before = traces(host)
     yield
     for name in [each["name"] for each in host.qsysd_json("list")]:
@@ -53,13 +53,13 @@ def nothing_left(host: LabHost, used_before: None) -> Iterator[None]:
 
 
 def tiny(name: str, *options: str, verb: str = "create") -> str:
-    """Return the shell command that makes a VM with the tiny guest."""
+    """Return the shell command that creates a VM with the tiny guest."""
     return shlex.join(["qsysd", verb, name, *tiny_options("tiny=no-network"), *options])
 
 
 @contextmanager
 def small(host: LabHost, path: str, options: str) -> Iterator[None]:
-    """Put a small file system over a folder of a host's."""
+    """Mount a small file system on a directory of the host."""
     host.sh(f"mount -t tmpfs -o mode=0755,{options} tmpfs {path}")
     try:
         yield
@@ -69,7 +69,7 @@ def small(host: LabHost, path: str, options: str) -> Iterator[None]:
 
 @contextmanager
 def away(host: LabHost, path: str) -> Iterator[None]:
-    """Let a file of a host's be missing."""
+    """Move a file of the host away."""
     host.sh(f"mv {path} {path}.away")
     try:
         yield
@@ -97,7 +97,7 @@ def test_name_taken(host: LabHost, vm: VMFactory) -> None:
     assert (traces(host), main_pid(host, name)) == (before, pid)
 
 
-def test_somebody_elses_files_are_not_taken_over(host: LabHost, vm: VMFactory) -> None:
+def test_existing_files_are_not_overwritten(host: LabHost, vm: VMFactory) -> None:
     name = vm()
     host.write(f"{VMS}/{name}/disk0.qcow2", "precious")
     said = refused(host, "create", name, *tiny_options(), status=4)
@@ -175,7 +175,7 @@ def test_broken_images(host: LabHost, vm: VMFactory) -> None:
             host, "image", "import", "/root/good.qcow2", "--name", "good", status=4
         )
         assert host.glob(f"{IMAGES}/*") == images
-        # And so are those that were put there by hand.
+        # So are images that were copied by hand.
         host.sh(f"cd /root; cp foreign.qcow2 cut.qcow2 {IMAGES}; echo text >{IMAGES}/text.qcow2")
         before = traces(host)
         for image, words in {
@@ -187,7 +187,7 @@ def test_broken_images(host: LabHost, vm: VMFactory) -> None:
             assert f"image {image} is broken: {IMAGES}/{image}.qcow2 {words}" in said and "hint: " in said
         assert traces(host) == before
         assert "BROKEN" in host.qsysd("image", "list").stdout
-        # An image that breaks under a VM: its start says so, and the VM is there when the image is.
+        # An image that is damaged while a VM uses it: the start fails until the image is restored.
         host.qsysd("create", name, "--image", "good", "--no-start", "--memory", "64M")
         with away(host, f"{IMAGES}/good.qcow2"):
             assert f"{IMAGES}/good.qcow2" in refused(host, "start", name, status=1)
@@ -200,7 +200,7 @@ def test_broken_images(host: LabHost, vm: VMFactory) -> None:
         host.sh(f"rm -f {IMAGES}/* /root/*.qcow2")
 
 
-# a full disk, a host that lacks something, an ordinary user
+# a full disk, missing parts of the host, an ordinary user
 
 
 @pytest.mark.parametrize(
@@ -257,7 +257,7 @@ def test_no_bus(host: LabHost, vm: VMFactory) -> None:
             said = refused(host, *words, status=7)
             assert "error: the system bus cannot be reached" in said and "hint: systemctl status dbus" in said
     assert traces(host) == before
-    # A bus that crashes takes nothing with it.
+    # A crash of the bus does not affect VMs.
     host.systemctl("kill", "--signal=KILL", "dbus.service")
     host.wait_until(
         lambda: host.run(["qsysd", "list"], check=False).returncode == 0, timeout=30, what="a bus"
@@ -285,21 +285,21 @@ def test_ordinary_user(host: LabHost, vm: VMFactory) -> None:
 
 
 def took(host: LabHost, command: str) -> float:
-    """Run a shell command in a host and return the seconds that it took there."""
+    """Run a shell command on a host and return its duration in seconds."""
     start, end = host.sh(f"date +%s.%N; {command} >/dev/null 2>&1; date +%s.%N").splitlines()
     return float(end) - float(start)
 
 
 def killed(host: LabHost, command: str, seconds: float, *, alone: bool) -> bool:
-    """Run a shell command in a host and kill it; alone: and not what it has called. Return if it was."""
+    """Run a shell command on a host and kill it; alone: not its children. Return whether it was killed."""
     option = "--foreground" if alone else ""
     done = host.run(["sh", "-c", f"timeout {option} -s KILL {seconds:.3f} {command}"], check=False)
-    assert done.returncode in (0, 124, 137), done  # 124: it ended by itself at that very moment
+    assert done.returncode in (0, 124, 137), done  # 124: it exited at that moment
     return done.returncode == 137
 
 
 def whole_or_gone(host: LabHost, name: str, before: dict[str, list[str]]) -> bool:
-    """Return whether a VM is there, whole; fail if a part of it is."""
+    """Return whether a VM exists; fail if only a part of it exists."""
     if not host.exists(f"/etc/qsysd/vms/{name}.yaml"):
         assert traces(host) == before
         return False
@@ -311,9 +311,9 @@ def whole_or_gone(host: LabHost, name: str, before: dict[str, list[str]]) -> boo
     return True
 
 
-def test_killed_create_is_whole_or_gone(host: LabHost, vm: VMFactory) -> None:
+def test_killed_create_is_completed_or_undone(host: LabHost, vm: VMFactory) -> None:
     name = vm()
-    # Every step there is: an overlay, a second disk, a seed, an address, the unit.
+    # All steps: an overlay, a second disk, a seed, an address, the unit.
     host.sh("cd /root; qemu-img create -q -f qcow2 base.qcow2 8M; qsysd image import base.qcow2 --name base")
     command = tiny(name, "--image", "base", "--disk", "8M", "--disk", "1M")
     whole = took(host, command)
@@ -332,7 +332,7 @@ def test_killed_create_is_whole_or_gone(host: LabHost, vm: VMFactory) -> None:
     host.sh("qsysd image rm --yes base; rm /root/base.qcow2")
 
 
-def test_killed_delete_is_whole_or_gone(host: LabHost, vm: VMFactory) -> None:
+def test_killed_delete_is_completed(host: LabHost, vm: VMFactory) -> None:
     name, before = vm(), traces(host)
     command, delete = tiny(name, "--disk", "1M"), f"qsysd delete --yes {name}"
     host.sh(command)
@@ -348,7 +348,7 @@ def test_killed_delete_is_whole_or_gone(host: LabHost, vm: VMFactory) -> None:
     assert cut >= ROUNDS / 2 and notes >= 3, (cut, notes)
 
 
-def test_next_command_repairs_and_says_so(host: LabHost, vm: VMFactory) -> None:
+def test_next_command_repairs_and_reports_it(host: LabHost, vm: VMFactory) -> None:
     name, other, before = vm(), vm("other"), traces(host)
     note = f"/var/lib/qsysd/intents/vm.{name}.create.json"
     host.sh(f"{tiny(name, '--disk', '1M')} & until [ -e {note} ]; do :; done; kill -9 $!")
@@ -387,7 +387,7 @@ def test_two_commands_on_one_vm(host: LabHost, vm: VMFactory) -> None:
     assert not host.exists(f"{VMS}/{name}")
 
 
-def test_create_while_its_namesake_is_deleted(host: LabHost, vm: VMFactory) -> None:
+def test_create_while_a_vm_of_the_same_name_is_deleted(host: LabHost, vm: VMFactory) -> None:
     name = vm()
     host.sh(tiny(name))
     done = at_once(host, f"qsysd delete --yes {name}", f"sleep 0.1; {tiny(name)}")

@@ -1,4 +1,4 @@
-"""The lab's own promises: hosts come up, keep their files, lose their power, and leave nothing behind."""
+"""The lab: hosts boot, keep their files, can lose their power, and are removed completely."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LAB = str(Path(tiny_guest.__file__).with_name("lab"))
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Give the work folder of a lab of these tests' own, which shares only the cache with others."""
+    """Give the work directory of a separate lab, which shares only the cache with others."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QSYSD_LAB_CACHE", str(cache_folder(lab_folder())))
         patch.setenv("QSYSD_LAB_DIR", str(tmp_path_factory.mktemp("lab")))
@@ -41,14 +41,14 @@ def one(folder: Path) -> LabHost:
 def command(
     *arguments: str, stdin: str | None = None, check: bool = True
 ) -> subprocess.CompletedProcess[str]:
-    """Run the lab's command as a person would."""
+    """Run the command of the lab."""
     names = ("QSYSD_LAB_CACHE", "QSYSD_LAB_DIR")
     environment = {name: os.environ[name] for name in names if name in os.environ}
     return run([LAB, *arguments], stdin=stdin, check=check, timeout=600, environment=environment)
 
 
 def traces(folder: Path) -> dict[str, list[str]]:
-    """Return all that the machine has to show of the lab in this folder."""
+    """Return everything on the machine that belongs to the lab in this directory."""
     network = Network(folder)
     links = json.loads(run(["ip", "-j", "link", "show"]).stdout)
     processes = [path for path in Path("/proc").glob("[0-9]*/cmdline") if str(folder) in text(path)]
@@ -65,7 +65,7 @@ def traces(folder: Path) -> dict[str, list[str]]:
 
 
 def text(path: Path) -> str:
-    """Return what a file holds, nothing if it is gone."""
+    """Return the contents of a file, "" if it does not exist."""
     try:
         return path.read_text(errors="replace")
     except (FileNotFoundError, ProcessLookupError):
@@ -112,7 +112,7 @@ def test_put_and_get(one: LabHost, tmp_path: Path) -> None:
     assert (tmp_path / "back/link").read_text() == "here"
 
 
-def test_it_is_a_whole_host(one: LabHost) -> None:
+def test_it_is_a_complete_host(one: LabHost) -> None:
     assert one.systemctl("is-system-running") == "running"
     assert one.sh("stat -c %a /dev/net/tun") == "666"
     assert one.sh("hostname") == "one"
@@ -145,7 +145,7 @@ def test_two_hosts_reach_each_other(one: LabHost, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["reboot", "crash"])
-def test_files_outlive_a_boot_and_processes_do_not(one: LabHost, how: str) -> None:
+def test_files_survive_a_boot_and_processes_do_not(one: LabHost, how: str) -> None:
     before = one.boot_id()
     one.sh("echo kept >/root/kept; echo lost >/run/lost; ip link add lost type bridge")
     one.sh("systemd-run --quiet --unit=lost sleep 8888")
@@ -167,7 +167,7 @@ def test_off_and_on_again(one: LabHost) -> None:
 
 
 @pytest.mark.parametrize("whom", ["supervisor", "nspawn"])
-def test_up_repairs_what_a_kill_left(one: LabHost, whom: str) -> None:
+def test_up_repairs_a_killed_host(one: LabHost, whom: str) -> None:
     supervisor = one.supervisor()
     assert supervisor is not None
     (supervisor if whom == "supervisor" else supervisor.children()[0]).signal(9)
@@ -199,14 +199,14 @@ def test_down_leaves_nothing(folder: Path) -> None:
     wait_until(lambda: not any(traces(folder).values()), timeout=10, what=f"nothing of {traces(folder)}")
 
 
-def test_down_finds_a_host_whose_folder_is_gone(folder: Path) -> None:
+def test_down_finds_a_host_without_its_directory(folder: Path) -> None:
     command("up", "one")
     run(["rm", "-r", str(folder / "hosts")])
     command("down", "--all")
     wait_until(lambda: not any(traces(folder).values()), timeout=10, what=f"nothing of {traces(folder)}")
 
 
-def test_the_key_of_a_root_tells_its_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_key_of_a_root_depends_on_its_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
     before = labroot.key("bookworm")
     assert before != labroot.key("trixie")
     monkeypatch.setattr(labroot, "PACKAGES", (*labroot.PACKAGES, "hello"))
@@ -236,7 +236,7 @@ def test_a_broken_build_leaves_no_root(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 class TinyGuest:
-    """A tiny guest under a bare QEMU in a host, as a transient unit."""
+    """A tiny guest with a plain QEMU on a host, as a transient unit."""
 
     def __init__(self, host: LabHost, *words: str, disk: str = "") -> None:
         self.host = host
@@ -268,7 +268,7 @@ class TinyGuest:
         host.run(["systemd-run", "--quiet", "--collect", "--unit=tiny", *qemu])
 
     def saw(self, pattern: str, *, timeout: float = 90) -> re.Match[str]:
-        """Wait until the serial port has shown a pattern."""
+        """Wait until the output of the serial port matches a pattern."""
         return wait_until(
             lambda: re.search(pattern, self.host.sh(f"cat {self.log}", check=False)),
             timeout=timeout,
@@ -276,34 +276,34 @@ class TinyGuest:
         )
 
     def monitor(self, words: str) -> str:
-        """Say something to QEMU's monitor and return its answer."""
+        """Send a command to QEMU's monitor and return its answer."""
         return self.host.run(
             ["socat", "-t1", "-", "UNIX-CONNECT:/run/tiny.monitor"], stdin=f"{words}\n"
         ).stdout
 
     def running(self) -> bool:
-        """Say whether QEMU still runs."""
+        """Return whether QEMU runs."""
         return self.host.property("tiny.service", "ActiveState") == "active"
 
     def wait_off(self, *, timeout: float = 30) -> None:
-        """Wait until QEMU has ended."""
+        """Wait until QEMU has exited."""
         wait_until(lambda: not self.running(), timeout=timeout, what="the tiny guest going off")
 
     def kill(self) -> None:
-        """End QEMU."""
+        """Stop QEMU."""
         self.host.systemctl("kill", "--signal=KILL", "tiny.service", check=False)
         self.wait_off()
 
 
 @pytest.fixture
 def tiny_host(one: LabHost) -> Iterator[LabHost]:
-    """Give the host `one` with the tiny guest in it, and end what runs of it."""
+    """Give the host `one` with the tiny guest, and stop the guest at the end."""
     one.install_tiny_guest()
     yield one
     one.systemctl("kill", "--signal=KILL", "tiny.service", check=False)
 
 
-def test_tiny_guest_comes_up_answers_and_goes_off(tiny_host: LabHost) -> None:
+def test_tiny_guest_boots_answers_and_powers_off(tiny_host: LabHost) -> None:
     guest = TinyGuest(tiny_host)
     assert guest.saw(r"TINY READY (\S+)").group(1) == "10.0.2.15"
     banner = tiny_host.run(["nc", "-w", "2", "127.0.0.1", "2222"], stdin="", check=False).stdout

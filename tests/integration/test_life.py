@@ -1,4 +1,4 @@
-"""The life of a VM, as the contract in docs/architecture.md has it, on Debian 12 and 13."""
+"""The life of a VM, as docs/architecture.md describes it, on Debian 12 and 13."""
 
 from __future__ import annotations
 
@@ -76,13 +76,13 @@ def test_refused_option_fails_at_once_without_a_loop(any_host: LabHost, vm: VMFa
     assert active(any_host, name) == "failed/failed"
     assert "Scheduled restart" not in unit_journal(any_host, name)
     assert not any_host.exists(f"/sys/class/net/qv-{name}-0")
-    # Corrected, it starts as if nothing had been.
+    # After the option was removed, it starts.
     edit(any_host, name, ("- -device\n- nonsense\n", ""))
     any_host.qsysd("start", name)
     assert active(any_host, name) == "active/running"
 
 
-def test_kernel_that_is_gone_hinders_the_start_only(any_host: LabHost, vm: VMFactory) -> None:
+def test_a_missing_kernel_prevents_the_start_but_not_the_stop(any_host: LabHost, vm: VMFactory) -> None:
     name = vm()
     create(any_host, name)
     wait_ready(any_host, name)
@@ -97,7 +97,7 @@ def test_kernel_that_is_gone_hinders_the_start_only(any_host: LabHost, vm: VMFac
     assert not any_host.glob("/sys/class/net/qv*")
 
 
-# ending by itself
+# power-off and reboot by the guest, crashes
 
 
 def test_guest_that_powers_off_stays_off(any_host: LabHost, vm: VMFactory) -> None:
@@ -111,7 +111,7 @@ def test_guest_that_powers_off_stays_off(any_host: LabHost, vm: VMFactory) -> No
     assert not any_host.glob("/sys/class/net/qv-*")
 
 
-def test_guest_that_reboots_goes_on(any_host: LabHost, vm: VMFactory) -> None:
+def test_guest_that_reboots_keeps_its_qemu(any_host: LabHost, vm: VMFactory) -> None:
     name = vm()
     create(any_host, name, "tiny=reboot-after=0 tiny=no-network")
     pid = main_pid(any_host, name)
@@ -120,7 +120,7 @@ def test_guest_that_reboots_goes_on(any_host: LabHost, vm: VMFactory) -> None:
     assert active(any_host, name) == "active/running"
 
 
-def test_killed_qemu_comes_back(any_host: LabHost, vm: VMFactory) -> None:
+def test_killed_qemu_is_restarted(any_host: LabHost, vm: VMFactory) -> None:
     name = vm()
     create(any_host, name)
     wait_ready(any_host, name)
@@ -133,12 +133,12 @@ def test_killed_qemu_comes_back(any_host: LabHost, vm: VMFactory) -> None:
 
     any_host.wait_until(back, timeout=5, what=f"{name} running again")
     assert status(any_host, name)["restarts"] == 1
-    # Its console, its address and its TAP are what they were.
+    # Console, address and TAP are the same.
     wait_ready(any_host, name, times=2)
     any_host.run(["ping", "-c", "1", "-W", "2", listed(any_host, name)["ip"]])
 
 
-def test_crash_loop_ends_and_start_revives(any_host: LabHost, vm: VMFactory) -> None:
+def test_crash_loop_ends_and_start_resets_it(any_host: LabHost, vm: VMFactory) -> None:
     name = vm()
     folder = drop_in(any_host, name, "[Service]", "RestartSec=50ms", "RestartSteps=0")
     create(any_host, name, options=FROZEN)
@@ -161,7 +161,7 @@ def test_crash_loop_ends_and_start_revives(any_host: LabHost, vm: VMFactory) -> 
 # stopping
 
 
-def test_stop_is_graceful_and_kind_to_a_press_too_early(any_host: LabHost, vm: VMFactory) -> None:
+def test_stop_is_graceful_also_early_in_the_boot(any_host: LabHost, vm: VMFactory) -> None:
     one, two, early, paused = (vm(label) for label in ("one", "two", "early", "paused"))
     create_all(any_host, dict.fromkeys((one, two, paused), ()))
     wait_ready(any_host, one, two, paused)
@@ -180,7 +180,7 @@ def test_stop_is_graceful_and_kind_to_a_press_too_early(any_host: LabHost, vm: V
     assert "already off" in any_host.qsysd("stop", one).stdout
 
 
-def test_deaf_guest_is_forced_off_and_holds_nobody_up(any_host: LabHost, vm: VMFactory) -> None:
+def test_guest_that_ignores_the_button_is_switched_off_alone(any_host: LabHost, vm: VMFactory) -> None:
     deaf, other = vm("deaf"), vm("other")
     create(any_host, deaf, "tiny=ignore-button", options=["--stop-timeout", "8s"])
     create(any_host, other)
@@ -191,7 +191,7 @@ def test_deaf_guest_is_forced_off_and_holds_nobody_up(any_host: LabHost, vm: VMF
         assert active(any_host, name) == "inactive/dead"
         assert any_host.property(unit(name), "Result") == "success"
         assert_no_force(any_host, name)
-    # It was pressed more than once, and then QEMU was told to quit: its disks are flushed.
+    # The button was pressed repeatedly, and then QMP quit was sent, so the disks were flushed.
     assert console(any_host, deaf).count("TINY BUTTON") >= 2
     assert "did not power off within 8 s" in unit_journal(any_host, deaf)
 
@@ -203,7 +203,7 @@ def test_stop_is_never_undone_by_a_restart(any_host: LabHost, vm: VMFactory) -> 
     any_host.sh(f"kill -9 {main_pid(any_host, pausing)}")
     any_host.wait_property(unit(pausing), "SubState", ("auto-restart", "auto-restart-queued"))
     any_host.qsysd("stop", pausing)
-    # A QEMU that dies while it is being stopped has not crashed.
+    # A QEMU that is killed during a stop is not restarted.
     any_host.systemctl("stop", "--no-block", unit(stopping))
     wait_active(any_host, stopping, "deactivating")
     any_host.sh(f"kill -9 {main_pid(any_host, stopping)}")
@@ -225,7 +225,7 @@ def test_edit_is_pending_until_restart(any_host: LabHost, vm: VMFactory) -> None
     said = edit(any_host, name, ("memory: 160M", "memory: 176M"))
     assert f"qsysd restart {name}" in said
     assert [text.split(":")[0] for text in status(any_host, name)["pending"]] == ["restart"]
-    # what runs, with what will run beside it
+    # the value in use, and the pending one
     for verb in ("status", "list"):
         assert "160 MiB (176 MiB pending)" in any_host.qsysd(verb, name).stdout
     accelerator = arguments_of(any_host, main_pid(any_host, name))[2]
@@ -236,7 +236,7 @@ def test_edit_is_pending_until_restart(any_host: LabHost, vm: VMFactory) -> None
     assert memory_in_force(any_host, name) == "size=176M"
 
 
-def test_no_verb_lets_systemd_read_all_units_again(any_host: LabHost, vm: VMFactory) -> None:
+def test_no_verb_reloads_systemd(any_host: LabHost, vm: VMFactory) -> None:
     one, two = vm("one"), vm("two")
     any_host.systemctl("daemon-reload")
     when = "UnitsLoadTimestampMonotonic"
@@ -253,7 +253,7 @@ def test_no_verb_lets_systemd_read_all_units_again(any_host: LabHost, vm: VMFact
     assert any_host.systemctl("show", "-P", when) == read
 
 
-def test_depends_on_orders_start_and_stop_and_undoes_no_stop(any_host: LabHost, vm: VMFactory) -> None:
+def test_depends_on_orders_start_and_stop_only(any_host: LabHost, vm: VMFactory) -> None:
     first, second = vm("first"), vm("second")
     create(any_host, first, options=[*FROZEN, "--no-start"])
     create(any_host, second, options=[*FROZEN, "--no-start", "--depends-on", first])
@@ -264,7 +264,7 @@ def test_depends_on_orders_start_and_stop_and_undoes_no_stop(any_host: LabHost, 
     any_host.qsysd("stop", first, second)
     assert moment(any_host, second, "Stopped") <= moment(any_host, first, "Stopping")
     assert_no_force(any_host, first)
-    # Only `qsysd start` starts a dependency: neither systemctl nor the restart after a crash does.
+    # Only `qsysd start` starts a dependency, not systemctl or a restart after a crash.
     any_host.systemctl("start", unit(second))
     any_host.sh(f"kill -9 {main_pid(any_host, second)}")
     any_host.wait_property(unit(second), "NRestarts", "1")
@@ -325,10 +325,10 @@ def test_host_reboots_and_loses_its_power(any_host: LabHost, vm: VMFactory) -> N
     for name in (kept, second, deaf, off):
         assert_no_force(host, name, before)
     assert moment(host, second, "Stopped", before) <= moment(host, kept, "Stopping", before)
-    # All at once: each of the deaf ones began before the other one's time was over.
+    # In parallel: each guest that ignores the button began to stop before the other one's timeout.
     for one, other in ((deaf, off), (off, deaf)):
         assert moment(host, one, "Stopping", before) < moment(host, other, "Stopped", before)
-    # Those that are enabled are back, also the one that had switched itself off.
+    # Enabled VMs are started, also the one that had powered itself off.
     for name in nics:
         assert active(host, name) == "active/running"
         shown = status(host, name)
@@ -345,7 +345,7 @@ def test_host_reboots_and_loses_its_power(any_host: LabHost, vm: VMFactory) -> N
 def edited_since_boot(host: LabHost, name: str) -> None:
     """Change a VM that systemd has in memory since the host's boot, with the drop-in of then."""
     assert host.property(unit(name), "TimeoutStopUSec") == "2min"
-    # From now on newer systemds call every unit's files changed: the difference must be seen all the same.
+    # Newer versions of systemd now report changed files for every unit, but only one has changed.
     host.qsysd("disable", name)
     host.qsysd("enable", name)
     changes = ("memory: 160M", "memory: 176M"), ("stop_timeout: 90s", "stop_timeout: 33s\nqemu_args: [-S]")
@@ -372,7 +372,7 @@ def recreated_since_boot(host: LabHost, name: str) -> None:
 
 
 def crashed(host: LabHost, kept: str, writer: str) -> None:
-    """Cut the host's power while a guest writes to its disk."""
+    """Cut the power of the host while a guest writes to its disk."""
     host.sh("truncate -s 16M /root/base.raw")
     host.qsysd("image", "import", "/root/base.raw", "--name", "base", "--no-cloud-init", "--format=raw")
     create(host, writer, "tiny=write-disk tiny=no-network", options=["--image", "base", "--disk", "64M"])
@@ -383,7 +383,7 @@ def crashed(host: LabHost, kept: str, writer: str) -> None:
     wait_console(host, writer, "TINY WROTE", times=2)
     host.qsysd("kill", writer)
     disk = f"/var/lib/qsysd/vms/{writer}/disk0.qcow2"
-    # Space that nothing refers to may be lost in a crash, and nothing else.
+    # A crash may leak clusters, but must not corrupt the image.
     found = json.loads(host.sh(f"qemu-img check --output=json {disk} || [ $? = 3 ]"))
     assert found.get("corruptions", 0) == 0 and found["check-errors"] == 0
     host.qsysd("delete", "--yes", writer)
@@ -392,7 +392,7 @@ def crashed(host: LabHost, kept: str, writer: str) -> None:
 
 @pytest.fixture(autouse=True)
 def nothing_left(request: pytest.FixtureRequest) -> None:
-    """Let each test begin without VMs: what one left would be in the way of the next one's counts."""
+    """Delete all VMs before each test, because tests count VMs."""
     fixture = "any_host" if "any_host" in request.fixturenames else "host"
     host: LabHost = request.getfixturevalue(fixture)
     assert host.qsysd_json("list", timeout=SOON) == []

@@ -1,4 +1,4 @@
-"""A network's parts come and go, and its VMs notice nothing."""
+"""Units of a network are restarted without an effect on its VMs."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ DHCP = "qsysd-dhcp@default.service"
 
 
 def leases(host: LabHost) -> str:
-    """Return the leases of the network default, as dnsmasq keeps them."""
+    """Return the leases of the network default from dnsmasq's file."""
     return host.sh("cat /var/lib/qsysd/networks/default/dhcp/leases")
 
 
-def test_vm_goes_on_while_its_network_is_restarted(any_host: LabHost, vm: VMFactory) -> None:
+def test_vm_stays_connected_while_its_network_is_restarted(any_host: LabHost, vm: VMFactory) -> None:
     name = vm(on=any_host)
     create(any_host, name)
     wait_ready(any_host, name)
@@ -40,15 +40,15 @@ def test_vm_goes_on_while_its_network_is_restarted(any_host: LabHost, vm: VMFact
     assert main_pid(any_host, name) == pid
     assert listed(any_host, name)["guest"] == "running"
 
-    # and a reset guest asks the new dnsmasq for its address, and gets the same
+    # a guest that is reset gets the same address from the new dnsmasq
     any_host.qsysd("reset", name)
     wait_ready(any_host, name, times=2)
     wait_ping(any_host, address)
     assert main_pid(any_host, name) == pid
 
 
-def test_rules_that_were_flushed_come_back(host: LabHost, vm: VMFactory) -> None:
-    """firewalld and a careless person flush what is not theirs; the network's restart mends it."""
+def test_flushed_rules_are_restored(host: LabHost, vm: VMFactory) -> None:
+    """firewalld and `nft flush ruleset` flush all tables; a restart of the network adds the rules again."""
     name = vm()
     create(host, name)
     host.sh("nft flush ruleset")
@@ -59,7 +59,7 @@ def test_rules_that_were_flushed_come_back(host: LabHost, vm: VMFactory) -> None
 
 
 def test_address_is_free_for_the_next_vm(host: LabHost, vm: VMFactory) -> None:
-    """The same address for another MAC, at once: no lease, no entry of the old one is in the way."""
+    """Another MAC gets the same address at once: the lease and the entry of the old one were removed."""
     first, second = vm("first"), vm("second")
     create(host, first)
     wait_ready(host, first)
@@ -73,7 +73,7 @@ def test_address_is_free_for_the_next_vm(host: LabHost, vm: VMFactory) -> None:
     wait_ping(host, address)
 
 
-def test_guests_know_each_other_by_name(host: LabHost, vm: VMFactory) -> None:
+def test_guests_resolve_each_others_names(host: LabHost, vm: VMFactory) -> None:
     name = vm()
     create(host, name)
     wait_ready(host, name)
@@ -93,7 +93,7 @@ def test_guests_know_each_other_by_name(host: LabHost, vm: VMFactory) -> None:
 
 
 def test_vm_with_two_nics_on_one_network_is_reachable_at_both_addresses(host: LabHost, vm: VMFactory) -> None:
-    """As in examples/web-with-database.yaml; the guest answers from whichever NIC its routes name first."""
+    """As in examples/web-with-database.yaml; the guest answers from the NIC of its first route."""
     name = vm()
     words = tiny_options()
     kernel = {option.removeprefix("--"): value for option, value in zip(words[::2], words[1::2], strict=True)}
@@ -121,7 +121,7 @@ def test_vm_with_two_nics_on_one_network_is_reachable_at_both_addresses(host: La
 
 
 def reach_each(host: LabHost, addresses: list[str]) -> None:
-    """Fail unless each address answers, whichever of the guest's MACs the host has for it."""
+    """Fail unless each address answers, with each of the guest's MACs in the host's neighbour table."""
     for address in addresses:
         host.sh("ip neigh flush dev qb-default")
         wait_ping(host, address, timeout=10)

@@ -1,4 +1,4 @@
-"""The package: what is in it, and that installing, upgrading and removing it takes nothing from a VM."""
+"""The package: its contents; installing, upgrading and removing it does not affect VMs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import pytest
 from labtest import REPOSITORY, LabHost, find_package, tiny_options
 
 from qsysd import __version__
-from qsysd.cli.main import VERBS
 from qsysd.images import build
 from qsysd.runtime import spawn
 from tests.integration.helpers import INSTALL, apt
@@ -27,7 +26,7 @@ HELPER = "/var/lib/qsysd/helper/current"
 
 
 def run(*argv: str | Path, cwd: Path | None = None) -> str:
-    """Run a command on the machine and return what it printed."""
+    """Run a command on the machine and return its output."""
     done = subprocess.run(argv, cwd=cwd, check=True, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     return done.stdout
 
@@ -51,21 +50,21 @@ def next_version(folder: Path) -> Path:
 
 
 def run_vm(host: LabHost) -> str:
-    """Create the VM, wait until its guest is up, and return QEMU's process id."""
+    """Create the VM, wait until its guest has booted, and return QEMU's process ID."""
     host.qsysd("create", VM, *tiny_options())
     wait_ready(host)
     return host.property(UNIT, "MainPID")
 
 
 def wait_ready(host: LabHost) -> None:
-    """Wait until the guest of the VM is up: its button works from then on."""
+    """Wait until the guest has booted and handles the power button."""
     host.wait_until(
         lambda: "TINY READY" in console_log(host), timeout=90, what=f"the guest of {VM} getting ready"
     )
 
 
 def console_log(host: LabHost) -> str:
-    """Return what the guest has written to its console since it was switched on."""
+    """Return the console output of the guest since its start."""
     return host.sh(f"cat {CONSOLE} 2>/dev/null || true")
 
 
@@ -81,7 +80,7 @@ def stop_gracefully(host: LabHost) -> None:
 
 
 def leftovers(host: LabHost) -> list[str]:
-    """Return all that is left of qsysd on a host: files, links, units, interfaces, rules."""
+    """Return everything of qsysd on a host: files, links, units, interfaces, rules."""
     files = host.sh(
         "find / -xdev \\( -path /proc -o -path /root -o -path /var/lib/apt -o -path /var/cache \\) -prune"
         " -o \\( -name '*qsysd*' -o -name 'qemu-vm*' \\) -print; ls -d /run/qsysd 2>/dev/null || true"
@@ -94,7 +93,7 @@ def leftovers(host: LabHost) -> list[str]:
 
 @pytest.fixture(scope="module")
 def shared_host(lab: Lab) -> LabHost:
-    """Give the host that the tests of this file share."""
+    """Give the host for the tests of this file."""
     host = lab.host("package")
     host.down()
     host.up("bookworm")
@@ -104,7 +103,7 @@ def shared_host(lab: Lab) -> LabHost:
 
 @pytest.fixture
 def package_host(shared_host: LabHost) -> LabHost:
-    """Give a host with the package and no VM, whatever the test before has left."""
+    """Give a host with the package and without VMs."""
     shared_host.install(find_package())
     if shared_host.exists(f"/etc/qsysd/vms/{VM}.yaml"):
         shared_host.qsysd("delete", "--yes", VM)
@@ -114,12 +113,12 @@ def package_host(shared_host: LabHost) -> LabHost:
 
 @pytest.fixture
 def bare_host(package_host: LabHost) -> LabHost:
-    """Give a host without the package, with the package's file in /root."""
+    """Give a host without the package, with the package file in /root."""
     apt(package_host, "apt-get", "purge", "-qq", "qsysd")
     return package_host
 
 
-# what is in it
+# its contents
 
 
 def test_versions_agree() -> None:
@@ -151,19 +150,14 @@ def test_package_ships_manual_pages_documents_and_examples() -> None:
 
 
 def test_package_names_what_it_needs() -> None:
-    """Of what `qsysd` tells people to install by hand, nothing is missing after `apt install qsysd`."""
+    """The packages that hints of `qsysd` refer to are dependencies or recommendations."""
     fields = run("dpkg-deb", "--field", find_package(), "Depends", "Recommends")
     named = set(re.findall(r"[a-z0-9.+-]{3,}", fields))
     assert {*spawn.PACKAGES.values(), *build.TOOLS.values(), "grub-pc-bin"} <= named
 
 
-def test_manual_names_each_verb() -> None:
-    manual = (REPOSITORY / "docs/qsysd.8").read_text()
-    assert [verb for verb in VERBS if not re.search(rf"\b{verb}\b", manual)] == []
-
-
 def test_pip_install(tmp_path: Path) -> None:
-    """In a copy, since pip leaves what it builds in the source."""
+    """In a copy, because pip builds in the source directory."""
     source = tmp_path / "source"
     source.mkdir()
     for name in ("qsysd", "templates", "units", "setup.cfg", "pyproject.toml", "LICENSE", "README.md"):
@@ -185,11 +179,11 @@ def test_pip_install(tmp_path: Path) -> None:
         }
 
 
-# installing it
+# installation
 
 
 def test_install_without_systemd(bare_host: LabHost) -> None:
-    """As in a chroot, or while an image of a host is made."""
+    """As in a chroot, or while an image of a host is built."""
     host, package = bare_host, find_package()
     script = f"mount -t tmpfs none /run/systemd && {' '.join(INSTALL)} /root/{package.name} 2>&1"
     said = host.run(["unshare", "--mount", "/bin/sh", "-ec", script], timeout=120).stdout
@@ -218,7 +212,7 @@ COMPLETE = {
         echo "${COMPREPLY[@]}"
     """,
     "fish": "complete --do-complete 'qsysd TYPED'",
-    # zsh completes in its line editor only, so it types into another on a terminal, at its prompt.
+    # zsh completes in its line editor only, so this types into another zsh on a terminal.
     "zsh": """
         zmodload zsh/zpty
         zpty other zsh -f -i
@@ -242,7 +236,7 @@ def test_no_module_of_the_callers_is_loaded(host: LabHost) -> None:
 
 @pytest.mark.parametrize("shell", COMPLETE)
 def test_completion(host: LabHost, shell: str) -> None:
-    """Of verbs, and of VM names."""
+    """Completion of verbs and of VM names."""
     name = f"complete-{shell}"
     host.write(f"/etc/qsysd/vms/{name}.yaml", "")
     for words, wanted in (("st", "status"), ("stop comp", name)):
@@ -252,7 +246,7 @@ def test_completion(host: LabHost, shell: str) -> None:
 
 
 def test_completion_for_users_of_sudo(host: LabHost, vm: VMFactory) -> None:
-    """As a plain user, who must not read definitions, complete VM names and networks."""
+    """As a user who cannot read definitions, complete VM names and networks by sudo."""
     name = vm()
     host.qsysd("create", name, *tiny_options(), "--no-start")
     for words, wanted in (("stop complet", name), ("create x --network def", "default")):
@@ -262,7 +256,7 @@ def test_completion_for_users_of_sudo(host: LabHost, vm: VMFactory) -> None:
     assert host.run(["runuser", "-u", "nobody", "--", "qsysd", "list"], check=False).returncode == 1
 
 
-# changing and removing it, with a VM that runs
+# upgrade and removal with a running VM
 
 
 def test_upgrade_leaves_a_running_vm(package_host: LabHost, tmp_path: Path) -> None:
@@ -271,7 +265,7 @@ def test_upgrade_leaves_a_running_vm(package_host: LabHost, tmp_path: Path) -> N
     helper = host.sh(f"readlink {HELPER}")
     package = next_version(tmp_path)
     host.put(package, f"/root/{package.name}")
-    # as with a VM from before there was this timer
+    # as for a VM that was started before this timer existed
     host.systemctl("stop", "qsysd-taps.timer")
 
     apt(host, *INSTALL, f"/root/{package.name}")
@@ -283,7 +277,7 @@ def test_upgrade_leaves_a_running_vm(package_host: LabHost, tmp_path: Path) -> N
     stop_gracefully(host)
     host.qsysd("start", VM)
     wait_ready(host)
-    # and back: to the version before it
+    # and a downgrade
     pid = host.property(UNIT, "MainPID")
     apt(host, *INSTALL, f"/root/{find_package().name}")
     assert host.sh(f"readlink {HELPER}") == helper
@@ -311,7 +305,7 @@ def test_removal_leaves_a_running_vm(package_host: LabHost) -> None:
     wait_ready(host)
     assert host.systemctl("list-units", "--failed", "--plain", "--no-legend") == ""
 
-    # purge keeps what is in use, and the package finds it again
+    # purge keeps what is in use, and the package uses it again
     said = apt(host, "apt-get", "purge", "-qq", "qsysd")
     assert VM in said
     pid = host.property(UNIT, "MainPID")
@@ -336,7 +330,7 @@ def test_removal_without_vms_leaves_settings(package_host: LabHost) -> None:
     ]
     subnet = host.read("/etc/qsysd/networks/default.yaml")
     said = apt(host, *INSTALL, f"/root/{find_package().name}")
-    # only the triggers of other packages come behind it
+    # followed only by triggers of other packages
     assert any("qsysd is ready: sudo qsysd create web1" in line for line in said.splitlines()[-3:])
     assert host.read("/etc/qsysd/networks/default.yaml") == subnet
     run_vm(host)

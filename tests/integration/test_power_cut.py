@@ -107,12 +107,12 @@ class Commands:
             self.lines.append(line.strip())
 
     def running(self) -> bool:
-        """Return whether the sequence has not ended."""
+        """Return whether the sequence still runs."""
         return self.reader.is_alive()
 
 
 class Expected:
-    """What must be on the disk after a cut, by the lines before and after the copy was taken."""
+    """The expected contents of the disks after a cut, from the output before and after the copy."""
 
     def __init__(self, before: list[str], after: list[str]) -> None:
         self.states = {STAYS: {"64"}} | {vm: {"gone"} for vm in VMS}
@@ -130,7 +130,7 @@ class Expected:
 
 @pytest.fixture
 def disks(fresh_host: FreshHost) -> Iterator[tuple[LabHost, Disks]]:
-    """Give a host whose /etc/qsysd, units and /var/lib/qsysd are on disks of their own, and the disks."""
+    """Give a host whose /etc/qsysd, units and /var/lib/qsysd are on separate disks, and the disks."""
     host = fresh_host()
     disks = Disks(("etc", "var"))
     try:
@@ -151,7 +151,7 @@ def disks(fresh_host: FreshHost) -> Iterator[tuple[LabHost, Disks]]:
 
 
 def mount(host: LabHost, devices: list[LoopDevice]) -> None:
-    """Mount the file systems in their places."""
+    """Mount the file systems."""
     etc, var = devices
     etc.mount(host, "/mnt/etc")
     var.mount(host, "/var/lib/qsysd")
@@ -164,7 +164,7 @@ def unmount(host: LabHost) -> None:
 
 
 def look(host: LabHost, disks: Disks, cut: Path, at_work: dict[str, str]) -> dict[str, Any]:
-    """Return what there is of the VMs after a cut, once recovery has run."""
+    """Return the state of the VMs after a cut and recovery."""
     devices = disks.after(cut)
     try:
         mount(host, devices)
@@ -178,14 +178,14 @@ def look(host: LabHost, disks: Disks, cut: Path, at_work: dict[str, str]) -> dic
     return found
 
 
-def test_after_a_power_cut_each_vm_is_whole_or_gone(disks: tuple[LabHost, Disks]) -> None:
+def test_after_a_power_cut_each_vm_is_complete_or_does_not_exist(disks: tuple[LabHost, Disks]) -> None:
     host, pair = disks
     host.write("/root/check.py", CHECK)
     host.sh(
         "cd /root; qemu-img create -q -f qcow2 base.qcow2 8M\n"
         f"qsysd image import base.qcow2 --name base; qsysd create {STAYS} {OPTIONS}"
     )
-    # Nothing is synced for the command: it has done so itself.
+    # Only the command itself syncs.
     cuts = [(pair.cut("created"), Expected([], []))]
     moments = random.Random(14)
     commands = Commands(host)

@@ -1,4 +1,4 @@
-"""What a VM's QEMU can see and reach on a host, and what others can reach of it."""
+"""What a VM's QEMU can access on a host, and which of its files others can access."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.integration.helpers import (
     wait_ready,
 )
 
-# Tried inside the mount namespace of a VM's QEMU, as its user: prints what can be seen of each path.
+# Run in the mount namespace of a VM's QEMU, as its user: prints the visible names of each path.
 LOOK = """\
 import json, os, sys
 def look(path):
@@ -69,7 +69,7 @@ with open(f"{own}/result.part", "w") as file:
 os.rename(f"{own}/result.part", f"{own}/result.json")
 signal.pause()
 """
-# What the program above has left on the host itself.
+# What the program above may have left on the host.
 FILLED = "find /run /tmp /var/tmp /dev/shm /dev/mqueue -name 'fill*'"
 
 ARGUMENTS = [
@@ -94,12 +94,12 @@ with open("/run/round-trip.py", "w") as file:
 
 
 def user_of(host: LabHost, pid: int) -> int:
-    """Return the uid under which a process runs."""
+    """Return the user ID of a process."""
     return int(host.sh(f"stat -c %u /proc/{pid}"))
 
 
 def seen_by(host: LabHost, pid: int, *paths: str) -> dict[str, list[str] | str]:
-    """Return what a VM's QEMU would see of paths: names in a directory, or the error."""
+    """Return what a VM's QEMU sees of paths: the names in a directory, or the error."""
     uid = str(user_of(host, pid))
     enter = ["nsenter", "-t", str(pid), "-m", "-S", uid, "-G", uid, "--"]
     done = host.run([*enter, "/usr/bin/python3", "-I", "-c", LOOK, *paths])
@@ -114,13 +114,13 @@ def test_exposure_is_low(any_host: LabHost, vm: VMFactory) -> None:
         r"Overall exposure level for \S+: ([0-9.]+)", any_host.sh(f"systemd-analyze security {unit(name)}")
     )
     assert found and float(found[1]) <= 1.4
-    # the unit is what systemd-analyze verify has no word against
+    # systemd-analyze verify reports nothing for the unit
     verified = any_host.run(["systemd-analyze", "verify", "--man=no", f"qemu-vm@{name}.service"], check=False)
     assert "qemu-vm" not in verified.stderr, verified.stderr
 
 
 def test_a_unit_has_limits(any_host: LabHost, vm: VMFactory) -> None:
-    """Asserted as systemd's properties: not every machine of the lab has all cgroup controllers."""
+    """Checked as properties, because not every machine has all cgroup controllers."""
     name = vm(on=any_host)
     create(any_host, name, options=("--no-start",))
     edit(any_host, name, ("memory: 160M", "memory: 160M\nmemory_limit: 1G"))
@@ -140,7 +140,7 @@ def test_two_vms_do_not_see_each_other(any_host: LabHost, vm: VMFactory) -> None
         f"/var/lib/qsysd/vms/{two}", "/run/qsysd", "/run/qsysd/vms", f"/run/qsysd/vms/{one}",
         "/etc", "/run/dbus", "/run/systemd/private", "/root", "/home", "/var/lib",
     )  # fmt: skip
-    # a root of its own, and in it hardly anything
+    # a separate root directory with few files
     assert set(seen["/etc"]) == {"ld.so.cache", "localtime"}
     assert set(seen["/var/lib"]) == {"qsysd", "tiny"}
     assert seen["/root"] == [] and seen["/home"] == "No such file or directory"
@@ -153,7 +153,7 @@ def test_two_vms_do_not_see_each_other(any_host: LabHost, vm: VMFactory) -> None
     assert "qmp-cli.sock" in seen[f"/var/lib/qsysd/vms/{one}"]
     for path in (f"/var/lib/qsysd/vms/{two}", "/run/dbus", "/run/systemd/private"):
         assert seen[path] == "No such file or directory", path
-    # and it holds no privilege
+    # no capabilities
     status = any_host.read(f"/proc/{pids[0]}/status")
     for field in ("CapEff", "CapPrm", "CapBnd", "CapAmb"):
         assert re.search(rf"^{field}:\s*0+$", status, re.MULTILINE), field
@@ -161,13 +161,13 @@ def test_two_vms_do_not_see_each_other(any_host: LabHost, vm: VMFactory) -> None
     assert re.search(r"^Seccomp:\s*2$", status, re.MULTILINE)
 
 
-def test_only_what_is_the_vms_own_can_be_written(any_host: LabHost, vm: VMFactory) -> None:
+def test_only_the_vms_own_files_can_be_written(any_host: LabHost, vm: VMFactory) -> None:
     name = vm(on=any_host)
     create(any_host, name, options=("--disk", "8M"))
     mounts = [
         line.split() for line in any_host.read(f"/proc/{main_pid(any_host, name)}/mountinfo").splitlines()
     ]
-    # proc(5): field 5 is the place, field 6 the options
+    # proc(5): field 5 is the mount point, field 6 the options
     writable = {fields[4] for fields in mounts if "ro" not in fields[5].split(",")}
     own = f"/var/lib/qsysd/vms/{name}"
     assert own in writable
@@ -176,10 +176,8 @@ def test_only_what_is_the_vms_own_can_be_written(any_host: LabHost, vm: VMFactor
         assert f"{place}/".startswith(("/dev/", "/proc/", "/sys/")), place
 
 
-def test_a_taken_over_qemu_fills_nothing_of_the_host_and_can_be_deleted(
-    any_host: LabHost, vm: VMFactory
-) -> None:
-    """A program of the attacker's runs in QEMU's place, with the whole sandbox around it."""
+def test_a_compromised_qemu_cannot_fill_the_host_and_can_be_deleted(any_host: LabHost, vm: VMFactory) -> None:
+    """A program of the attacker runs instead of QEMU, in the sandbox."""
     name = vm(on=any_host)
     directory = f"/var/lib/qsysd/vms/{name}"
     program = ("/usr/bin/python3", "-I", f"{directory}/attack.py", directory)
@@ -199,7 +197,7 @@ def test_a_taken_over_qemu_fills_nothing_of_the_host_and_can_be_deleted(
         assert found["queues"] == 0
         assert found["calls"] == dict.fromkeys(found["calls"], "EPERM")
         assert any_host.sh(FILLED) == ""
-        # what is mounted below the VM's root and directory survives its stop and its deletion
+        # mounts below the VM's root and directory are kept by its stop and its deletion
         for place in mounts:
             any_host.sh(f"mkdir {place} && mount -t tmpfs tmpfs {place} && touch {place}/precious")
         any_host.qsysd("kill", name)
@@ -217,7 +215,7 @@ def test_a_taken_over_qemu_fills_nothing_of_the_host_and_can_be_deleted(
         any_host.sh(f"rm -r {folder}")
 
 
-def test_a_kernel_in_a_closed_directory_is_shown_alone(any_host: LabHost, vm: VMFactory) -> None:
+def test_a_kernel_in_a_private_directory_is_mounted_alone(any_host: LabHost, vm: VMFactory) -> None:
     name = vm(on=any_host)
     any_host.sh("mkdir -m 0700 /root/closed && cp /var/lib/tiny/vmlinuz /var/lib/tiny/initrd /root/closed/")
     try:
@@ -232,7 +230,7 @@ def test_a_kernel_in_a_closed_directory_is_shown_alone(any_host: LabHost, vm: VM
         any_host.sh("rm -r /root/closed")
 
 
-def test_others_on_the_host_reach_nothing(host: LabHost, vm: VMFactory) -> None:
+def test_other_users_access_nothing(host: LabHost, vm: VMFactory) -> None:
     name = vm()
     create(host, name, options=("--disk", "8M"))
     paths = [
@@ -248,7 +246,7 @@ def test_others_on_the_host_reach_nothing(host: LabHost, vm: VMFactory) -> None:
             assert tried.returncode == 1, (mode, path)
 
 
-def test_directory_is_given_back_at_the_end(host: LabHost, vm: VMFactory) -> None:
+def test_directory_belongs_to_root_after_the_stop(host: LabHost, vm: VMFactory) -> None:
     name = vm()
     create(host, name, options=("--disk", "8M"))
     directory = f"/var/lib/qsysd/vms/{name}"
@@ -258,8 +256,8 @@ def test_directory_is_given_back_at_the_end(host: LabHost, vm: VMFactory) -> Non
     assert host.sh(owners).split() == ["root"]
 
 
-def test_link_in_the_place_of_a_socket_leads_nowhere(host: LabHost, vm: VMFactory) -> None:
-    """A broken-out QEMU puts another VM's monitor in the place of its own: root is not led there."""
+def test_link_instead_of_a_socket_is_not_followed(host: LabHost, vm: VMFactory) -> None:
+    """A compromised QEMU replaces its monitor by a link to another VM's: root does not follow it."""
     bad, good = vm("bad"), vm("good")
     create_all(host, {bad: (), good: ()})
     wait_ready(host, bad, good)
@@ -272,7 +270,7 @@ def test_link_in_the_place_of_a_socket_leads_nowhere(host: LabHost, vm: VMFactor
     assert refused.returncode == 1 and "is not that of process" in refused.stderr
     refused = host.qsysd("console", bad, check=False)
     assert refused.returncode == 1 and "does not belong to QEMU" in refused.stderr
-    # the stop path falls back to its time-out and SIGTERM, and never presses another VM's button
+    # the stop falls back to its timeout and SIGTERM, and does not press another VM's button
     host.sh(f"timeout 5 systemctl stop {unit(bad)} || true")
     host.qsysd("kill", bad)
     listed = {each["name"]: each for each in host.qsysd_json("list")}
@@ -290,8 +288,8 @@ def test_arguments_reach_the_process_unchanged(suite: str, request: pytest.Fixtu
         host.sh("rm -f /run/round-trip.* /run/systemd/system/round-trip.service; systemctl daemon-reload")
 
 
-def test_awkward_option_reaches_qemu(host: LabHost, vm: VMFactory) -> None:
-    """A value with all that shells, systemd and QEMU give a meaning to."""
+def test_option_with_special_characters_reaches_qemu(host: LabHost, vm: VMFactory) -> None:
+    """A value with characters that are special to shells, systemd and QEMU."""
     name = vm()
     words = 'root="a b",c $HOME %n \\x `id` #'
     host.qsysd("create", name, "--kernel", "/var/lib/tiny/vmlinuz", "--append", words, "--memory", "160M")

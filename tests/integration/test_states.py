@@ -1,4 +1,4 @@
-"""docs/states.md, cell by cell: each verb in each state of a VM, held there by real means."""
+"""docs/states.md, cell by cell: each verb in each state of a VM."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.integration.helpers import FROZEN, active, at_once, listed, main_pid,
 TABLE = Path(__file__).parents[2] / "docs" / "states.md"
 CELL = re.compile(r"(?P<status>\d) (?P<words>[^→]+?)(?: → (?P<then>[a-z]+))?")
 
-# While this file is there a start waits, or fails.
+# While these files exist, a start waits or fails.
 HOLD = "/srv/hold-{name}"
 FAIL = "/srv/fail-{name}"
 DROP_IN = """\
@@ -43,7 +43,7 @@ def read_table() -> dict[str, dict[str, str]]:
 
 STATES = read_table()
 
-# systemd's ActiveState and SubState, and QEMU's run state, by which a state is recognised.
+# systemd's ActiveState and SubState, and QEMU's run state, of each state.
 SIGNS = {
     "off": ("inactive/dead", None),
     "starting": ("activating/start-pre", None),
@@ -66,7 +66,7 @@ def is_in(host: LabHost, name: str, state: str) -> bool:
     if now != sign or guest is None:
         return now == sign
     seen = listed(host, name)["guest"]
-    # after a reset QEMU calls a paused guest so
+    # QEMU's run state of a paused guest after a reset
     return ("paused" if seen == "prelaunch" else seen) == guest
 
 
@@ -76,7 +76,7 @@ def wait_state(host: LabHost, name: str, state: str) -> None:
 
 
 class Holder:
-    """Brings a VM into a state of the table, and lets go of it there."""
+    """Brings a VM into a state of the table, and keeps it there."""
 
     def __init__(self, host: LabHost, state: str) -> None:
         self.host = host
@@ -86,7 +86,7 @@ class Holder:
         self.fail = FAIL.format(name=self.name)
 
     def make(self) -> None:
-        """Make the VM, if it is not there, and bring it into the state, if it is in another."""
+        """Create the VM, if it does not exist, and bring it into the state, if it is in another."""
         if not self.host.exists(f"/etc/qsysd/vms/{self.name}.yaml"):
             loop, pause = self.state == "crash-loop", self.state == "restarting"
             text = DROP_IN.format(burst=1 if loop else 50, pause="1h" if pause else "10ms")
@@ -99,7 +99,7 @@ class Holder:
             wait_state(self.host, self.name, self.state)
 
     def off(self) -> None:
-        """Switch the VM off, whatever it is doing."""
+        """Switch the VM off, in any state."""
         self.host.qsysd("kill", self.name)
         self.host.sh(
             f"systemctl reset-failed {unit(self.name)} 2>/dev/null || true; rm -f {self.hold} {self.fail}"
@@ -113,7 +113,7 @@ class Holder:
         self.host.sh(f"touch {self.hold}; systemctl start --no-block {unit(self.name)}")
 
     def to_running(self) -> None:
-        """Start it, and wait until the guest hears the power button."""
+        """Start it, and wait until the guest handles the power button."""
         booted = self.host.qsysd("logs", self.name, "--console", "-n", "5000").stdout.count("TINY READY")
         self.host.qsysd("start", self.name)
         wait_ready(self.host, self.name, times=booted + 1)
@@ -124,12 +124,12 @@ class Holder:
         self.host.qsysd("pause", self.name)
 
     def to_stopping(self) -> None:
-        """Tell a guest that does not hear to power off."""
+        """Stop a guest that ignores the power button."""
         self.host.qsysd("start", self.name)
         self.host.sh(f"systemctl stop --no-block {unit(self.name)}")
 
     def to_restarting(self) -> None:
-        """Let QEMU die, before a restart that is an hour off."""
+        """Kill QEMU, with a restart delay of an hour."""
         self.host.qsysd("start", self.name)
         self.host.sh(f"kill -9 {main_pid(self.host, self.name)}")
 
@@ -138,12 +138,12 @@ class Holder:
         self.host.sh(f"touch {self.fail}; systemctl start {unit(self.name)} || true; rm {self.fail}")
 
     def to_crash_loop(self) -> None:
-        """Let QEMU die as often as one start in five minutes allows."""
+        """Kill QEMU more often than the start limit allows."""
         self.host.qsysd("start", self.name)
         self.host.sh(f"kill -9 {main_pid(self.host, self.name)}")
 
     def release(self) -> str:
-        """Return a shell command that lets a held VM go on, once the verb waits for it."""
+        """Return a shell command that releases the VM once the verb waits for it."""
         waits = f"until systemctl list-jobs | grep -q {self.name}; do sleep 0.1; done; sleep 0.5; "
         if self.state == "starting":
             return f"sleep 0.5; rm -f {self.hold}"
@@ -182,7 +182,7 @@ def test_cell(state: str, verb: str, holders: dict[str, Holder]) -> None:
     host, name = holder.host, holder.name
     holder.make()
     found = CELL.fullmatch(STATES[state][verb])
-    assert found, f"docs/states.md: {state}, {verb}: {STATES[state][verb]!r} is no cell"
+    assert found, f"docs/states.md: {state}, {verb}: {STATES[state][verb]!r} has another form"
     commands = [command_for(holder, verb)]
     if found["then"]:
         commands.append(holder.release())
@@ -195,7 +195,7 @@ def test_cell(state: str, verb: str, holders: dict[str, Holder]) -> None:
         assert is_in(host, name, state), active(host, name)
 
 
-def test_table_is_whole() -> None:
+def test_table_is_complete() -> None:
     from qsysd.cli.main import VERBS
 
     ours = {
@@ -220,7 +220,7 @@ def test_table_is_whole() -> None:
 def test_a_vm_that_does_not_stop_delays_no_other(
     host: LabHost, holders: dict[str, Holder], vm: VMFactory
 ) -> None:
-    """systemd lets a reload wait for the stop jobs of all units that are ordered behind the unit."""
+    """A reload job of systemd waits for the stop jobs of all units that are ordered after the unit."""
     name = vm()
     holders["stopping"].make()
     host.qsysd("create", name, *tiny_options(), *FROZEN)
@@ -228,8 +228,8 @@ def test_a_vm_that_does_not_stop_delays_no_other(
     assert is_in(host, holders["stopping"].name, "stopping")
 
 
-def test_start_while_stopping_undoes_no_stop(host: LabHost, holders: dict[str, Holder]) -> None:
-    """Who waits for the stop hears that another command started the VM again."""
+def test_start_while_stopping_starts_it_after_the_stop(host: LabHost, holders: dict[str, Holder]) -> None:
+    """The command that waits for the stop reports that another command started the VM again."""
     holder = holders["stopping"]
     holder.make()
     (stopped, words), (started, _), _ = at_once(

@@ -17,7 +17,7 @@ from tests.integration.helpers import (
     wait_ready,
 )
 
-# Runs in QEMU's place: takes another guest's MAC for the TAP, and gives the TAP to the user nobody.
+# Runs instead of QEMU: sets the MAC of the TAP to another guest's, and its owner to nobody.
 ATTACK = """\
 import fcntl, os, struct, sys, time
 tap, mac, go = sys.argv[1:]
@@ -34,7 +34,7 @@ while True:
 PROGRAM = "/usr/local/lib/attack.py"
 
 
-def test_a_tap_that_its_qemu_changed_is_restored_without_a_person(any_host: LabHost, vm: VMFactory) -> None:
+def test_a_tap_that_its_qemu_changed_is_restored_automatically(any_host: LabHost, vm: VMFactory) -> None:
     host = any_host
     bad, good = vm("bad", on=host), vm("good", on=host)
     create(host, good)
@@ -87,7 +87,7 @@ def test_a_tap_that_its_qemu_changed_is_restored_without_a_person(any_host: LabH
         assert address in host.sh("nft list table bridge qsysd") and host.sh(
             "nft list table ip qsysd_default"
         )
-        # it runs every few seconds, and writes nothing else
+        # it runs every few seconds, and logs nothing else
         assert "Starting" not in journal and "Finished" not in journal
         assert (
             f"its QEMU changed the TAP {tap}, which was restored" in host.qsysd("doctor", check=False).stdout
