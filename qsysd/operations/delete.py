@@ -1,4 +1,4 @@
-"""Delete VMs with their disks."""
+"""delete: VMs with their disks."""
 
 from __future__ import annotations
 
@@ -6,53 +6,177 @@ import os
 import stat
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from enum import StrEnum
 
-from qsysd import paths
 from qsysd.errors import QsysdError
 from qsysd.files import SyncedTogether
-from qsysd.host import intents
+from qsysd.host import intents, selection, unit_states
 from qsysd.host.changes import changing
 from qsysd.host.context import Host
 from qsysd.host.recovery import is_known
 from qsysd.host.removal import files, remove_all
-from qsysd.host.unit_states import require_traces
 from qsysd.names import natural_key
 from qsysd.runtime import trees
-from qsysd.values import human_size, printable
+from qsysd.values import printable
 
-LISTED_MAX = 100  # files of a VM's directory that are named; its QEMU can create millions
-
-_DIRECTORY = "a directory, with everything in it"
+LISTED_MAX = 100  # files of a VM's directory that are listed; its QEMU can create millions
 
 
-def contents(host: Host, vm: str) -> list[str]:
-    """Return what deleting a VM will remove, for people to read before they agree.
+class Kind(StrEnum):
+    """What a path is."""
 
-    Raises NotFoundError, and StateError while something is mounted in the VM's directory.
+    FILE = "file"
+    DIRECTORY = "directory"
+    NOT_A_DIRECTORY = "not_a_directory"
+
+
+@dataclass(frozen=True)
+class Item:
+    """A path that is removed. A directory is removed with everything in it.
+
+    path: printable. kind: NOT_A_DIRECTORY where a VM's directory is expected. size: bytes that a file takes
+    on this host; None for a directory, and for a file that vanished.
     """
-    require_traces(host, vm)
-    trees.refuse_mounts(host.scope.vm_dir(vm))
-    state = host.systemd.state(paths.unit(vm))
-    scope = host.scope
-    found = []
-    if state.active not in ("inactive", "failed"):
-        found.append(f"{state.name} runs: it is switched off, without a shutdown of the guest")
-    if host.store.exists(vm):
-        found.append(f"{scope.definition(vm)} and what was rendered from it")
-    else:
-        found.append(f"what was rendered from {scope.definition(vm)}, which does not exist")
-    found += [f"{path} ({_DIRECTORY})" for path in files(host, vm) if _is_directory(path)]
-    if _is_directory(scope.vm_dir(vm)):
+
+    path: str
+    kind: Kind
+    size: int | None = None
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What deleting a VM removes. items: without the rendered files; more: how many are not listed.
+
+    running: whether the VM is switched off first. definition, directory: their paths; defined: whether the
+    definition exists.
+    needed_by: the VMs that depend on it and are not deleted.
+    """
+
+    name: str
+    unit: str
+    running: bool
+    definition: str
+    defined: bool
+    directory: str
+    items: list[Item]
+    more: int
+    needed_by: list[str]
+
+
+@dataclass(frozen=True)
+class Deleted:
+    """The result of a delete. contents: of a dry run only.
+
+    kept: drop-ins that are not qsysd's. failed: what prevented a deletion, by VM.
+    """
+
+    contents: list[Contents] = field(default_factory=list)
+    deleted: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+    failed: dict[str, QsysdError] = field(default_factory=dict)
+
+
+def delete(host: Host, names: Sequence[str] | None, *, dry_run: bool = False) -> Deleted:
+    """Delete VMs with their disks. One that cannot be deleted keeps no other from it.
+
+    dry_run: whether only to return what would be removed. Raise, before anything is removed, NotFoundError
+    when one of the VMs does not exist, and StateError while something is mounted in the directory of one.
+    """
+    if dry_run:
+        host.require_root()
+        return Deleted(contents=_contents(host, selection.resolve(host, names)))
+    with changing(host, names) as vms:
+        _check(host, vms)
+        kept = [path for name in vms for path in _foreign_drop_ins(host, name)]
+        failed = _delete(host, vms)
+    deleted = [name for name in vms if name not in failed]
+    return Deleted(
+        deleted=deleted, kept=kept, failed={name: _as_error(name, error) for name, error in failed.items()}
+    )
+
+
+def _check(host: Host, names: Sequence[str]) -> None:
+    for name in names:
+        unit_states.require_traces(host, name)
+        trees.refuse_mounts(host.scope.vm_dir(name))
+
+
+def _delete(host: Host, names: Sequence[str]) -> dict[str, Exception]:
+    """Delete VMs whose locks are held; return what prevented it, by VM."""
+    for name in names:
+        # A delete that fails is not undone: the intent stays, and the next command completes it.
+        try:
+            intents.begin(host, name, "delete")
+        except QsysdError as error:
+            # A full disk: deleting frees space, and can be repeated if it is killed.
+            host.progress(f"warning: {error.message}")
+    with SyncedTogether():
+        failed = remove_all(host, names)
+    for intent in intents.pending(host.scope):
+        if intent.name in names and intent.name not in failed and is_known(intent):
+            intents.end(intent)
+    return failed
+
+
+def _as_error(name: str, error: Exception) -> QsysdError:
+    message = error.message if isinstance(error, QsysdError) else f"{type(error).__name__}: {error}"
+    hint = getattr(error, "hint", None) or f"fix it, and run it again: qsysd delete {name}"
+    return QsysdError(f"{name} was not deleted: {message}", hint=hint)
+
+
+def _foreign_drop_ins(host: Host, vm: str) -> list[str]:
+    """Return the drop-ins of a VM that are not qsysd's, or what is in the place of their directory."""
+    directory = host.scope.drop_in_dir(vm)
+    try:
+        names = sorted(os.listdir(directory))
+    except OSError:
+        return [directory] if os.path.lexists(directory) else []
+    ours = os.path.basename(host.scope.drop_in(vm))
+    return [os.path.join(directory, name) for name in names if name not in (ours, f"{ours}.part")]
+
+
+# what is removed
+
+
+def _contents(host: Host, names: Sequence[str]) -> list[Contents]:
+    _check(host, names)
+    states = unit_states.states(host, names)
+    needed_by: dict[str, list[str]] = {name: [] for name in names}
+    for other in host.store.names():
+        if other not in needed_by:
+            for name in host.store.depends_on(other):
+                needed_by.get(name, []).append(other)
+    return [
+        Contents(
+            name=name,
+            unit=states[name].name,
+            running=states[name].active not in unit_states.OFF,
+            definition=host.scope.definition(name),
+            defined=host.store.exists(name),
+            directory=host.scope.vm_dir(name),
+            items=items,
+            more=more,
+            needed_by=needed_by[name],
+        )
+        for name in names
+        for items, more in [_items(host, name)]
+    ]
+
+
+def _items(host: Host, vm: str) -> tuple[list[Item], int]:
+    """Return the paths of a VM that are removed, rendered files excepted, and how many are not listed."""
+    directory = host.scope.vm_dir(vm)
+    found = [Item(path, Kind.DIRECTORY) for path in files(host, vm) if _is_directory(path)]
+    if _is_directory(directory):
         # Sockets end with QEMU.
-        entries = [entry for entry in os.scandir(scope.vm_dir(vm)) if not _is_socket(entry)]
+        entries = [entry for entry in os.scandir(directory) if not _is_socket(entry)]
         entries.sort(key=lambda entry: natural_key(entry.name))
-        found += [f"{printable(entry.path)} ({_used(entry)})" for entry in entries[:LISTED_MAX]]
-        if len(entries) > LISTED_MAX:
-            found.append(f"{scope.vm_dir(vm)}: {len(entries) - LISTED_MAX} more files and directories")
-    elif os.path.lexists(scope.vm_dir(vm)):
-        found.append(f"{scope.vm_dir(vm)} (not a directory)")
-    return found
+        found += map(_item, entries[:LISTED_MAX])
+        return found, max(0, len(entries) - LISTED_MAX)
+    if os.path.lexists(directory):
+        found.append(Item(directory, Kind.NOT_A_DIRECTORY))
+    return found, 0
 
 
 def _is_directory(path: str) -> bool:
@@ -65,60 +189,11 @@ def _is_socket(entry: os.DirEntry[str]) -> bool:
     return True
 
 
-def _used(entry: os.DirEntry[str]) -> str:
+def _item(entry: os.DirEntry[str]) -> Item:
+    path = printable(entry.path)
     try:
         if entry.is_dir(follow_symlinks=False):
-            return _DIRECTORY
-        return human_size(entry.stat(follow_symlinks=False).st_blocks * 512)
+            return Item(path, Kind.DIRECTORY)
+        return Item(path, Kind.FILE, entry.stat(follow_symlinks=False).st_blocks * 512)
     except FileNotFoundError:
-        return "gone"
-
-
-def foreign_drop_ins(host: Host, vm: str) -> list[str]:
-    """Return a person's own drop-ins of a VM, which stay, or what is in the place of their directory."""
-    directory = host.scope.drop_in_dir(vm)
-    try:
-        names = sorted(os.listdir(directory))
-    except OSError:
-        return [directory] if os.path.lexists(directory) else []
-    ours = os.path.basename(host.scope.drop_in(vm))
-    return [os.path.join(directory, name) for name in names if name not in (ours, f"{ours}.part")]
-
-
-class Deleted(NamedTuple):
-    """What a delete came to. kept: a person's own drop-ins. failed: what prevented it, by VM."""
-
-    kept: list[str]
-    failed: dict[str, QsysdError]
-
-
-def delete(host: Host, names: Sequence[str] | None) -> Deleted:
-    """Delete VMs with their disks. One that cannot be deleted keeps no other from it.
-
-    Raises, before anything is touched, NotFoundError when one of them does not exist and StateError
-    while something is mounted in the directory of one.
-    """
-    with changing(host, names) as vms:
-        for name in vms:
-            require_traces(host, name)
-            trees.refuse_mounts(host.scope.vm_dir(name))
-        kept = [path for name in vms for path in foreign_drop_ins(host, name)]
-        for name in vms:
-            # A delete that fails is not undone: the intent stays, and the next command completes it.
-            try:
-                intents.begin(host, name, "delete")
-            except QsysdError as error:
-                # A full disk: to delete is the way out of it, and can be repeated if it is killed.
-                host.progress(f"warning: {error.message}")
-        with SyncedTogether():
-            failed = remove_all(host, vms)
-        for intent in intents.pending(host.scope):
-            if intent.name in vms and intent.name not in failed and is_known(intent):
-                intents.end(intent)
-    return Deleted(kept, {name: _as_error(name, error) for name, error in failed.items()})
-
-
-def _as_error(name: str, error: Exception) -> QsysdError:
-    words = error.message if isinstance(error, QsysdError) else f"{type(error).__name__}: {error}"
-    hint = getattr(error, "hint", None) or f"fix it, and run it again: qsysd delete {name}"
-    return QsysdError(f"{name} was not deleted: {words}", hint=hint)
+        return Item(path, Kind.FILE)

@@ -44,6 +44,7 @@ READ, CHANGE = Effect.READ, Effect.CHANGE
 
 OPERATIONS = {
     "vm.create": Operation("create", "create", CHANGE),
+    "vm.delete": Operation("delete", "delete", CHANGE, dry_run="dry_run"),
     "vm.start": Operation("power", "start", CHANGE),
     "vm.stop": Operation("power", "stop", CHANGE),
     "vm.restart": Operation("power", "restart", CHANGE),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from fake_systemd import FakeSystemd
 
+from qsysd.cli.delete import contents_lines
 from qsysd.host.context import Host
 from qsysd.host.progress import Progress
+from qsysd.operations import delete
 from qsysd.paths import Scope
 
 
@@ -36,3 +38,9 @@ class OwnHost(Host):
 
     def require_root(self) -> None:
         """Accept every user: all files are below a directory of the test."""
+
+
+def removed_by_delete(host: Host, name: str) -> list[str]:
+    """Return what a delete of a VM would remove, as the command shows it."""
+    (contents,) = delete.delete(host, [name], dry_run=True).contents
+    return contents_lines(contents)

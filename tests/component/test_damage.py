@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from own_host import OwnHost
+from own_host import OwnHost, removed_by_delete
 
 from qsysd.errors import QsysdError
 from qsysd.host import recovery
@@ -137,7 +137,7 @@ def test_vms_that_are_damaged_are_deleted_and_no_other_notices(vms: OwnHost, dam
 
     # The one without a definition is deleted as well.
     names = [*PLACES, HEALTHY]
-    shown = {name: "\n".join(delete.contents(vms, name)) for name in names}
+    shown = {name: "\n".join(removed_by_delete(vms, name)) for name in names}
     if damage == "directory":
         for name in SHOWN:
             assert f"{places[name]} (a directory, with everything in it)" in shown[name]

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from own_host import OwnHost
+from own_host import OwnHost, removed_by_delete
 
 from qsysd import network, paths
 from qsysd.errors import ExistsError, InvalidError, NotFoundError, StateError
@@ -73,7 +73,7 @@ def test_whatever_is_left_of_a_vm_is_listed_and_deleted(host: OwnHost, trace: st
     else:
         Path(scope.environment("web1")).touch()
     assert problems(host) == {"web1": "no definition"}
-    assert delete.contents(host, "web1")
+    assert removed_by_delete(host, "web1")
     assert delete.delete(host, ["web1"]).failed == {}
     assert problems(host) == {}
 

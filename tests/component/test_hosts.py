@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import systemd_syntax
-from own_host import OwnHost
+from own_host import OwnHost, removed_by_delete
 from stand_ins import StandIns
 
 from qsysd.errors import HostError, QsysdError, StateError
@@ -592,7 +592,7 @@ def test_odd_file_names_are_shown_and_deleted(host: OwnHost, taken_over: Path) -
     for name in ODD_NAMES:
         with open(os.path.join(os.fsencode(taken_over), name), "wb"):
             pass
-    for line in delete.contents(host, "web1"):
+    for line in removed_by_delete(host, "web1"):
         assert line.isprintable()
         line.encode()
     assert json.dumps(query.status(host, ["web1"])[0].disks).count("qcow2") == 1

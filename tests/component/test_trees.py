@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import wire
-from own_host import OwnHost
+from own_host import OwnHost, removed_by_delete
 
 from qsysd.errors import QsysdError, StateError
 from qsysd.host import intents
@@ -137,7 +137,7 @@ def test_delete_refuses_a_vm_with_a_mount_in_its_directory_before_anything_is_re
         wire.run("mount", "-t", "tmpfs", "tmpfs", str(directory / "data"))
         (directory / "data" / "precious").touch()
         with pytest.raises(StateError, match=f"{directory}/data is a mount point"):
-            delete.contents(host, "web1")
+            removed_by_delete(host, "web1")
         with pytest.raises(StateError, match=f"{directory}/data is a mount point"):
             delete.delete(host, ["web2", "web1"])
         assert (directory / "data" / "precious").exists()
@@ -165,9 +165,9 @@ def test_a_killed_delete_that_cannot_be_finished_blocks_no_other_vm(host: OwnHos
 def test_delete_names_what_is_in_the_directory_but_not_a_million_files(host: OwnHost) -> None:
     directory = make(host, "web1")
     (directory / "backups").mkdir()
-    assert f"{directory}/backups (a directory, with everything in it)" in delete.contents(host, "web1")
+    assert f"{directory}/backups (a directory, with everything in it)" in removed_by_delete(host, "web1")
     for number in range(300):
         (directory / f"x{number}").touch()
-    named = delete.contents(host, "web1")
+    named = removed_by_delete(host, "web1")
     assert len(named) == delete.LISTED_MAX + 2
     assert named[-1] == f"{directory}: 202 more files and directories"

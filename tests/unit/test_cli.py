@@ -548,12 +548,20 @@ def deleted(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """Return what `delete` was called with; it deletes nothing."""
     found: list[list[str]] = []
 
-    def call(host: Host, names: Sequence[str]) -> delete.Deleted:
-        found.append(list(names))
-        return delete.Deleted(["/etc/systemd/system/qemu-vm@web1.service.d/60-mine.conf"], {})
+    def contents(host: Host, name: str) -> delete.Contents:
+        host.store.require(name)
+        disk = delete.Item(f"/{name}/disk0.qcow2", delete.Kind.FILE, 1024**2)
+        return delete.Contents(name, f"{name}.service", True, f"/{name}.yaml", True, "/d", [disk], 0, ["db"])
+
+    def call(host: Host, names: Sequence[str] | None, *, dry_run: bool = False) -> delete.Deleted:
+        vms = selection.resolve(host, names)
+        if dry_run:
+            return delete.Deleted(contents=[contents(host, name) for name in vms])
+        found.append(vms)
+        kept = ["/etc/systemd/system/qemu-vm@web1.service.d/60-mine.conf"]
+        return delete.Deleted(deleted=vms, kept=kept)
 
     monkeypatch.setattr(delete, "delete", call)
-    monkeypatch.setattr(delete, "contents", lambda host, vm: [host.store.require(vm) and f"{vm}'s disk"])
     return found
 
 
@@ -563,7 +571,13 @@ def test_delete_names_what_goes_and_does_nothing_without_an_answer(
     result = qsysd_command("delete", "web1", stdin="y\n")
     assert isinstance(result.exception, InvalidError)
     assert result.exception.hint == "--yes answers it without a terminal"
-    assert "web1: this will be removed:\n  web1's disk\n" in result.output
+    assert result.output.startswith(
+        "web1: this will be removed:\n"
+        "  web1.service runs: it is switched off, without a shutdown of the guest\n"
+        "  db depends on it, and will start without it\n"
+        "  /web1.yaml and what was rendered from it\n"
+        "  /web1/disk0.qcow2 (1.0 MiB)\n"
+    )
     assert deleted == []
 
 

@@ -1,0 +1,42 @@
+"""What `delete` returns: what it would remove, and what it has removed."""
+
+from __future__ import annotations
+
+from own_host import OwnHost, removed_by_delete
+
+from qsysd import paths
+from qsysd.operations import create, delete
+
+VM = "name: {}\nimage: tiny\nseed: false\n"
+
+
+def make(host: OwnHost, name: str, more: str = "") -> None:
+    create.create(host, VM.format(name) + more, start=False, enable=False)
+
+
+def test_a_dry_run_names_the_vms_that_depend_on_a_vm(host: OwnHost) -> None:
+    make(host, "db")
+    for name in ("web1", "web2"):
+        make(host, name, "depends_on: [db]\n")
+    contents = {each.name: each for each in delete.delete(host, ["db", "web2"], dry_run=True).contents}
+    # A VM that is deleted as well does not need it any more.
+    assert (contents["db"].needed_by, contents["web2"].needed_by) == (["web1"], [])
+    assert "web1, web2 depend on it, and will start without it" in removed_by_delete(host, "db")
+
+
+def test_a_dry_run_removes_nothing_and_shows_what_a_vm_has(host: OwnHost) -> None:
+    make(host, "web1")
+    host.fake.set(paths.unit("web1"), "active", "running")
+    found = delete.delete(host, None, dry_run=True)
+    (contents,) = found.contents
+    assert (contents.running, contents.defined, contents.more) == (True, True, 0)
+    assert [(item.path, item.kind) for item in contents.items] == [(host.scope.overlay("web1"), "file")]
+    assert (found.deleted, host.store.names()) == ([], ["web1"])
+
+
+def test_the_result_names_the_vms_that_were_deleted(host: OwnHost) -> None:
+    for name in ("web1", "web2", "web3"):
+        make(host, name)
+    done = delete.delete(host, ["web1", "web3"])
+    assert (done.deleted, done.kept, done.failed) == (["web1", "web3"], [], {})
+    assert host.store.names() == ["web2"]
