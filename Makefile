@@ -127,8 +127,8 @@ types: $(VENV)/ready
 	@$(VENV)/bin/mypy
 
 .PHONY: docs
-docs: ## write the tables of keys in docs/definition.md
-	@PYTHONPATH=. $(PYTHON) -B tests/unit/definition_tables.py
+docs: ## write the lists of keys in the documentation
+	@PYTHONPATH=. $(PYTHON) -B tests/unit/key_lists.py
 
 .PHONY: format
 format: $(VENV)/ready ## format the Python code

@@ -7,6 +7,7 @@ import pytest
 from qsysd.config import load, options
 from qsysd.errors import InvalidError
 from qsysd.model.disk import Disk
+from qsysd.model.field import keys
 from qsysd.model.nic import Nic
 
 MAC = "52:54:00:12:34:56"
@@ -60,7 +61,7 @@ def test_an_option_list_that_is_not_valid_names_the_known_keys(text: str, messag
     with pytest.raises(InvalidError) as caught:
         options.disk(text)
     assert caught.value.message == message
-    assert caught.value.hint == "keys of --disk: name, size"
+    assert caught.value.hint == f"keys of --disk: {', '.join(keys(Disk))}"
 
 
 def test_what_option_lists_describe_is_checked_with_the_definition() -> None:

@@ -1,4 +1,4 @@
-"""The tables of docs/definition.md, generated from the models: `make docs` writes them."""
+"""The lists of keys in docs/definition.md and docs/qsysd.yaml.5, from the models: `make docs` writes them."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from dataclasses import MISSING
 from pathlib import Path
 
 from qsysd.model.defaults import Defaults
+from qsysd.model.disk import Disk
 from qsysd.model.field import Change, Declaration, Inline, ListOf, declarations
 from qsysd.model.network import NetworkSpec
+from qsysd.model.nic import Nic
 from qsysd.model.parsers import Parser
 from qsysd.model.vm import VMSpec
 
-PAGE = Path(__file__).parents[2] / "docs/definition.md"
-BEGIN = "<!-- keys of {}: written by `make docs` from qsysd/model -->"
-END = "<!-- end -->"
+DOCS = Path(__file__).parents[2] / "docs"
+MARK = "written by `make docs` from qsysd/model"
 TIMES = {
     Change.LIVE: "at once",
     Change.RESTART: "at a restart",
@@ -36,11 +37,11 @@ def rows(model: type, path: str = "") -> Iterator[tuple[str, Declaration]]:
 
 
 def default(declared: Declaration) -> str:
-    """Return the default of a key as the table shows it."""
+    """Return the default of a key as documentation shows it."""
     if declared.default_help:
         return declared.default_help
     if declared.numbered:
-        return f"`{declared.numbered}0`, `{declared.numbered}1` …"
+        return f"`{declared.numbered}0`, `{declared.numbered}1` and so on"
     if declared.required:
         return "required"
     if declared.default in (None, "", (), MISSING):
@@ -51,7 +52,7 @@ def default(declared: Declaration) -> str:
 
 
 def table(model: type, *, times: bool) -> str:
-    """Return the table of a model's keys. times: with the column of when a change takes effect."""
+    """Return a model's keys as a table in Markdown. times: with the column of when a change takes effect."""
     header = ["key", "value", "default", *(["a change takes effect"] if times else [])]
     lines = [header, ["---"] * len(header)]
     for path, declared in rows(model):
@@ -60,21 +61,46 @@ def table(model: type, *, times: bool) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def updated(page: str) -> str:
-    """Return the page with its tables as the models declare them. Raise ValueError for a missing mark."""
+def manual(model: type) -> str:
+    """Return a model's keys as an indented list of a manual page (man(7))."""
+    lines = [".RS"]
+    for path, declared in rows(model):
+        text = f"{declared.help}. Default: {default(declared)}."
+        lines += [f'.IP "{path}:"', _roff(text[0].upper() + text[1:])]
+    return "".join(f"{line}\n" for line in [*lines, ".RE"])
+
+
+def _roff(text: str) -> str:
+    parts = text.replace("\\", "\\e").replace("-", "\\-").split("`")
+    return "".join(f"\\fB{part}\\fR" if number % 2 else part for number, part in enumerate(parts))
+
+
+def _replaced(page: str, begin: str, text: str, end: str) -> str:
+    """Return a page with other text between two lines. Raise ValueError if the page lacks one of them."""
+    before, found, rest = page.partition(f"{begin}\n")
+    _, ended, after = rest.partition(end)
+    if not (found and ended):
+        raise ValueError(f"a page has no lines {begin!r} and {end!r}")
+    return f"{before}{begin}\n{text}{end}{after}"
+
+
+def pages() -> dict[Path, str]:
+    """Return the pages with the keys that the models declare."""
+    definition, manual_page = DOCS / "definition.md", DOCS / "qsysd.yaml.5"
+    texts = {path: path.read_text(encoding="utf-8") for path in (definition, manual_page)}
     for name, text in (
         ("VMs", table(VMSpec, times=True)),
         ("defaults", table(Defaults, times=False)),
         ("networks", table(NetworkSpec, times=False)),
     ):
-        begin = BEGIN.format(name)
-        before, found, rest = page.partition(f"{begin}\n")
-        _, ended, after = rest.partition(END)
-        if not (found and ended):
-            raise ValueError(f"{PAGE.name} has no section of the keys of {name}")
-        page = f"{before}{begin}\n{text}{END}{after}"
-    return page
+        begin = f"<!-- keys of {name}: {MARK} -->"
+        texts[definition] = _replaced(texts[definition], begin, text, "<!-- end -->")
+    for name, model in (("disks", Disk), ("nics", Nic)):
+        begin = f'.\\" keys of {name}: {MARK}'
+        texts[manual_page] = _replaced(texts[manual_page], begin, manual(model), '.\\" end')
+    return texts
 
 
 if __name__ == "__main__":
-    PAGE.write_text(updated(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    for path, text in pages().items():
+        path.write_text(text, encoding="utf-8")
