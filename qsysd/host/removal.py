@@ -16,6 +16,7 @@ from qsysd.files import remove, sync_directory
 from qsysd.host.context import Host
 from qsysd.host.unit_jobs import power_off, reload_dhcp, sync_links
 from qsysd.runtime import roots, taps, trees
+from qsysd.runtime.ports import is_mac, parse_alias
 
 
 def remove_everything(host: Host, name: str) -> None:
@@ -153,11 +154,24 @@ def _forget_addresses(host: Host, vm: str) -> set[str]:
     return found
 
 
+def _plugged(*, but: str) -> set[str]:
+    """Return the MACs of the NICs that have a TAP, except those of one VM."""
+    known = map(parse_alias, taps.existing_taps().values())
+    return {port.mac for vm, port in filter(None, known) if vm != but}
+
+
 def _release_all(host: Host, name: str, vm: str) -> None:
-    entries = network.hosts(host.scope, name, vm)
+    """End a VM's leases on a network, and those of NICs that were removed from definitions."""
     # A definition may have been copied: the lease is the other VM's, too.
     others = set(os.listdir(host.scope.dhcp_hosts_dir(name))) - {vm}
     shared = {entry for other in others for entry in network.hosts(host.scope, name, other)}
+    # A NIC that was removed from a definition has its TAP and uses its address until its VM is restarted.
+    used = {mac for mac, _ in shared} | _plugged(but=vm)
+    unused = {
+        (lease.mac, lease.address)
+        for lease in network.leases(host.scope, name)
+        if is_mac(lease.mac) and lease.mac not in used
+    }
     running = host.systemd.state(paths.dhcp_unit(name)).active == "active"
-    for mac, address in (entry for entry in entries if entry not in shared):
+    for mac, address in (unused | set(network.hosts(host.scope, name, vm))) - shared:
         network.release(host.scope, name, address, mac, running=running)

@@ -123,6 +123,28 @@ def test_an_upgrade_changes_nothing_of_a_vm_without_names(host: OwnHost) -> None
     assert [nic.name for nic in spec.nics] == ["net0", "net1"]
 
 
+def test_a_delete_ends_the_leases_of_nics_that_were_removed_from_a_definition(
+    host: OwnHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lan, mgmt = make(host).nics
+    other = create.create(host, "name: web2\nimage: tiny\n", "x.yaml", start=False).nics[0]
+    running = other.mac.replace("52:54:00", "52:54:01")
+    path = Path(host.scope.leases("default"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    leases = [(nic.mac, nic.address) for nic in (lan, mgmt, other)] + [(running, "10.83.0.99")]
+    path.write_text("".join(f"1 {mac} {address} * *\n" for mac, address in leases), encoding="utf-8")
+    host.fake.set("qsysd-dhcp@default.service", "inactive", "dead")
+    # A NIC that was removed from the definition of a VM that runs.
+    aliases = {"qv-web2-1": f"qsysd:web2:qv-web2-1,{running},qb-default,default,10.83.0.99"}
+    monkeypatch.setattr("qsysd.runtime.taps.existing_taps", lambda: aliases)
+    monkeypatch.setattr("qsysd.runtime.taps.unplug", lambda *_: None)
+    edit(host, without_first_nic(host.store.require("web1")))
+    delete.delete(host, ["web1"])
+    assert path.read_text(encoding="utf-8") == "".join(
+        f"1 {mac} {address} * *\n" for mac, address in leases[2:]
+    )
+
+
 def test_two_vms_cannot_have_one_tap(host: OwnHost, monkeypatch: pytest.MonkeyPatch) -> None:
     # The names of TAPs are digests where they would be too long.
     monkeypatch.setattr(interface_names, "sha256_digits", lambda _: "0" * 64)

@@ -75,10 +75,11 @@ def _mac(chance: random.Random) -> str:
 
 
 def _nics(chance: random.Random) -> tuple[Nic, ...]:
-    macs = {_mac(chance) for _ in range(chance.randint(0, 3))}
+    macs = sorted({_mac(chance) for _ in range(chance.randint(0, 3))})
+    names = chance.sample(("net0", "net1", "net7", "net007", "lan", "on", "x" * 15), len(macs))
     return tuple(
-        Nic(f"net{number}", _name(chance), mac, chance.choice([None, f"10.{chance.randrange(256)}.7.9"]))
-        for number, mac in enumerate(sorted(macs))
+        Nic(name, _name(chance), mac, chance.choice([None, f"10.{chance.randrange(256)}.7.9"]))
+        for name, mac in zip(names, macs, strict=True)
     )
 
 
