@@ -17,19 +17,19 @@ def options(spec: VMSpec, scope: Scope) -> list[Option]:
     """Return the options of a VM's disks, in the order in which the firmware tries to boot from them."""
     found: list[Option] = []
     for bootindex, disk in enumerate(disks(spec), 1):
-        found += _disk(disk.name, scope.overlay(spec.name, disk.name), bootindex)
+        found += _disk(disk, scope.overlay(spec.name, disk.name), bootindex)
     return found + (_seed(scope.seed(spec.name)) if spec.seed else [])
 
 
-def _disk(name: str, path: str, bootindex: int) -> list[Option]:
+def _disk(disk: Disk, path: str, bootindex: int) -> list[Option]:
     return [
-        blockdev("file", {"node-name": f"{name}-file", "filename": path, "discard": "unmap"}),
-        blockdev("qcow2", {"node-name": name, "file": f"{name}-file", "discard": "unmap"}),
+        blockdev("file", {"node-name": f"{disk.name}-file", "filename": path, "discard": "unmap"}),
+        blockdev("qcow2", {"node-name": disk.name, "file": f"{disk.name}-file", "discard": "unmap"}),
         device(
             "virtio-blk-pci",
             {
-                "id": f"{name}-device",
-                "drive": name,
+                "id": f"{disk.name}-device",
+                "drive": disk.name,
                 "bootindex": bootindex,
                 # An I/O error (a full disk) pauses the VM: nothing is lost, and `resume` tries again.
                 "werror": "stop",

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 Value = str | int | bool | Mapping[str, "Value"]
+# Values as the functions below take them: a key with None is left out, so that QEMU's default holds.
+Given = Mapping[str, Value | None]
 
 
 @dataclass(frozen=True)
@@ -61,33 +63,31 @@ def _text(value: str | int) -> str:
     return str(value).replace(",", ",,")
 
 
-def device(driver: str, values: Mapping[str, Value]) -> Option:
+def _set(values: Given) -> dict[str, Value]:
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def device(driver: str, values: Given) -> Option:
     """Return a device that the guest sees (`-device`, device_add)."""
-    return Option("-device", {"driver": driver, **values}, "driver", "device_add")
+    return Option("-device", {"driver": driver, **_set(values)}, "driver", "device_add")
 
 
-def blockdev(driver: str, values: Mapping[str, Value]) -> Option:
+def blockdev(driver: str, values: Given) -> Option:
     """Return a block node (`-blockdev`, blockdev-add)."""
-    return Option("-blockdev", {"driver": driver, **values}, "", "blockdev-add")
+    return Option("-blockdev", {"driver": driver, **_set(values)}, "", "blockdev-add")
 
 
-def netdev(kind: str, values: Mapping[str, Value]) -> Option:
+def netdev(kind: str, values: Given) -> Option:
     """Return the host's side of a NIC (`-netdev`, netdev_add)."""
-    return Option("-netdev", {"type": kind, **values}, "type", "netdev_add")
+    return Option("-netdev", {"type": kind, **_set(values)}, "type", "netdev_add")
 
 
-def qom_object(kind: str, values: Mapping[str, Value]) -> Option:
+def qom_object(kind: str, values: Given) -> Option:
     """Return an object that devices refer to (`-object`, object-add)."""
-    return Option("-object", {"qom-type": kind, **values}, "qom-type", "object-add")
+    return Option("-object", {"qom-type": kind, **_set(values)}, "qom-type", "object-add")
 
 
-def socket_chardev(identifier: str, path: str, values: Mapping[str, Value] | None = None) -> Option:
+def socket_chardev(identifier: str, path: str, values: Given | None = None) -> Option:
     """Return a UNIX socket that QEMU listens on, without waiting for a client (`-chardev socket`)."""
-    socket: dict[str, Value] = {
-        "backend": "socket",
-        "id": identifier,
-        "path": path,
-        "server": True,
-        "wait": False,
-    }
-    return Option("-chardev", {"backend": "socket", **socket, **(values or {})}, "backend")
+    socket: Given = {"id": identifier, "path": path, "server": True, "wait": False}
+    return Option("-chardev", {"backend": "socket", **_set(socket), **_set(values or {})}, "backend")

@@ -127,7 +127,7 @@ def test_a_delete_ends_the_leases_of_nics_that_were_removed_from_a_definition(
     host: OwnHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lan, mgmt = make(host).nics
-    other = create.create(host, "name: web2\nimage: tiny\n", "x.yaml", start=False).nics[0]
+    other = make(host, "name: web2\nimage: tiny\n").nics[0]
     running = other.mac.replace("52:54:00", "52:54:01")
     path = Path(host.scope.leases("default"))
     path.parent.mkdir(parents=True, exist_ok=True)

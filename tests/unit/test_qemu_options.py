@@ -98,6 +98,12 @@ def test_values_of_qmp_have_a_form_on_the_command_line() -> None:
     ]  # fmt: skip
 
 
+def test_a_value_that_is_not_given_is_left_out() -> None:
+    assert device("x", {"id": "a", "serial": None, "romfile": ""}).values == {
+        "driver": "x", "id": "a", "romfile": "",
+    }  # fmt: skip
+
+
 def test_the_arguments_of_an_option_hold_the_values_that_are_sent() -> None:
     for spec in any_vms(60, seed=8):
         for option in everything(spec):
