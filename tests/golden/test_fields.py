@@ -1,55 +1,86 @@
-"""Each field of the models is in a golden case, with a value that shows in what is rendered."""
+"""Each field of the models is in a golden case with another value than its default, and has an effect."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
+from dataclasses import MISSING, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from qsysd import render, seed
 from qsysd.config import load
 from qsysd.model.field import declarations, parts
 from qsysd.model.network import NetworkKind, NetworkSpec
 from qsysd.model.vm import VMSpec
+from qsysd.paths import Scope
 
 HERE = Path(__file__).parent
-CASES = sorted((HERE / "cases").glob("*.yaml"))
-NETWORKS = sorted((HERE / "networks").glob("*.yaml"))
-
-# An enum of one value cannot have another than its default.
-ONE_VALUE = {"NetworkSpec.kind"} if len(NetworkKind) == 1 else set()
-
+SPECS: list[Any] = [
+    *(load.parse_vm(case.read_text(), case.name) for case in sorted((HERE / "cases").glob("*.yaml"))),
+    *(load.parse_network(case.read_text(), case.name) for case in sorted((HERE / "networks").glob("*.yaml"))),
+]
 FIELDS = [
     f"{model.__name__}.{name}"
     for whole in (VMSpec, NetworkSpec)
     for model in (whole, *parts(whole))
     for name in declarations(model)
 ]
+# A value for fields that have no default.
+OTHER = {"NetworkSpec.subnet": "10.99.0.0/24"}
+# An enum of one value cannot have another.
+ONE_VALUE = {"NetworkSpec.kind"} if len(NetworkKind) == 1 else set()
+NOT_RENDERED = {
+    "Disk.size": "create makes the disk with it, and QEMU reads it from there",
+    "VMSpec.user": "qsysd ssh reads it from the definition",
+}
 
 
-def given(spec: Any) -> Iterator[str]:
-    """Yield the fields of a spec and of its parts that have another value than the built-in default."""
+def without(spec: Any) -> Iterator[tuple[str, Any]]:
+    """Yield each field of a spec and its parts that is not at its default, and the spec with it changed."""
     for name, declared in declarations(type(spec)).items():
-        value = getattr(spec, name)
-        if value != declared.default:
-            yield f"{type(spec).__name__}.{name}"
-        for part in value if isinstance(value, tuple) else [value]:
-            if dataclasses.is_dataclass(part):
-                yield from given(part)
+        value, field = getattr(spec, name), f"{type(spec).__name__}.{name}"
+        if declared.default is not MISSING and value != declared.default:
+            yield field, replace(spec, **{name: declared.default})
+        elif declared.default is MISSING:
+            empty: Any = () if isinstance(value, tuple) else not value if isinstance(value, bool) else "other"
+            yield field, replace(spec, **{name: OTHER.get(field, empty)})
+        if is_dataclass(value):
+            yield from ((below, replace(spec, **{name: other})) for below, other in without(value))
+        for index, item in enumerate(value if isinstance(value, tuple) else ()):
+            for below, other in without(item) if is_dataclass(item) else ():
+                items = (*value[:index], other, *value[index + 1 :])
+                yield below, replace(spec, **{name: items})
+
+
+def rendered(spec: Any) -> object:
+    """Return all that is rendered from a spec, without the digest of the definition itself."""
+    if isinstance(spec, NetworkSpec):
+        return render.network_files(spec, Scope())
+    whole = render.vm(spec, Scope(), definition="")
+    return whole, seed.documents(spec) if spec.seed else {}
 
 
 @pytest.fixture(scope="module")
-def exercised() -> set[str]:
-    """Return the fields that the cases exercise."""
-    vms = (load.parse_vm(case.read_text(), case.name) for case in CASES)
-    networks = (load.parse_network(case.read_text(), case.name) for case in NETWORKS)
-    return {name for spec in (*vms, *networks) for name in given(spec)}
+def changed() -> list[tuple[str, Any, Any]]:
+    """Return the fields that the cases exercise, each with a spec and that spec without the field's value."""
+    return [(field, spec, other) for spec in SPECS for field, other in without(spec)]
 
 
-@pytest.mark.parametrize("name", FIELDS)
-def test_a_field_is_in_a_golden_case_with_another_value_than_its_default(
-    name: str, exercised: set[str]
+@pytest.mark.parametrize("name", sorted({*FIELDS} - ONE_VALUE))
+def test_a_field_is_in_a_golden_case(name: str, changed: list[tuple[str, Any, Any]]) -> None:
+    assert name in {field for field, _, _ in changed}, "use it in a file of tests/golden/cases"
+
+
+@pytest.mark.parametrize("name", sorted({*FIELDS} - ONE_VALUE - {*NOT_RENDERED}))
+def test_a_field_shows_in_what_is_rendered(name: str, changed: list[tuple[str, Any, Any]]) -> None:
+    assert any(rendered(spec) != rendered(other) for field, spec, other in changed if field == name)
+
+
+@pytest.mark.parametrize("name", NOT_RENDERED)
+def test_a_field_that_is_listed_as_not_rendered_is_not(
+    name: str, changed: list[tuple[str, Any, Any]]
 ) -> None:
-    assert name in exercised | ONE_VALUE, "add it to a file of tests/golden/cases"
+    assert name in FIELDS
+    assert all(rendered(spec) == rendered(other) for field, spec, other in changed if field == name)
