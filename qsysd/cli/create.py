@@ -10,9 +10,9 @@ import click
 from qsysd.cli.common import call, json_option, make_host
 from qsysd.cli.definition import Document, definition_options
 from qsysd.cli.output import print_json
-from qsysd.config import dump
+from qsysd.config import public_keys
 from qsysd.errors import InvalidError
-from qsysd.host import keys
+from qsysd.paths import is_name
 
 if TYPE_CHECKING:
     from qsysd.operations.create import Created
@@ -21,6 +21,7 @@ EPILOG = """\b
 Examples:
   qsysd create web1 --image debian
   qsysd create web1 --image debian --memory 2G --cpus 2 --disk 20G --wait
+  qsysd create web1 --image debian --nic network=default,address=10.83.0.50
   qsysd create tiny --kernel /boot/vmlinuz --initrd /srv/initrd --append console=ttyS0
   qsysd create --file web1.yaml
 """
@@ -69,13 +70,13 @@ def command(
     once and kept. Without options a VM has 1G of memory, one processor, a disk of 10G on its image,
     and a NIC on the network `default`.
     """
-    text, source = definition(name, file, document)
+    given, source = definition(name, file, document)
     created: Created = call(
         make_host(),
         "vm.create",
-        definition=text,
+        definition=given,
         source=source,
-        ssh_keys=[key for path in ssh_keys for key in keys.read_keys(path)],
+        ssh_keys=[key for path in ssh_keys for key in public_keys.read(path)],
         start=start,
         enable=enable,
         wait=wait,
@@ -91,8 +92,8 @@ def command(
         click.echo(f"{vm}: answers on SSH after {created.answered_after:.0f} s; qsysd ssh {vm}")
 
 
-def definition(name: str | None, file: TextIO | None, document: Document) -> tuple[str, str]:
-    """Return the definition from the file or the options, and the file's name."""
+def definition(name: str | None, file: TextIO | None, document: Document) -> tuple[str | Document, str]:
+    """Return the definition: YAML and the name of its file, or a mapping made from the options and ""."""
     if file:
         if document or name:
             raise InvalidError(
@@ -102,4 +103,7 @@ def definition(name: str | None, file: TextIO | None, document: Document) -> tup
         return file.read(), file.name
     if name is None:
         raise InvalidError("missing NAME", hint="qsysd create web1 --image debian")
-    return dump.dump({"name": name, **document}), ""
+    if not document.keys() & {"image", "kernel", "disks"}:
+        hint = f"qsysd create {name if is_name(name) else 'NAME'} --image debian"
+        raise InvalidError("missing --image, --kernel or --disk", hint=hint)
+    return {"name": name, **document}, ""

@@ -9,6 +9,8 @@ from typing import Any
 import click
 
 from qsysd.cli import complete
+from qsysd.config import options
+from qsysd.errors import InvalidError
 
 Document = dict[str, Any]
 
@@ -25,8 +27,8 @@ _OPTIONS = (
         "--disk",
         "disks",
         multiple=True,
-        metavar="SIZE",
-        help="Disk: 20G; the first is the image's. Repeatable.",
+        metavar="SIZE|KEY=VALUE,...",
+        help="Disk: 20G, or size=20G,name=data; the first is the image's. Repeatable.",
     ),
     click.option(
         "--network",
@@ -35,6 +37,13 @@ _OPTIONS = (
         shell_complete=complete.network,
         metavar="NAME",
         help="Network of a NIC, or none. Repeatable.",
+    ),
+    click.option(
+        "--nic",
+        "nics",
+        multiple=True,
+        metavar="KEY=VALUE,...",
+        help="NIC with a fixed MAC or address: network=NAME,mac=MAC,address=IP. Repeatable.",
     ),
     click.option("--kernel", type=click.Path(), help="Kernel for direct boot."),
     click.option("--initrd", type=click.Path(), help="Initial RAM disk of the kernel."),
@@ -68,9 +77,15 @@ def take_document(values: dict[str, Any]) -> Document:
     document = {key: value for key in _KEYS if (value := values.pop(key)) not in (None, ())}
     document |= {key: list(value) for key, value in document.items() if isinstance(value, tuple)}
     if disks := values.pop("disks"):
-        document["disks"] = [{"size": size} for size in disks]
-    if networks := values.pop("networks"):
-        document["nics"] = [{"network": network} for network in networks if network != "none"]
+        document["disks"] = [options.disk(text) for text in disks]
+    networks, nics = values.pop("networks"), values.pop("nics")
+    if "none" in networks and (nics or len(networks) > 1):
+        raise InvalidError(
+            "--network none and other NICs exclude each other", hint="leave out --network none"
+        )
+    if networks or nics:
+        document["nics"] = [{"network": name} for name in networks if name != "none"]
+        document["nics"] += [options.nic(text) for text in nics]
     return document
 
 

@@ -1,4 +1,4 @@
-"""Verbs of other programs, and what to type here instead: for those who come from virsh, incus or docker."""
+"""Verbs and options of other programs, and what to type here instead: for users of virsh, incus, docker."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ WORDS = {
     "snapshot-create": "a VM has no snapshots in this version",
     "suspend": "qsysd pause {vm}",
     "ttyconsole": "qsysd console {vm}",
+    "screenshot": "a VM has no graphical display in this version; qsysd console {vm}",
     "undefine": "qsysd delete {vm} removes it with its disks",
+    "vncdisplay": "a VM has no graphical display in this version; qsysd console {vm}",
     "vol-list": "qsysd image list",
     # incus, multipass
     "config": "qsysd show {vm}; qsysd edit {vm}",
@@ -42,6 +44,7 @@ WORDS = {
     "info": "qsysd status {vm}",
     "init": "qsysd create {vm} --image debian --no-start",
     "launch": "qsysd create {vm} --image debian",
+    "mount": "no directory of the host can be mounted in this version; scp to the address of qsysd ip {vm}",
     "network": "systemctl list-units 'qsysd-network@*'; definitions are in /etc/qsysd/networks",
     "networks": "systemctl list-units 'qsysd-network@*'; definitions are in /etc/qsysd/networks",
     "purge": "qsysd delete {vm} removes it with its disks",
@@ -62,6 +65,10 @@ WORDS = {
     "run": "qsysd create {vm} --image debian",
     "top": "systemd-cgtop machine.slice",
     "unpause": "qsysd resume {vm}",
+    # docker compose, vagrant
+    "down": "qsysd stop {vm}",
+    "tail": "qsysd logs {vm} --follow",
+    "up": "qsysd start {vm}; qsysd create {vm} --image debian",
     # systemctl
     "cat": "systemctl cat qemu-vm@{vm}",
     "daemon-reload": "qsysd render; systemctl daemon-reload",
@@ -74,7 +81,7 @@ WORDS = {
     "reboot": "qsysd restart {vm}",
     "reload": "qsysd restart {vm}",
     "reset-failed": "qsysd start {vm}",
-    # what people look for
+    # common words
     "add": "qsysd create {vm} --image debian",
     "clone": "a VM cannot be copied in this version",
     "connect": "qsysd ssh {vm}; qsysd console {vm}",
@@ -100,10 +107,33 @@ IMAGE_WORDS = {
 }
 
 
-def instead(word: str, arguments: Sequence[str], *, image: bool) -> str | None:
-    """Return what to type instead of another program's verb, or None for a word that is none.
+_NIC = "--nic network=default,mac=52:54:00:12:34:56,address=10.83.0.50"
 
-    image: whether it was typed behind `qsysd image`.
+# verb → an option that it does not have, but that virt-install, incus or docker have
+OPTIONS = {
+    "create": {
+        "--address": _NIC,
+        "--bridge": "--network NAME; networks are in /etc/qsysd/networks",
+        "--cdrom": "an installation from a CD is not possible in this version; --image debian",
+        "--ip": _NIC,
+        "--mac": _NIC,
+        "--mac-address": _NIC,
+        "--name": "qsysd create NAME: the name is an argument",
+        "--net": "--network NAME",
+        "--os-variant": "leave it out: the guest's system is that of its image",
+        "--ram": "--memory SIZE",
+        "--size": "--disk SIZE",
+    },
+}
+
+# an option that was given without its value
+VALUES = {"--image": "--image debian; qsysd image list shows the images"}
+
+
+def instead(word: str, arguments: Sequence[str], *, image: bool) -> str | None:
+    """Return what to type instead of another program's verb, or None for an unknown word.
+
+    image: whether it was typed after `qsysd image`.
     """
     text = (IMAGE_WORDS if image else WORDS).get(word)
     return text and text.format(vm=next(filter(is_name, arguments), "VM"))

@@ -34,6 +34,16 @@ class Commands(click.Group):
                 [(name, command.get_short_help_str(80)) for name, command in self.commands.items()]
             )
 
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the verb; name it in an error about an option without its value, where click does not."""
+        try:
+            return super().invoke(ctx)
+        except click.UsageError as error:
+            verb = ctx.invoked_subcommand
+            if error.ctx is None and verb and (command := self.get_command(ctx, verb)):
+                error.ctx = click.Context(command, info_name=verb, parent=ctx)
+            raise
+
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
@@ -62,17 +72,24 @@ def usage_error(error: click.ClickException) -> InvalidError:
     if isinstance(error, click.MissingParameter) and error.param is not None:
         return InvalidError(f"missing {parameter_name(error.param)}", hint=hint)
     if isinstance(error, click.NoSuchOption):
-        known = [name for each in context.command.params for name in each.opts] if context else []
-        close = similar(error.option_name, known) or next(iter(error.possibilities or ()), None)
-        return InvalidError(
-            f"unknown option {error.option_name}", hint=f"did you mean {close}? See {hint}" if close else hint
-        )
+        return _unknown_option(error, context, hint)
     if isinstance(error, click.BadOptionUsage):
-        return InvalidError(f"{error.option_name} needs a value", hint=hint)
+        return InvalidError(
+            f"{error.option_name} needs a value", hint=foreign.VALUES.get(error.option_name, hint)
+        )
     if isinstance(error, click.BadParameter) and error.param is not None:
         name = parameter_name(error.param)
         return InvalidError(f"{name}: {_sentence(error.message)}", hint=hint)
     return InvalidError(_sentence(error.format_message()), hint=hint)
+
+
+def _unknown_option(error: click.NoSuchOption, context: click.Context | None, hint: str) -> InvalidError:
+    message = f"unknown option {error.option_name}"
+    known = [name for each in context.command.params for name in each.opts] if context else []
+    if context and (instead := foreign.OPTIONS.get(context.command.name or "", {}).get(error.option_name)):
+        return InvalidError(message, hint=instead)
+    close = similar(error.option_name, known) or next(iter(error.possibilities or ()), None)
+    return InvalidError(message, hint=f"did you mean {close}? See {hint}" if close else hint)
 
 
 def parameter_name(parameter: click.Parameter) -> str:

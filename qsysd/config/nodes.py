@@ -92,6 +92,10 @@ class PlainNode:
         if isinstance(self.value, int | float):
             return Scalar(str(self.value), type(self.value).__name__)
         if isinstance(self.value, str):
+            try:
+                self.value.encode()
+            except UnicodeEncodeError:
+                raise ValueError("not UTF-8 text") from None
             return Scalar(str(self.value))
         raise ValueError("must be a single value, not a list or a mapping")
 

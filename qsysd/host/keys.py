@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import os
 import pwd
-from collections.abc import Sequence
 from contextlib import suppress
 
-from qsysd import values
+from qsysd.config import public_keys
 from qsysd.errors import HostError, InvalidError, QsysdError
 from qsysd.files import remove, sync_directory, write_atomic
 from qsysd.paths import Scope
 from qsysd.runtime import spawn
-
-KEYS_MAX = 1024 * 1024  # characters of a file of public keys
 
 
 def host_key(scope: Scope) -> str:
@@ -25,7 +22,7 @@ def host_key(scope: Scope) -> str:
     if not os.path.lexists(scope.ssh_key):
         _create_host_key(scope)
     with suppress(InvalidError):
-        return read_keys(public)[0]
+        return public_keys.read(public)[0]
     done = spawn.run(["ssh-keygen", "-y", "-P", "", "-f", scope.ssh_key], check=False)
     if done.returncode:
         raise HostError(
@@ -74,26 +71,10 @@ def callers_keys() -> list[str]:
         for path in (os.path.join(directory, name) for name in names):
             if os.path.isfile(path):  # a FIFO without a writer would block
                 with suppress(InvalidError):  # a key of another program, or not ours to read
-                    found += read_keys(path)
+                    found += public_keys.read(path)
     return list(dict.fromkeys(found))
 
 
 def for_new_guest(scope: Scope) -> list[str]:
     """Return the public keys that a new guest gets: the host's own, and those of the caller."""
     return [host_key(scope), *callers_keys()]
-
-
-def read_keys(path: str) -> Sequence[str]:
-    """Return the public keys in a file, one a line. Raises InvalidError when it has none."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read(KEYS_MAX + 1)  # /dev/zero does not end
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidError(f"{path} is not a file of ssh public keys: {error}") from error
-    if len(text) > KEYS_MAX:
-        raise InvalidError(f"{path} is too long for a file of SSH public keys", hint="name the .pub file")
-    lines = [" ".join(line.split(maxsplit=2)).rstrip() for line in text.split("\n")]
-    found = [line for line in lines if values.SSH_KEY.fullmatch(line)]
-    if not found:
-        raise InvalidError(f"{path} holds no ssh public key", hint="name the .pub file")
-    return found

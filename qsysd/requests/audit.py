@@ -9,6 +9,7 @@ Sent over journald's native protocol (https://systemd.io/JOURNAL_NATIVE_PROTOCOL
 from __future__ import annotations
 
 import os
+import re
 import socket
 import struct
 from collections.abc import Iterable, Mapping
@@ -31,6 +32,9 @@ ERROR_LENGTH = 400
 
 DONE = "done"
 INTERRUPTED = "interrupted"
+
+# not all of YAML: enough to find the name in the definition of a VM that was not created
+_YAML_NAME = re.compile(r"^name:[ \t]*[\"']?([^\s\"'#]+)", re.MULTILINE)
 
 Fields = list[tuple[str, str]]
 
@@ -93,9 +97,12 @@ def _message(
 
 def _names(arguments: Mapping[str, object], result: object) -> list[str]:
     """Return the names that an operation was for; without any in its arguments, those of its result."""
-    names, name = arguments.get("names"), arguments.get("name")
+    names, definition = arguments.get("names"), arguments.get("definition")
     if isinstance(names, Iterable):
         return [str(each) for each in names]
+    name = definition.get("name") if isinstance(definition, Mapping) else arguments.get("name")
+    if isinstance(definition, str) and (found_name := _YAML_NAME.search(definition)):
+        name = found_name[1]
     if isinstance(name, str):
         return [name]
     results = result if isinstance(result, list) else [result]

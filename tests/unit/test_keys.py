@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from samples import KEY, vm
 
-from qsysd.config import dump, load
+from qsysd.config import dump, load, public_keys
 from qsysd.errors import InvalidError
 from qsysd.host import keys
 
@@ -33,15 +33,15 @@ def write(path: Path, text: str | bytes) -> str:
 
 def test_all_keys_of_a_file(tmp_path: Path) -> None:
     text = f"# mine\n\n{KEY}\n  {RSA}  \r\n{HARDWARE}"
-    assert keys.read_keys(write(tmp_path / "x.pub", text)) == [KEY, RSA, HARDWARE]
+    assert public_keys.read(write(tmp_path / "x.pub", text)) == [KEY, RSA, HARDWARE]
 
 
 def test_a_key_without_a_comment(tmp_path: Path) -> None:
-    assert keys.read_keys(write(tmp_path / "x.pub", "ssh-rsa AAAA\n")) == ["ssh-rsa AAAA"]
+    assert public_keys.read(write(tmp_path / "x.pub", "ssh-rsa AAAA\n")) == ["ssh-rsa AAAA"]
 
 
 def test_blanks_between_the_parts_become_one(tmp_path: Path) -> None:
-    assert keys.read_keys(write(tmp_path / "x.pub", "ssh-rsa\tAAAA   me  and me\n")) == [
+    assert public_keys.read(write(tmp_path / "x.pub", "ssh-rsa\tAAAA   me  and me\n")) == [
         "ssh-rsa AAAA me  and me"
     ]
 
@@ -58,19 +58,19 @@ def test_blanks_between_the_parts_become_one(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_a_file_without_a_key_is_refused(tmp_path: Path, text: str | bytes) -> None:
     with pytest.raises(InvalidError, match=r"x\.pub"):
-        keys.read_keys(write(tmp_path / "x.pub", text))
+        public_keys.read(write(tmp_path / "x.pub", text))
 
 
 def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "nothing", tmp_path):
-        with pytest.raises(InvalidError, match="is not a file of ssh public keys"):
-            keys.read_keys(str(path))
+        with pytest.raises(InvalidError, match="is not a file of SSH public keys"):
+            public_keys.read(str(path))
 
 
 def test_whatever_is_read_can_stand_in_a_definition(tmp_path: Path) -> None:
     texts = ("a: b # c", "'", '"', "é", "\u2028", "\u0085x", "- x", "{}", "@x", "%", "x" * 500, "\ufeff")
     text = "\n".join(f"ssh-rsa AAAA {comment}" for comment in texts)
-    found = keys.read_keys(write(tmp_path / "x.pub", text))
+    found = public_keys.read(write(tmp_path / "x.pub", text))
     assert len(found) == len(texts)
     spec = vm(ssh_keys=tuple(found))
     assert load.parse_vm(dump.dump_vm(spec), "x") == spec
@@ -98,12 +98,12 @@ def test_a_fifo_and_an_endless_device_among_the_keys_do_not_hang(home: Path) -> 
     write(home / ".ssh/id.pub", KEY)
     assert keys.callers_keys() == [KEY]
     with pytest.raises(InvalidError, match="too long for a file of SSH public keys"):
-        keys.read_keys("/dev/zero")
+        public_keys.read("/dev/zero")
 
 
 def test_a_key_with_a_noncharacter_in_its_comment_is_no_key(tmp_path: Path) -> None:
     text = f"ssh-rsa AAAA a\ufffeb\n{KEY}\n"
-    assert keys.read_keys(write(tmp_path / "x.pub", text)) == [KEY]
+    assert public_keys.read(write(tmp_path / "x.pub", text)) == [KEY]
 
 
 def test_nobody_needs_keys(home: Path) -> None:

@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+import posixpath
+import re
+import shlex
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import click
 
 from qsysd.cli.common import call, json_option, make_host
 from qsysd.cli.image.output import print_image
+from qsysd.errors import InvalidError
+from qsysd.image_names import import_command
+from qsysd.values import printable
 
 if TYPE_CHECKING:
     from qsysd.images import Image
 
 
+def _local_file(_ctx: click.Context, _parameter: click.Parameter, file: str) -> str:
+    """Return the path of the file. Raise InvalidError for a URL."""
+    if re.match("[a-z]+://", file):
+        path = posixpath.basename(urlsplit(file).path) or "FILE"
+        raise InvalidError(
+            f"{printable(file)} is a URL, not a file",
+            hint=f"curl -LO {printable(shlex.quote(file))}; {import_command(path)}",
+        )
+    return file
+
+
 @click.command("import")
-@click.argument("file", type=click.Path())
+@click.argument("file", type=click.Path(), callback=_local_file)
 @click.option("--name", required=True, metavar="NAME", help="Name of the image.")
 @click.option("--user", metavar="USER", help="User that its cloud-init creates, for `qsysd ssh`.")
 @click.option(
