@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 import click
 
-from qsysd.cli.common import is_terminal, make_host, vm_argument
+from qsysd.cli.common import call, is_terminal, make_host, vm_argument
 from qsysd.cli.editor import edit_text
 from qsysd.errors import QsysdError
-from qsysd.operations import edit
+
+if TYPE_CHECKING:
+    from qsysd.operations.edit import Edited
 
 
 @click.command("edit")
@@ -32,9 +34,9 @@ def command(name: str, file: TextIO | None) -> None:
     """
     host = make_host()
     host.require_root()
-    before = host.store.require(name)
+    before: str = call(host, "vm.show", name=name)
     if file:
-        waits = edit.edit(host, name, file.read(), before=before)
+        edited: Edited = call(host, "vm.edit", name=name, text=file.read(), before=before)
     else:
         text = edit_text(before, name)
         while True:
@@ -42,7 +44,7 @@ def command(name: str, file: TextIO | None) -> None:
                 click.echo(f"{name}: not changed")
                 return
             try:
-                waits = edit.edit(host, name, text, before=before)
+                edited = call(host, "vm.edit", name=name, text=text, before=before)
                 break
             except QsysdError as error:
                 if not is_terminal():
@@ -53,7 +55,7 @@ def command(name: str, file: TextIO | None) -> None:
                     click.echo(f"nothing was changed; {_keep_text(text, name)}", err=True)
                     sys.exit(error.code)
                 text = edit_text(text, name)
-    click.echo(f"{name}: changed" + (f"; takes effect after: qsysd restart {name}" if waits else ""))
+    click.echo(f"{name}: changed" + (f"; takes effect after: qsysd restart {name}" if edited.restart else ""))
 
 
 def _keep_text(text: str, name: str) -> str:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 import click
 
-from qsysd.cli.common import make_host
-from qsysd.host import recovery
+from qsysd.cli.common import call, make_host
+
+if TYPE_CHECKING:
+    from qsysd.operations.recover import Recovered
 
 
 @click.command("recover")
@@ -21,9 +24,7 @@ def command() -> None:
     Example:
       sudo qsysd recover
     """
-    host = make_host()
-    host.require_root()
-    found = recovery.recover(host)
+    found: list[Recovered] = call(make_host(), "host.recover")
     if not found:
         click.echo("nothing to recover")
     if any(result.error for result in found):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 import click
 
-from qsysd.cli.common import chosen, json_option, make_host, vms_arguments
-from qsysd.cli.output import print_json
-from qsysd.operations import edit
+from qsysd.cli.common import call, chosen, json_option, make_host, vms_arguments
+from qsysd.cli.output import print_error, print_json
+
+if TYPE_CHECKING:
+    from qsysd.operations.edit import Rendered
 
 
 @click.command("render")
@@ -25,17 +28,20 @@ def command(names: tuple[str, ...], everything: bool, check: bool, as_json: bool
       qsysd render --check
       qsysd render web1
     """
-    host = make_host()
-    host.require_root()
-    vms = chosen(names, everything) if names else None
-    differences = (edit.check if check else edit.render_again)(host, vms)
+    done: Rendered = call(
+        make_host(), "vm.render", names=chosen(names, everything) if names else None, check=check
+    )
     if as_json:
-        print_json(differences)
+        print_json(done.differences)
     else:
-        for vm, files in differences.items():
+        for vm, files in done.differences.items():
             for path in files:
                 click.echo(f"{vm}: {path} {'differs from its definition' if check else 'written'}")
-        if not any(differences.values()):
+        if not any(done.differences.values()) and not done.failed:
             click.echo("all files match their definitions")
-    if check and any(differences.values()):
+    for error in done.failed.values():
+        print_error(error)
+    if done.failed:
+        sys.exit(next(iter(done.failed.values())).code)
+    if check and any(done.differences.values()):
         sys.exit(1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from qsysd import files, render
+from qsysd import files
 from qsysd.errors import InvalidError
 from qsysd.host import rendering
 from qsysd.host.context import Host
@@ -20,7 +20,7 @@ def make(host: Host, spec: VMSpec) -> None:
     os.mkdir(directory, 0o700)
     files.sync_directory(host.scope.vms_dir)
     _create_disks(host, spec)
-    rendering.write(host, spec, render.vm(spec, host.scope))
+    rendering.write(host, spec)
     files.sync_directory(directory)
 
 

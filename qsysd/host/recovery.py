@@ -48,6 +48,11 @@ class Recovered(NamedTuple):
     error: Exception | None = None
 
 
+def as_error(error: Exception) -> QsysdError:
+    """Return an error as one of qsysd's."""
+    return error if isinstance(error, QsysdError) else QsysdError(f"{type(error).__name__}: {error}")
+
+
 def recover(host: Host) -> list[Recovered]:
     """Repair what killed commands left, and tell it; return what was found.
 
@@ -56,8 +61,10 @@ def recover(host: Host) -> list[Recovered]:
     found = [result for intent in intents.pending(host.scope) if (result := _recovered(host, intent))]
     for intent, error in found:
         if error:
-            words = error.message if isinstance(error, QsysdError) else f"{type(error).__name__}: {error}"
-            host.progress(f"{intent.name}: the {intent.verb} that was killed cannot be repaired yet: {words}")
+            host.progress(
+                f"{intent.name}: the {intent.verb} that was killed cannot be repaired yet: "
+                f"{as_error(error).message}"
+            )
         else:
             repaired = REPAIRS[intent.kind, intent.verb].result
             host.progress(f"{intent.name}: a {intent.verb} was killed; {repaired}")

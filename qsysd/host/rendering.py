@@ -33,13 +33,16 @@ def of_definition(host: Host, name: str) -> tuple[VMSpec, Rendered]:
     return spec, render.vm(spec, host.scope, text)
 
 
-def write(host: Host, spec: VMSpec, rendered: Rendered) -> list[str]:
+def write(host: Host, spec: VMSpec, rendered: Rendered | None = None) -> list[str]:
     """Bring all that follows from a definition in line with it; return the paths of the files that differed.
+
+    rendered: what the spec renders to, if that is known.
 
     The environment file is written last, so that a command that is killed here leaves a VM that
     `Store.is_stale` names, and the next `start` or `render` does the rest.
     """
     scope = host.scope
+    rendered = rendered or render.vm(spec, scope)
     _write_hosts(host, spec, rendered_ports(host.store, spec.name))
     stale_seed = scope.seed(spec.name) in host.store.differences(spec.name, rendered)
     if stale_seed:
@@ -67,14 +70,6 @@ def _write_hosts(host: Host, spec: VMSpec, before: tuple[Port, ...] | None) -> N
 def _entries(known: Iterable[Port], name: str) -> list[tuple[str, str]]:
     """Return the MACs and addresses of the ports on a network."""
     return [(port.mac, port.address) for port in known if port.network == name and port.address]
-
-
-def render_again(host: Host, names: Sequence[str]) -> dict[str, list[str]]:
-    """Write what definitions render to; return per VM the files that were not so. Raises InvalidError."""
-    changed, errors = render_each(host, names)
-    for error in errors.values():
-        raise error
-    return changed
 
 
 def render_each(host: Host, names: Sequence[str]) -> tuple[dict[str, list[str]], dict[str, QsysdError]]:

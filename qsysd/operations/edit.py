@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from qsysd import render
 from qsysd.config import dump, load
 from qsysd.config.changes import changed_fields
 from qsysd.errors import InvalidError, QsysdError
@@ -17,8 +16,24 @@ from qsysd.model.vm import VMSpec
 from qsysd.store import claims
 
 
-def edit(host: Host, name: str, text: str, *, before: str) -> bool:
-    """Put a new definition in the place of the old one; return whether it waits for a restart.
+@dataclass(frozen=True)
+class Edited:
+    """A definition that was replaced. restart: whether the VM runs, and uses it from its next restart on."""
+
+    name: str
+    restart: bool
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """The result of a rendering: by VM, the files that differed, and what prevented it."""
+
+    differences: dict[str, list[str]]
+    failed: dict[str, QsysdError]
+
+
+def edit(host: Host, name: str, text: str, *, before: str) -> Edited:
+    """Replace a VM's definition.
 
     before: the text that was edited; when the definition is no longer that, somebody else changed it.
     What the model declares as never changing must stay. Raise InvalidError, and
@@ -38,10 +53,10 @@ def edit(host: Host, name: str, text: str, *, before: str) -> bool:
         new = replace(new, nics=allocation.complete_nics(host, new, others))
         checks.check_references(host, new, others)
         host.store.write_definition(new.name, dump.dump_vm(new))
-        rendering.write(host, new, render.vm(new, host.scope))
+        rendering.write(host, new)
         unit_jobs.refresh(host, [name])
         _warn_of_first_boot(host, old, new)
-        return unit_states.is_running(host, name)
+        return Edited(name, restart=unit_states.is_running(host, name))
 
 
 def _warn_of_first_boot(host: Host, old: VMSpec, new: VMSpec) -> None:
@@ -69,13 +84,26 @@ def _why_refused(change: Change) -> str:
     return "cannot be changed: it is on the VM's disk"
 
 
-def check(host: Host, names: Sequence[str] | None) -> dict[str, list[str]]:
-    """Return per VM the files that are not what its definition renders to. Raises InvalidError."""
-    vms = selection.resolve(host, names)
-    return {name: host.store.differences(name, rendering.of_definition(host, name)[1]) for name in vms}
+def render(host: Host, names: Sequence[str] | None, *, check: bool = False) -> Rendered:
+    """Write the files of VMs that differ from what their definitions render to.
 
-
-def render_again(host: Host, names: Sequence[str] | None) -> dict[str, list[str]]:
-    """Write what definitions render to; return per VM the files that were not so. Raises InvalidError."""
+    check: whether only to compare them. A definition that is not valid keeps no other from being rendered.
+    """
+    if check:
+        host.require_root()
+        return _check(host, selection.resolve(host, names))
     with changing(host, names) as vms:
-        return rendering.render_again(host, vms)
+        differences, failed = rendering.render_each(host, vms)
+    return Rendered(differences, failed)
+
+
+def _check(host: Host, names: Sequence[str]) -> Rendered:
+    found = Rendered({}, {})
+    for name in names:
+        try:
+            _, rendered = rendering.of_definition(host, name)
+        except QsysdError as error:
+            found.failed[name] = error
+        else:
+            found.differences[name] = host.store.differences(name, rendered)
+    return found

@@ -45,6 +45,8 @@ READ, CHANGE = Effect.READ, Effect.CHANGE
 OPERATIONS = {
     "vm.create": Operation("create", "create", CHANGE),
     "vm.delete": Operation("delete", "delete", CHANGE, dry_run="dry_run"),
+    "vm.edit": Operation("edit", "edit", CHANGE),
+    "vm.render": Operation("edit", "render", CHANGE, dry_run="check"),
     "vm.start": Operation("power", "start", CHANGE),
     "vm.stop": Operation("power", "stop", CHANGE),
     "vm.restart": Operation("power", "restart", CHANGE),
@@ -64,6 +66,7 @@ OPERATIONS = {
     "image.info": Operation("image", "info", READ),
     "image.remove": Operation("image", "remove", CHANGE),
     "host.setup": Operation("setup", "setup", CHANGE),
+    "host.recover": Operation("recover", "recover", CHANGE),
     "host.doctor": Operation("doctor", "examine", READ),
 }
 

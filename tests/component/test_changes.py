@@ -76,7 +76,7 @@ def test_a_verb_that_needs_the_units_refuses_a_host_that_is_not_set_up(host: Own
     assert begin(host, None) == []
 
 
-@pytest.mark.parametrize("verb", [power.stop, power.kill, power.pause, power.disable, edit.render_again])
+@pytest.mark.parametrize("verb", [power.stop, power.kill, power.pause, power.disable, edit.render])
 def test_every_changing_verb_recovers_first(host: OwnHost, verb: Callable[..., Any]) -> None:
     make(host, "web1", "web2")
     intents.begin(host, "web2", "create")

@@ -20,6 +20,7 @@ from stand_ins import StandIns
 from test_transaction import plant_strange
 
 import qsysd
+from qsysd.errors import InvalidError
 from qsysd.host import helper_install, intents
 from qsysd.operations import edit
 
@@ -323,7 +324,7 @@ def at_once(*lines: tuple[str, ...]) -> list[subprocess.CompletedProcess[str]]:
 def test_two_people_make_one_vm(run: Run, host: OwnHost) -> None:
     done = at_once(CREATE, CREATE, CREATE)
     assert sorted(each.returncode for each in done) == [0, 4, 4]
-    assert edit.check(host, ["web1"]) == {"web1": []}
+    assert edit.render(host, ["web1"], check=True).differences == {"web1": []}
 
 
 def test_two_people_delete_one_vm(run: Run, host: OwnHost) -> None:
@@ -427,3 +428,14 @@ def test_intents_that_are_none_stop_no_command(run: Run, host: OwnHost) -> None:
     assert said.count("is not an intent of qsysd's") == len(names)
     assert "intents/\\udcff\\udcfe.json" in said
     assert run("delete", "--yes", "web1").returncode == 0
+
+
+def test_render_shows_the_errors_of_all_definitions(run: Run, host: OwnHost) -> None:
+    create(run)
+    for name in ("bad1", "bad2"):
+        Path(host.scope.definition(name)).write_text("name: [", encoding="utf-8")
+    Path(host.scope.environment("web1")).unlink()
+    done = run("render")
+    assert done.returncode == InvalidError.code
+    assert done.stdout == f"web1: {host.scope.environment('web1')} written\n"
+    assert "bad1.yaml" in done.stderr and "bad2.yaml" in done.stderr

@@ -74,7 +74,7 @@ def test_a_vm_with_all_that_belongs_to_it(host: OwnHost) -> None:
     assert os.path.lexists(os.path.join(scope.wants_dir, "qemu-vm@web1.service"))
     assert host.fake.state("qemu-vm@web1.service").active == "active"
     assert intents.pending(scope) == []
-    assert edit_verb.check(host, ["web1"]) == {"web1": []}
+    assert edit_verb.render(host, ["web1"], check=True).differences == {"web1": []}
     assert host.told == []
 
 
@@ -162,7 +162,7 @@ def test_two_commands_that_make_one_vm_make_one(host: OwnHost) -> None:
         thread.join()
     assert sorted(isinstance(outcome, VMSpec) for outcome in outcomes) == [False, False, True]
     assert outcomes.count(ExistsError) == 2
-    assert edit_verb.check(host, ["web1"]) == {"web1": []}
+    assert edit_verb.render(host, ["web1"], check=True).differences == {"web1": []}
 
 
 def test_an_address_that_a_broken_definition_had_is_not_given_away(host: OwnHost) -> None:
@@ -494,7 +494,7 @@ def test_ctrl_c_leaves_nothing(
 # edit
 
 
-def edit(host: OwnHost, name: str, old: str, new: str) -> bool:
+def edit(host: OwnHost, name: str, old: str, new: str) -> edit_verb.Edited:
     before = host.store.require(name)
     assert old in before
     return edit_verb.edit(host, name, before.replace(old, new), before=before)
@@ -503,7 +503,7 @@ def edit(host: OwnHost, name: str, old: str, new: str) -> bool:
 def test_an_edit_is_in_all_that_follows_from_it(host: OwnHost) -> None:
     make(host)
     edit(host, "web1", "stop_timeout: 90s", "stop_timeout: 7s\ncpu: host")
-    assert edit_verb.check(host, ["web1"]) == {"web1": []}
+    assert edit_verb.render(host, ["web1"], check=True).differences == {"web1": []}
     environment = Path(host.scope.environment("web1")).read_text(encoding="utf-8")
     assert "QSYSD_STOP_TIMEOUT=7\n" in environment
     assert "TimeoutStopSec=37s" in Path(host.scope.drop_in("web1")).read_text(encoding="utf-8")
@@ -511,9 +511,9 @@ def test_an_edit_is_in_all_that_follows_from_it(host: OwnHost) -> None:
 
 def test_an_edit_of_a_vm_that_runs_waits_for_a_restart(host: OwnHost) -> None:
     make(host)
-    assert edit(host, "web1", "cpus: 1", "cpus: 2") is True
+    assert edit(host, "web1", "cpus: 1", "cpus: 2").restart
     power.kill(host, ["web1"])
-    assert edit(host, "web1", "cpus: 2", "cpus: 3") is False
+    assert edit(host, "web1", "cpus: 2", "cpus: 3").restart is False
 
 
 @pytest.mark.parametrize(

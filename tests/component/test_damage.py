@@ -126,7 +126,7 @@ def test_vms_that_are_damaged_are_deleted_and_no_other_notices(vms: OwnHost, dam
             put(path, damage)
     status = statuses(vms)[HEALTHY]
     assert (status.active, status.memory_mib, status.problem, status.pending) == ("active", 64, None, [])
-    assert edit.check(vms, [HEALTHY]) == {HEALTHY: []}
+    assert edit.render(vms, [HEALTHY], check=True).differences == {HEALTHY: []}
     assert doctor.examine(vms)
     create.create(vms, VM.format("another"), "x", start=False)
     assert recovery.recover(vms) == []

@@ -125,11 +125,17 @@ def test_a_vm_without_its_disk_is_listed_and_named_by_doctor(vm: OwnHost, missin
 # a copied definition
 
 
+def render(host: OwnHost, names: list[str]) -> None:
+    """Render VMs; raise the first error."""
+    for error in edit.render(host, names).failed.values():
+        raise error
+
+
 def test_a_copied_definition_is_refused_and_named(vm: OwnHost) -> None:
     copied(vm)
     assert problems(vm) == {"web1": None, "web2": "no disk"}
     moved = f"mv {vm.scope.definition('web2')} to another directory, then: qsysd create --file FILE"
-    for verb in (edit.render_again, lambda host, names: raise_first(power.start(host, names))):
+    for verb in (render, lambda host, names: raise_first(power.start(host, names))):
         with pytest.raises(ExistsError, match=r"the UUID .* belongs to the VM 'web1'") as caught:
             verb(vm, ["web2"])
         assert caught.value.hint == f"if web2 is a copy: {moved}"
@@ -154,7 +160,7 @@ def test_what_others_claim_is_read_once_for_all_changed_definitions(
         return of_others(store, name)
 
     monkeypatch.setattr(rendering, "of_others", counted)
-    assert set(edit.render_again(vm, ["web1", "web2", "web3"])) == {"web1", "web2", "web3"}
+    assert set(edit.render(vm, ["web1", "web2", "web3"]).differences) == {"web1", "web2", "web3"}
     assert len(read) == 1
 
 
@@ -175,7 +181,7 @@ def raise_first(outcomes: list[Outcome]) -> None:
 def test_a_definition_that_create_has_not_completed_is_refused_with_what_to_do(vm: OwnHost) -> None:
     path = copied(vm, "uuid")
     with pytest.raises(InvalidError, match="no VM was created from it") as caught:
-        edit.render_again(vm, ["web2"])
+        render(vm, ["web2"])
     assert f"mv {path}" in (caught.value.hint or "")
     with pytest.raises(ExistsError, match="no VM was created from it"):
         create.create(vm, path.read_text(), str(path), start=False)
@@ -209,7 +215,7 @@ def test_an_address_changed_by_hand_to_another_vms_is_refused(vm: OwnHost) -> No
     path = Path(vm.scope.definition("web2"))
     path.write_text(path.read_text().replace(str(second), str(first)))
     with pytest.raises(ExistsError, match=f"{first} belongs to the VM 'web1'"):
-        edit.render_again(vm, ["web2"])
+        render(vm, ["web2"])
 
 
 # another image

@@ -9,6 +9,7 @@ import socket
 import stat
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -595,7 +596,7 @@ def test_odd_file_names_are_shown_and_deleted(host: OwnHost, taken_over: Path) -
     for line in removed_by_delete(host, "web1"):
         assert line.isprintable()
         line.encode()
-    assert json.dumps(query.status(host, ["web1"])[0].disks).count("qcow2") == 1
+    assert json.dumps(asdict(query.status(host, ["web1"])[0])).count("qcow2") == 1
     delete.delete(host, ["web1"])
     assert not taken_over.exists()
 

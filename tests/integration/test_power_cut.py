@@ -60,7 +60,7 @@ def problems(name):
     spec, rendered = rendering.of_definition(host, name)
     differing = host.store.differences(name, rendered)
     if differing and name in sys.argv[1].split():
-        rendering.render_again(host, [name])  # as `start` does
+        rendering.render_each(host, [name])  # as `start` does
     elif differing:
         yield f"differs: {differing}"
     for index in range(len(spec.disks)):

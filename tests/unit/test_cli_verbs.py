@@ -177,9 +177,9 @@ def test_removing_an_image_asks_too(
 def test_edit_takes_a_file_and_says_what_waits(qsysd_command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     edited: list[str] = []
 
-    def call(host: Host, name: str, text: str, *, before: str) -> bool:
+    def call(host: Host, name: str, text: str, *, before: str) -> edit.Edited:
         edited.append(text)
-        return "4" in text
+        return edit.Edited(name, restart="4" in text)
 
     monkeypatch.setattr(edit, "edit", call)
     assert qsysd_command("edit", "web1", "-f", "-", stdin="cpus: 4").output == (
