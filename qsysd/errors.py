@@ -17,9 +17,6 @@ This module imports nothing of qsysd: the helper that a unit calls at each start
 
 from __future__ import annotations
 
-# Written to the unit's journal behind QEMU's own error, of which it is no part.
-QEMU_EXITED = "QEMU exited before it answered; its error is above"
-
 
 class QsysdError(Exception):
     """Something failed; `code` is the exit status that a command ends with."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 
 from qsysd import values
-from qsysd.errors import QEMU_EXITED
 from qsysd.host.context import Host
 from qsysd.runtime import spawn
 
@@ -30,8 +29,7 @@ def failure(host: Host, unit: str) -> str:
     lines = _messages(invocation)
     qemu = [text for _, text in lines if text.startswith("qemu-system-") and "warning:" not in text]
     # A step that fails is followed by those that clean up, which may report the same again.
-    others = [line for line in lines if QEMU_EXITED not in line[1]]
-    chosen = qemu or [text for pid, text in others if pid == others[0][0]]
+    chosen = qemu or [text for pid, text in lines if pid == lines[0][0]]
     return "\n".join(map(values.printable, chosen[-3:]))
 
 

@@ -1,34 +1,35 @@
-"""A network's bridge, forwarding and firewall rules: what `qsysd-network@NAME.service` calls.
+"""A network's bridge, forwarding and firewall rules: the verbs network-up and network-down.
 
-Both steps can be repeated and never cut a VM off: `up` repairs what is missing and leaves the rest as
-it is, `down` leaves everything in place while a TAP is on the bridge.
+Both can be repeated, and neither disconnects a VM: `up` repairs what is missing and leaves the rest
+unchanged, `down` leaves everything in place while a TAP is on the bridge.
 
-The variables come from the network's environment file and are checked as untrusted.
+The variables of the network's environment file are checked as untrusted.
 """
 
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Mapping
 
 from qsysd import paths
 from qsysd.digests import sha256_digits
 from qsysd.errors import HostError, InvalidError
 from qsysd.paths import Scope
-from qsysd.runtime import antispoof, iproute, nftables, sysfs, taps
+from qsysd.runtime import TYPE_CHECKING, antispoof, iproute, nftables, sysfs, taps
 from qsysd.runtime.ports import ALIAS_PREFIX, is_address, is_interface
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 KINDS = ("nat", "isolated")
 IP_FORWARD = "/proc/sys/net/ipv4/ip_forward"
-# Ports forward at once; few enough guests that all may receive a multicast. LLDP frames bypass the
-# anti-spoofing rules, so the bridge must not learn from them: a guest could draw another's frames to itself.
+# Ports forward at once, and every port receives multicasts. LLDP frames bypass the anti-spoofing rules, so
+# the bridge must not learn from them: a guest could redirect another guest's frames to itself.
 BRIDGE_OPTIONS = "stp_state 0 forward_delay 0 mcast_snooping 0 no_linklocal_learn 1"
 MACHINE_ID = "/etc/machine-id"
 
 
 class Network:
-    """What the environment file says of a network; `gateway` is the bridge's address with prefix length."""
+    """A network as in its environment file. `gateway`: the bridge's address with prefix length."""
 
     __slots__ = ("bridge", "gateway", "kind", "name", "rules")
 
@@ -43,7 +44,7 @@ class Network:
 def parse(environment: Mapping[str, str]) -> Network:
     """Return the network that QSYSD_NETWORK, _KIND, _BRIDGE, _GATEWAY and _RULES describe.
 
-    Raises InvalidError on anything odd: the values end up in commands that root runs.
+    Raises InvalidError for any other value: they end up in commands that root runs.
     """
 
     def value(variable: str) -> str:
@@ -61,7 +62,7 @@ def parse(environment: Mapping[str, str]) -> Network:
     if not is_interface(bridge):
         raise InvalidError(f"QSYSD_BRIDGE: not a bridge: {bridge!r}")
     address, _, prefix = gateway.partition("/")
-    if not is_address(address) or not re.fullmatch(r"[1-9]|[12][0-9]|30", prefix):
+    if not is_address(address) or prefix not in map(str, range(1, 31)):
         raise InvalidError(f"QSYSD_GATEWAY: not an IPv4 address with a prefix length: {gateway!r}")
     if not os.path.isabs(rules):
         raise InvalidError(f"QSYSD_RULES: not an absolute path: {rules!r}")
@@ -79,10 +80,10 @@ def alias(network: str) -> str:
 
 
 def mac(network: str) -> str:
-    """Return the bridge's MAC: always the same on this host, another on the next.
+    """Return the bridge's MAC: constant on this host, different on another.
 
-    A bridge without one of its own takes the lowest of its ports', and guests would lose their
-    gateway's whenever a VM comes or goes.
+    Without a configured MAC a bridge takes the lowest of its ports', so guests would lose the MAC of their
+    gateway whenever a VM starts or stops.
     """
     try:
         with open(MACHINE_ID, encoding="ascii") as file:
@@ -105,8 +106,8 @@ def up(scope: Scope, environment: Mapping[str, str]) -> list[str]:
     if renamed:
         iproute.batch([f"link set dev {renamed} down", f"link set dev {renamed} name {bridge}"])
         done.append(f"renamed {renamed} back to {bridge}")
-    made = not sysfs.exists(bridge)
-    if made:
+    created = not sysfs.exists(bridge)
+    if created:
         iproute.batch([f"link add {bridge} type bridge"])
         done.append(f"created the bridge {bridge}")
     elif not sysfs.is_bridge(bridge):
@@ -114,26 +115,32 @@ def up(scope: Scope, environment: Mapping[str, str]) -> list[str]:
     elif sysfs.alias(bridge) not in ("", alias(network.name)):
         raise HostError(f"network {network.name}: the bridge {bridge} is not qsysd's")
     try:
-        others = iproute.addresses(bridge) - {network.gateway}
-        iproute.batch(
-            [
-                # No IPv6 address by itself: the network is IPv4, and so is what protects the host.
-                f"link set dev {bridge} alias {alias(network.name)} addrgenmode none",
-                f"link set dev {bridge} type bridge {BRIDGE_OPTIONS}",
-                f"link set dev {bridge} address {mac(network.name)}",
-                f"address replace {network.gateway} brd + dev {bridge}",
-                *(f"address delete {other} dev {bridge}" for other in others),
-                f"link set dev {bridge} up",
-            ]
-        )
-        if network.kind == "nat":
-            _forward()
-        nftables.load(network.rules)
+        _configure(network)
     except BaseException:
-        if made and not sysfs.bridge_ports(bridge):
+        if created and not sysfs.bridge_ports(bridge):
             iproute.batch([f"link delete dev {bridge}"])
         raise
     return done + _repair_ports(scope, network)
+
+
+def _configure(network: Network) -> None:
+    """Configure the bridge, switch on forwarding, and load the network's rules. Raises HostError."""
+    bridge = network.bridge
+    others = iproute.addresses(bridge) - {network.gateway}
+    iproute.batch(
+        [
+            # No IPv6 address: the network is IPv4, and so are the rules that protect the host.
+            f"link set dev {bridge} alias {alias(network.name)} addrgenmode none",
+            f"link set dev {bridge} type bridge {BRIDGE_OPTIONS}",
+            f"link set dev {bridge} address {mac(network.name)}",
+            f"address replace {network.gateway} brd + dev {bridge}",
+            *(f"address delete {other} dev {bridge}" for other in others),
+            f"link set dev {bridge} up",
+        ]
+    )
+    if network.kind == "nat":
+        _enable_forwarding()
+    nftables.load(network.rules)
 
 
 def down(scope: Scope, environment: Mapping[str, str]) -> list[str]:
@@ -157,18 +164,17 @@ def down(scope: Scope, environment: Mapping[str, str]) -> list[str]:
 
 
 def _renamed(network: Network) -> str | None:
-    """Return the name that the network's bridge was given by somebody else, or None."""
+    """Return the name of the network's bridge if it was renamed, else None."""
     if sysfs.exists(network.bridge):
         return None
     for name in sysfs.interfaces():
-        is_one = is_interface(name) and sysfs.is_bridge(name)
-        if is_one and sysfs.alias(name) == alias(network.name):
+        if is_interface(name) and sysfs.is_bridge(name) and sysfs.alias(name) == alias(network.name):
             return name
     return None
 
 
-def _forward() -> None:
-    """Switch IPv4 forwarding on. It stays on: others may have come to need it."""
+def _enable_forwarding() -> None:
+    """Switch IPv4 forwarding on. It stays on, since other programs may rely on it by then."""
     with open(IP_FORWARD, encoding="ascii") as file:
         if file.read().strip() != "0":
             return
@@ -177,23 +183,23 @@ def _forward() -> None:
 
 
 def _repair_ports(scope: Scope, network: Network) -> list[str]:
-    """Restore what running VMs lost: their port of a bridge that was deleted, their anti-spoofing."""
+    """Restore what running VMs lost: names, anti-spoofing, the bridge; return what was done."""
     with taps.Lock(scope, exclusive=True):
         renamed = taps.restore_names()
-        held = antispoof.protected_taps()
+        protected = antispoof.protected_taps()
         # Anti-spoofing first: these guests run.
         known = taps.restore_antispoofing()
         attached = sysfs.bridge_ports(network.bridge)
-        away = [
+        detached = [
             port
             for port in known
             if port.network == network.name and port.tap not in attached and not taps.is_cut_off(port.tap)
         ]
-        if away:
-            iproute.batch([f"link set dev {port.tap} master {network.bridge} up" for port in away])
-    bare = sorted({port.tap for port in known} - held)
+        if detached:
+            iproute.batch([f"link set dev {port.tap} master {network.bridge} up" for port in detached])
+    unprotected = sorted({port.tap for port in known} - protected)
     return (
         [f"renamed {tap} back" for tap in renamed]
-        + [f"restored the anti-spoofing of {tap}" for tap in bare]
-        + [f"put {port.tap} back on the bridge" for port in away]
+        + [f"restored the anti-spoofing of {tap}" for tap in unprotected]
+        + [f"put {port.tap} back on the bridge" for port in detached]
     )

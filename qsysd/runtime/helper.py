@@ -25,8 +25,8 @@ USAGE = (
 )
 
 
-def run(verb: str, scope: Scope, name: str) -> None:
-    """Run a verb, and load only what it needs. Raises InvalidError for an unknown verb."""
+def run(verb: str, scope: Scope, name: str) -> int:
+    """Run a verb, load only what it needs, and return the exit status. Raises QsysdError."""
     match verb:
         case "before-start":
             from qsysd.runtime.prepare import before_start
@@ -35,7 +35,7 @@ def run(verb: str, scope: Scope, name: str) -> None:
         case "ready":
             from qsysd.runtime.readiness import ready
 
-            ready(scope, name)
+            return 0 if ready(scope, name) else QsysdError.code
         case "stop":
             from qsysd.runtime.shutdown import stop
 
@@ -61,6 +61,7 @@ def run(verb: str, scope: Scope, name: str) -> None:
                 log(f"<4>{line}")  # a warning: sd-daemon(3)
         case _:
             raise InvalidError(f"the helper has no verb {verb!r}")
+    return 0
 
 
 def main(arguments: list[str]) -> int:
@@ -70,8 +71,7 @@ def main(arguments: list[str]) -> int:
         return InvalidError.code
     verb, name = arguments
     try:
-        run(verb, Scope(), name)
+        return run(verb, Scope(), name)
     except QsysdError as error:
         log(f"{error.message}" + (f" ({error.hint})" if error.hint else ""))
         return error.code
-    return 0

@@ -1,21 +1,19 @@
-"""A QMP socket line by line: all that it takes to see that QEMU answers, and to press its buttons.
+"""A small QMP client: enough for the steps of a unit, and for a query to many VMs at once.
 
     MonitorError
-     ├─ MonitorGone      no QEMU answers at this socket: not there, refused, or closed on us
-     ├─ MonitorBusy      connected, but no greeting came: a socket serves one client at a time
-     ├─ MonitorTimeout   connected and greeted, but a reply did not come in time
-     └─ CommandRefused   QEMU answered a command with an error; `kind` and `description` hold it
+     ├─ MonitorGone      no QEMU answers at this socket: missing, refused, or closed
+     ├─ MonitorBusy      connected, but no greeting: a socket serves one client at a time
+     ├─ MonitorTimeout   no reply within the deadline
+     └─ CommandRefused   QEMU replied with an error; `kind` and `description` hold it
 
-The helper that a unit calls at each start and stop speaks by this alone, and so does the list, with
-many at once. So nothing here reads JSON: what is asked for is found in QEMU's lines, of which each is
-one message (docs/interop/qmp-spec.rst in QEMU's sources). `qmp` builds on it for everybody else.
+It parses no JSON: each message of QEMU is one line (docs/interop/qmp-spec.rst in QEMU's sources), in
+which the few values that are needed are found as text. `qemu.monitor` is the full client.
 """
 
 from __future__ import annotations
 
 import _socket
 import os
-import select
 import sys
 import time
 
@@ -27,7 +25,7 @@ if TYPE_CHECKING:
 
     from qsysd.paths import Scope
 
-# A reply that is longer than this is not one of QEMU's; guests cannot make it longer either.
+# Bytes; QEMU's replies are shorter, and guests cannot make them longer.
 LINE_MAX = 16 * 1024 * 1024
 
 
@@ -48,17 +46,17 @@ class MonitorTimeout(MonitorError):
 
 
 class CommandRefused(MonitorError):
-    """QEMU answered with an error: `kind` is its class, `description` its words."""
+    """QEMU replied with an error: `kind` is its class, `description` its text."""
 
     def __init__(self, command: str, error: Any) -> None:
-        words = error if isinstance(error, dict) else {}
-        self.kind = _text(words.get("class"))
-        self.description = _text(words.get("desc"))
+        fields = error if isinstance(error, dict) else {}
+        self.kind = _text(fields.get("class"))
+        self.description = _text(fields.get("desc"))
         super().__init__(f"{command}: {self.description}")
 
 
 def socket_path(scope: Scope, vm: str, socket: str) -> str:
-    """Return where a VM has `socket`, as `scope` names it: elsewhere if an earlier version started the VM."""
+    """Return the path of a VM's socket. Versions before 0.2 created it in another directory."""
     earlier = scope.earlier_socket(vm, socket)
     return earlier if os.path.lexists(earlier) else socket
 
@@ -70,15 +68,15 @@ def peer_pid(connection: _socket.socket) -> int:
 
 
 class Channel:
-    """A connection to one monitor socket, as a context manager; who builds on it gives the lines a meaning.
+    """A connection to one monitor socket; a context manager. Subclasses send commands and read replies.
 
-    Connects and reads the greeting before the constructor returns; a client leaves the negotiation mode too.
+    The constructor connects and reads the greeting; a client also leaves the negotiation mode.
 
-    path: the UNIX socket. timeout: seconds for connecting, and for each command unless it names its own.
-    peer: the process that must listen there. The socket lies in a directory of QEMU's own, so root
-    has to make sure that it speaks with this VM's QEMU and not, through a link, with another's.
+    path: the UNIX socket. timeout: seconds for connecting, and for each command without its own timeout.
+    peer: the process that must listen there. QEMU can write to the directory of the socket, so root
+    must make sure that it is connected to this VM's QEMU and not, through a link, to another's.
     directory: an open descriptor of the socket's directory, for a user who may not search those above it.
-    A connect that fails leaves no socket open. Raises MonitorGone, MonitorBusy, MonitorTimeout.
+    No socket stays open after an error. Raises MonitorGone, MonitorBusy, MonitorTimeout.
     """
 
     def __init__(
@@ -104,7 +102,7 @@ class Channel:
         self._socket.settimeout(max(0.001, deadline - time.monotonic()))
         try:
             self._socket.connect(self._address)
-        except (TimeoutError, BlockingIOError) as error:  # EAGAIN: others wait for it already
+        except (TimeoutError, BlockingIOError) as error:  # EAGAIN: other clients wait already
             raise MonitorBusy(f"the monitor {self.path} is busy: another client holds it") from error
         except OSError as error:
             raise MonitorGone(f"no monitor at {self.path}: {error.strerror or error}") from error
@@ -116,7 +114,7 @@ class Channel:
             raise MonitorGone(f"the monitor {self.path} is not that of process {peer}")
 
     def _negotiate(self, deadline: float) -> None:
-        """Do what comes before the first command of the caller's."""
+        """Do what precedes the caller's first command."""
         self._read_greeting(deadline)
 
     def _greets(self, line: bytes) -> bool:
@@ -133,7 +131,7 @@ class Channel:
             raise self._no_qmp()
 
     def _no_qmp(self) -> MonitorGone:
-        return MonitorGone(f"{self.path} does not speak QMP")
+        return MonitorGone(f"{self.path} is not a QMP socket")
 
     def __enter__(self) -> Self:
         return self
@@ -142,11 +140,11 @@ class Channel:
         self.close()
 
     def close(self) -> None:
-        """Close the connection; the socket is free for the next client."""
+        """Close the connection; the socket is available to the next client."""
         self._socket.close()
 
     def fileno(self) -> int:
-        """Return the descriptor, for select(2): readable means an event or the end."""
+        """Return the descriptor, for select(2): readable after an event or the end of the connection."""
         return self._socket.fileno()
 
     def _no_answer(self, command: str) -> MonitorTimeout:
@@ -170,10 +168,13 @@ class Channel:
         """Return the next message, without its end. Raises MonitorTimeout, MonitorGone."""
         while b"\n" not in self._buffer:
             left = deadline - time.monotonic()
-            if left <= 0 or not select.select([self._socket], [], [], left)[0]:
+            if left <= 0:  # QEMU may send without end
                 raise MonitorTimeout(f"no answer at {self.path} in time")
             try:
+                self._socket.settimeout(left)
                 chunk = self._socket.recv(65536)
+            except TimeoutError as error:
+                raise MonitorTimeout(f"no answer at {self.path} in time") from error
             except OSError as error:
                 raise MonitorGone(f"QEMU closed the monitor {self.path}") from error
             if not chunk or len(self._buffer) > LINE_MAX:
@@ -184,14 +185,14 @@ class Channel:
 
 
 class Client(Channel):
-    """A connection for commands without arguments; events are passed over. path, timeout, peer: as above."""
+    """A connection for commands without arguments; events are ignored. path, timeout, peer: as above."""
 
     def _negotiate(self, deadline: float) -> None:
         super()._negotiate(deadline)
         self.execute("qmp_capabilities", timeout=max(0.001, deadline - time.monotonic()))
 
     def execute(self, command: str, *, timeout: float | None = None) -> bytes:
-        """Run a command without arguments; return the line of its reply, without its blanks.
+        """Run a command without arguments; return the line of its reply, without spaces.
 
         timeout: seconds. Raises CommandRefused, MonitorTimeout, MonitorGone.
         """
@@ -201,7 +202,7 @@ class Client(Channel):
         return self._answer(command, self._last_id, deadline)
 
     def _answer(self, command: str, number: int, deadline: float) -> bytes:
-        """Return the reply to the command with this id, without its blanks."""
+        """Return the reply to the command with this id, without spaces."""
         ends = (b'"id":%d}' % number, b'"id":%d,' % number)
         while True:
             try:
@@ -217,7 +218,7 @@ class Client(Channel):
     def run_state(self) -> str:
         """Return the guest's run state: running, paused, io-error, … (RunState in qapi/run-state.json).
 
-        Raises as `execute` does, and MonitorGone for what is none.
+        Raises as `execute` does, and MonitorGone for any other reply.
         """
         return self._status(self.execute("query-status"))
 
@@ -227,9 +228,9 @@ class Client(Channel):
 
 
 class RunStateQuery(Client):
-    """A question for the guest's run state, put now and answered later: many VMs are asked at once.
+    """A query of the run state that is sent now and read later, so that many VMs work on it at once.
 
-    path, timeout: as for a Client; timeout counts for all of it. Raises as a Client does.
+    path, timeout: as for a Client; the timeout is for the whole query. Raises as a Client does.
     """
 
     _COMMANDS = ("qmp_capabilities", "query-status")
@@ -238,13 +239,13 @@ class RunStateQuery(Client):
         super().__init__(path, timeout=timeout)
 
     def _negotiate(self, deadline: float) -> None:
-        # QEMU reads one command after the other, so nothing has to be waited for in between.
+        # QEMU reads one command after the other, so all can be sent at once.
         self._deadline = deadline
         lines = [_command(command, number) for number, command in enumerate(self._COMMANDS, 1)]
         self._send("query-status", b"".join(lines), deadline)
 
     def answer(self, *, peer: int) -> str:
-        """Return the run state, as `run_state` does. peer: as for a Client; nobody else is believed."""
+        """Return the run state, as `run_state` does. peer: as for a Client."""
         self._require_peer(peer)
         self._read_greeting(self._deadline)
         reply = b""
@@ -254,12 +255,12 @@ class RunStateQuery(Client):
 
 
 def _command(command: str, number: int) -> bytes:
-    """Return the line of a command without arguments; `number` is the id that its reply will have."""
+    """Return the line of a command without arguments. number: the id that its reply has."""
     return b'{"execute": "%s", "id": %d}\n' % (command.encode(), number)
 
 
 def _refused(command: str, line: bytes) -> CommandRefused:
-    """Return the error for a line that holds one: only now is it worth reading."""
+    """Return the error for a reply that holds one."""
     import json
 
     try:
@@ -270,5 +271,5 @@ def _refused(command: str, line: bytes) -> CommandRefused:
 
 
 def _text(value: Any) -> str:
-    """Return what QEMU says in a form that a terminal can show: a guest may have taken QEMU over."""
+    """Return text of QEMU, which may be compromised, without what a terminal would interpret."""
     return "".join(char if char.isprintable() else "?" for char in str(value))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from qsysd.errors import QEMU_EXITED, QsysdError, TimeoutExpired
+from qsysd.errors import QsysdError, TimeoutExpired
 from qsysd.paths import Scope
 from qsysd.runtime.monitors import Monitors
 from qsysd.runtime.privileges import drop_privileges
@@ -15,27 +15,27 @@ TIMEOUT = 60.0  # seconds; a host under load is slow
 POLL_INTERVAL = 0.002  # seconds between two attempts to connect
 
 
-def ready(scope: Scope, vm: str) -> None:
-    """Return when QEMU answers QMP.
+def ready(scope: Scope, vm: str) -> bool:
+    """Return True when QEMU answers QMP, False when it exits: its own error is in the journal then.
 
-    Raises QsysdError when QEMU exits or refuses first, TimeoutExpired when it creates no monitor.
+    Raises QsysdError when QEMU does not answer, TimeoutExpired when it creates no monitor.
     """
     qemu = main_process()
     if qemu is None:
-        raise QsysdError("QEMU has already ended")
+        return False
     monitors = Monitors(scope, vm)
     drop_privileges(scope, vm, permanently=True)
     deadline = time.monotonic() + TIMEOUT
     while time.monotonic() < deadline:
         if qemu.has_exited(POLL_INTERVAL):
-            raise QsysdError(QEMU_EXITED)
+            return False
         try:
             # A separate thread of QEMU sends the greeting; a reply shows that the main loop runs.
             with monitors.connect("ready", max(0.1, deadline - time.monotonic())) as monitor:
                 monitor.execute("query-status")
-            return
+            return True
         except MonitorGone:
             continue  # QEMU has not created the socket yet, or does not listen yet
         except MonitorError as error:
             raise QsysdError(f"QEMU does not answer: {error}") from error
-    raise TimeoutExpired(f"QEMU made no monitor socket within {TIMEOUT:.0f} s")
+    raise TimeoutExpired(f"QEMU created no monitor socket within {TIMEOUT:.0f} s")

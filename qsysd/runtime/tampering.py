@@ -1,11 +1,11 @@
-"""TAPs that their QEMU changed: found from sysfs alone, and repaired.
+"""TAPs that their QEMU changed: detected from sysfs alone, and repaired.
 
-Whoever holds a TAP's descriptor may change the MAC and the owner of the TAP itself, with no privilege
-(SIOCSIFHWADDR and TUNSETOWNER of drivers/net/tun.c). QEMU never does; a compromised one can:
+The holder of a TAP's descriptor can change the MAC and the owner of the TAP itself without privileges
+(SIOCSIFHWADDR and TUNSETOWNER of drivers/net/tun.c). QEMU never does; a compromised QEMU can:
 
-MAC     The bridge delivers frames for the MAC of a port to the host. With another guest's, that guest
-        receives nothing. (Anti-spoofing does not let its frames out to the wrong TAP.)
-owner   Another local user could open the TAP once QEMU has let go of it, and send as this VM.
+MAC     The bridge delivers frames for the MAC of a port to the host. With another guest's MAC, that guest
+        receives nothing. (Anti-spoofing does not deliver its frames to the wrong TAP.)
+owner   Another local user could open the TAP after QEMU has closed it, and send as this VM.
 
 Both follow from the TAP's alias, which only root can change, and the owner of the VM's sockets. The
 repairs are counted in the TAP's device group (ip-link(8)): after some, it is taken off its bridge.
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 TUNGETIFF = 0x800454D2
-# The same number on all architectures (asm-generic/unistd.h).
+# The number is the same on all architectures (asm-generic/unistd.h).
 SYS_PIDFD_GETFD = 438
-# NET_ADDR_RANDOM of sysfs-class-net: nobody has set the MAC. A TAP of an older qsysd is like that.
+# NET_ADDR_RANDOM of sysfs-class-net: the MAC was never set, as in a TAP of an older qsysd.
 RANDOM = "1"
 
 
 class Change:
-    """A TAP that is not as it was created. `mac`, `owner`: what is there instead, or None."""
+    """A TAP that was changed. `mac`, `owner`: the present values, None where unchanged."""
 
     __slots__ = ("expected_owner", "mac", "owner", "port", "vm")
 
@@ -59,7 +59,7 @@ def check(scope: Scope) -> Iterator[str]:
 
 
 def find(scope: Scope) -> list[Change]:
-    """Return the TAPs on this host that are not as they were created."""
+    """Return the TAPs on this host that were changed."""
     found = []
     for tap, alias in taps.existing_taps().items():
         known = parse_alias(alias)
@@ -76,7 +76,7 @@ def find(scope: Scope) -> list[Change]:
         try:
             change.expected_owner = os.stat(scope.runtime(change.vm)).st_uid
         except FileNotFoundError:
-            owner = ""  # the VM has just ended
+            owner = ""  # the VM has just stopped
         if owner and int(owner) != change.expected_owner:
             change.owner = int(owner)
         if change.mac or change.owner is not None:
@@ -91,10 +91,10 @@ def repaired() -> list[tuple[str, str]]:
 
 
 def repair(scope: Scope) -> Iterator[str]:
-    """Restore the TAPs that were changed; yield what was found and done, for the journal."""
+    """Restore the TAPs that were changed; yield a line about each, for the journal."""
     if not find(scope):
         return
-    # Not in the middle of a start or a stop, which create and remove TAPs step by step.
+    # Not during a start or a stop, which create and remove TAPs in several steps.
     with taps.Lock(scope, exclusive=True):
         for change in find(scope):
             try:
@@ -122,7 +122,7 @@ def _repair(change: Change) -> str:
 
 
 def _restore_entry(mac: str) -> None:
-    """Let the bridge know again where a guest's MAC is, which it otherwise learns from its next frame."""
+    """Set the bridge's entry for a guest's MAC, which it otherwise learns from the guest's next frame."""
     for alias in taps.existing_taps().values():
         known = parse_alias(alias)
         if known and known[1].mac == mac:
@@ -130,9 +130,9 @@ def _restore_entry(mac: str) -> None:
 
 
 def _restore_owner(change: Change) -> bool:
-    """Give the TAP back to the VM's user, on a copy of QEMU's descriptor: the kernel lets nobody else attach.
+    """Restore the TAP's owner through a copy of QEMU's descriptor: nobody else can attach to the TAP.
 
-    Return False where no process of the VM has it.
+    Return False where no process of the VM has it open.
     """
     for pid in _processes(change.vm):
         for number in _descriptors(pid):
@@ -151,15 +151,15 @@ def _set_owner(tun: int, tap: str, owner: int) -> None:
     try:
         fcntl.ioctl(tun, TUNGETIFF, request)
     except OSError:
-        return  # QEMU chooses what it opens: it may have no TAP, or be of the device's path only (O_PATH)
+        return  # QEMU may have opened the device without attaching to a TAP, or its path only (O_PATH)
     if request[:16].rstrip(b"\0") == tap.encode():
         fcntl.ioctl(tun, taps.TUNSETOWNER, owner)
 
 
 def _processes(vm: str) -> Iterator[int]:
-    """Yield the processes in the control group of a VM's unit, whatever slice that is in.
+    """Yield the processes in the control group of a VM's unit, in whichever slice it is.
 
-    A container may run a VM of that name too: its network namespace is another.
+    A container may run a VM of the same name, in another network namespace.
     """
     here = os.readlink("/proc/thread-self/ns/net")
     for entry in filter(str.isdigit, os.listdir("/proc")):
@@ -170,7 +170,7 @@ def _processes(vm: str) -> Iterator[int]:
             if not mine or os.readlink(f"/proc/{entry}/ns/net") != here:
                 continue
         except OSError:
-            continue  # it has ended
+            continue  # it has exited
         yield int(entry)
 
 
@@ -180,7 +180,7 @@ def _descriptors(pid: int) -> Iterator[int]:
     try:
         entries = os.listdir(f"/proc/{pid}/fd")
     except OSError:
-        return  # it has ended
+        return  # it has exited
     for entry in entries:
         try:
             if os.stat(f"/proc/{pid}/fd/{entry}").st_rdev == device:

@@ -30,6 +30,7 @@ from qsysd.paths import Scope
 from qsysd.runtime import (
     console_logs,
     helper,
+    readiness,
     shutdown,
     vm_directory,
 )
@@ -215,7 +216,7 @@ def test_odd_arguments_are_a_usage_error(arguments: list[str]) -> None:
     assert helper.main(arguments) == InvalidError.code
 
 
-def test_an_error_is_told_in_one_line_with_its_status(
+def test_an_error_is_one_line_and_its_exit_status(
     monkeypatch: pytest.MonkeyPatch, journal: Callable[[], list[str]]
 ) -> None:
     def fail(scope: Scope, vm: str) -> None:
@@ -224,3 +225,13 @@ def test_an_error_is_told_in_one_line_with_its_status(
     monkeypatch.setattr(shutdown, "stop", fail)
     assert helper.main(["stop", "web1"]) == 7
     assert journal() == ["no bridge (make one)"]
+
+
+@pytest.mark.parametrize(("answers", "status"), [(True, 0), (False, 1)])
+def test_a_qemu_that_exits_before_it_answers_fails_the_start_without_another_line(
+    monkeypatch: pytest.MonkeyPatch, journal: Callable[[], list[str]], answers: bool, status: int
+) -> None:
+    """QEMU's own error is then the last line in the journal."""
+    monkeypatch.setattr(readiness, "ready", lambda scope, vm: answers)
+    assert helper.main(["ready", "web1"]) == status
+    assert journal() == []

@@ -194,7 +194,7 @@ def test_an_odd_time_out_is_refused(
 def test_a_qemu_is_ready_when_its_main_loop_answers(qemu: StandIn, scope: Scope) -> None:
     answers = {"query-status": {"status": "running"}}
     peer = qemu.monitor(lambda connection: connection.serve(answers), "ready")
-    readiness.ready(scope, VM)
+    assert readiness.ready(scope, VM)
     assert peer.commands == ["qmp_capabilities", "query-status"]
 
 
@@ -209,14 +209,13 @@ def test_a_socket_that_comes_late_and_listens_later(qemu: StandIn, scope: Scope)
 
     timer = threading.Timer(0.1, begin)
     timer.start()
-    readiness.ready(scope, VM)
+    assert readiness.ready(scope, VM)
     timer.join()
 
 
 def test_a_qemu_that_refuses_its_options_is_not_ready(qemu: StandIn, scope: Scope) -> None:
     qemu.end()
-    with pytest.raises(QsysdError, match="exited before it answered"):
-        readiness.ready(scope, VM)
+    assert not readiness.ready(scope, VM)
 
 
 def test_a_qemu_that_ends_while_it_is_asked_is_not_ready(qemu: StandIn, scope: Scope) -> None:
@@ -226,8 +225,7 @@ def test_a_qemu_that_ends_while_it_is_asked_is_not_ready(qemu: StandIn, scope: S
         qemu.end()
 
     qemu.monitor(script, "ready")
-    with pytest.raises(QsysdError, match="exited before it answered"):
-        readiness.ready(scope, VM)
+    assert not readiness.ready(scope, VM)
 
 
 @pytest.mark.parametrize("what", ["no socket", "no greeting", "no answer", "garbage"])
@@ -258,8 +256,7 @@ def test_a_qemu_that_hangs_is_not_ready(
 
 def test_without_a_process_nothing_is_ready(scope: Scope, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MAINPID", raising=False)
-    with pytest.raises(QsysdError, match="already ended"):
-        readiness.ready(scope, VM)
+    assert not readiness.ready(scope, VM)
 
 
 # an upgrade
@@ -272,7 +269,7 @@ def test_a_vm_that_an_earlier_version_started_is_ready_and_stops(qemu: StandIn, 
         assert path == f"run/qsysd/vms/{VM}/qmp-{purpose}.sock"
         peer = Peer(path, lambda connection: connection.serve(qemu.obedient()))
         qemu.peers[purpose] = qemu.stack.enter_context(peer)
-    readiness.ready(scope, VM)
+    assert readiness.ready(scope, VM)
     shutdown.stop(scope, VM)
     assert qemu.commands() == ["system_powerdown"]
     assert not qemu.is_running()

@@ -412,7 +412,7 @@ GARBAGE = [
 @pytest.mark.parametrize("greeting", GARBAGE, ids=range(len(GARBAGE)))
 def test_garbage_in_the_greetings_place(client: AnyClient, serve: Serve, greeting: bytes) -> None:
     serve(raw(greeting))
-    with pytest.raises(MonitorGone, match="does not speak QMP"):
+    with pytest.raises(MonitorGone, match="is not a QMP socket"):
         client("qmp.sock")
 
 
