@@ -8,7 +8,7 @@ from qsysd import image_names, paths
 from qsysd.errors import NotFoundError
 from qsysd.host import locks
 from qsysd.host.context import Host
-from qsysd.images import Image, Users
+from qsysd.images.catalog import Image, Users
 from qsysd.names import in_order
 
 

@@ -14,7 +14,7 @@ from qsysd.store import Store
 from qsysd.systemd import Systemd
 
 if TYPE_CHECKING:
-    from qsysd.images import Images
+    from qsysd.images.catalog import Images
 
 
 class Host:
@@ -41,7 +41,7 @@ class Host:
         if self._images is not None:
             return self._images
         # Few verbs use images, and the package is large.
-        from qsysd.images import Images
+        from qsysd.images.catalog import Images
 
         return Images(self.scope)
 

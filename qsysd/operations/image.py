@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from qsysd.host import base_images
 from qsysd.host.changes import changing_images, recover
 from qsysd.host.context import Host
-from qsysd.images import Image, Users
+from qsysd.images.catalog import Image, Users
 from qsysd.values import printable
 
 

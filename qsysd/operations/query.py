@@ -14,6 +14,7 @@ from qsysd.errors import QsysdError
 from qsysd.host import intents
 from qsysd.host.context import Host
 from qsysd.host.listing import ListedVM, listed
+from qsysd.images import formats
 
 if TYPE_CHECKING:
     from qsysd.model.nic import Nic
@@ -139,8 +140,6 @@ def _disks(host: Host, name: str) -> list[DiskStatus]:
 
 
 def _virtual_size(path: str) -> int | None:
-    from qsysd.images import formats
-
     try:
         return formats.read_header(path).virtual_size
     except (OSError, formats.BrokenImageError):

@@ -16,7 +16,7 @@ from own_host import OwnHost
 from stand_ins import StandIns
 from unit_steps import VM, StandIn
 
-from qsysd.images import Images
+from qsysd.images.catalog import Images
 from qsysd.operations import setup
 from qsysd.paths import Scope
 from qsysd.qemu import machine_types

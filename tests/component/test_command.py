@@ -114,7 +114,7 @@ def test_what_is_done_often_loads_little(run: Run, words: str) -> None:
     heavy_parts = {
         "config.load",
         "render",
-        "images",
+        "images.catalog",
         "network",
         "runtime.taps",
         "seed",

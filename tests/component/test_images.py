@@ -18,7 +18,8 @@ from image_files import BOOT_SIGNATURE, HOSTILE, MIB, backing_on, info, qemu_img
 from stand_ins import StandIns
 
 from qsysd.errors import ExistsError, InvalidError, NotFoundError, QsysdError, StateError, TimeoutExpired
-from qsysd.images import Images, convert, detect, formats, staging
+from qsysd.images import convert, detect, formats, staging
+from qsysd.images.catalog import Images
 from qsysd.paths import Scope
 
 SIZE = 8 * MIB
@@ -344,7 +345,7 @@ def test_a_full_disk_during_import(images: Images, scope: Scope, disk: Path, sta
 SLOW_QEMU_IMG = "echo $$ > {pid}; sleep 60"
 IMPORT = """
 import sys
-from qsysd.images import Images
+from qsysd.images.catalog import Images
 from qsysd.paths import Scope
 Images(Scope(sys.argv[1])).import_file(sys.argv[2], "base")
 """

@@ -22,7 +22,8 @@ from image_files import MIB, info, qemu_img
 from stand_ins import StandIns
 
 from qsysd.errors import ExistsError, HostError, InvalidError, QsysdError
-from qsysd.images import Images, build, sources
+from qsysd.images import build, sources
+from qsysd.images.catalog import Images
 from qsysd.paths import Scope
 from qsysd.runtime import spawn
 
@@ -240,7 +241,7 @@ def test_scripts_are_valid_shell() -> None:
 
 BUILD = """
 import sys
-from qsysd.images import Images
+from qsysd.images.catalog import Images
 from qsysd.paths import Scope
 Images(Scope(sys.argv[1])).build("debian")
 """

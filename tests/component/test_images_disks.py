@@ -12,7 +12,8 @@ from image_files import BOOT_SIGNATURE, MIB, info, qemu_img
 from stand_ins import StandIns
 
 from qsysd.errors import ExistsError, InvalidError, QsysdError
-from qsysd.images import Images, formats
+from qsysd.images import formats
+from qsysd.images.catalog import Images
 from qsysd.images.formats import BrokenImageError
 from qsysd.paths import Scope
 

@@ -10,7 +10,7 @@ from image_files import BOOT_SIGNATURE, MIB, qemu_img
 from stand_ins import StandIns
 
 from qsysd.errors import InvalidError, QsysdError
-from qsysd.images import Images
+from qsysd.images.catalog import Images
 from qsysd.paths import Scope
 
 

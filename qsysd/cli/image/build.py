@@ -13,7 +13,7 @@ from qsysd.cli.image.output import print_image
 from qsysd.errors import InvalidError
 
 if TYPE_CHECKING:
-    from qsysd.images import Image
+    from qsysd.images.catalog import Image
 
 
 @click.command("build")

@@ -17,7 +17,7 @@ from qsysd.image_names import import_command
 from qsysd.values import printable
 
 if TYPE_CHECKING:
-    from qsysd.images import Image
+    from qsysd.images.catalog import Image
 
 
 def _local_file(_ctx: click.Context, _parameter: click.Parameter, file: str) -> str:

@@ -12,7 +12,7 @@ from qsysd.cli.common import call, json_option, make_host
 from qsysd.cli.output import print_json, print_table
 
 if TYPE_CHECKING:
-    from qsysd.images import Image
+    from qsysd.images.catalog import Image
 
 
 @click.command("list")

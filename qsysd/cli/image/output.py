@@ -11,7 +11,7 @@ from qsysd import values
 from qsysd.cli.output import print_json
 
 if TYPE_CHECKING:
-    from qsysd.images import Image
+    from qsysd.images.catalog import Image
 
 
 def print_image(image: Image, *, as_json: bool) -> None:
