@@ -15,6 +15,8 @@ from typing import Any
 from qsysd.model.parsers import Parser
 
 _KEY = "qsysd"
+# By model: deriving them takes half of the time in which a definition is read (480 against 250 µs).
+_DECLARATIONS: dict[type, dict[str, Declaration]] = {}
 
 
 class Change(StrEnum):
@@ -121,14 +123,17 @@ def _metadata(model: type, name: str) -> Mapping[str, Any]:
 
 def declarations(model: type) -> dict[str, Declaration]:
     """Return the declarations of a model's fields by their names, in the order of a definition."""
-    found = {}
-    for each in dataclasses.fields(model):
-        declared = dict(each.metadata[_KEY])
-        key = declared.pop("key")
-        if key is None:
-            key = "" if isinstance(declared["kind"], Inline) else each.name
-        found[each.name] = Declaration(name=each.name, key=key, default=each.default, **declared)
-    return found
+    if model not in _DECLARATIONS:
+        _DECLARATIONS[model] = {each.name: _declaration(each) for each in dataclasses.fields(model)}
+    return _DECLARATIONS[model]
+
+
+def _declaration(field: dataclasses.Field[Any]) -> Declaration:
+    declared = dict(field.metadata[_KEY])
+    key = declared.pop("key")
+    if key is None:
+        key = "" if isinstance(declared["kind"], Inline) else field.name
+    return Declaration(name=field.name, key=key, default=field.default, **declared)
 
 
 def parts(model: type) -> list[type]:
