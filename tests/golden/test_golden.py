@@ -1,4 +1,4 @@
-"""YAML in; argv, environment file, drop-in, seed documents, units and network files out, to the letter."""
+"""Definitions, and everything that is rendered from them, compared with files to the byte."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def spec_of(case: Path) -> VMSpec:
 
 
 def compare(directory: str, files: dict[str, str], regenerate: bool) -> None:
-    """Compare texts with the expected files of a directory, or write those."""
+    """Compare texts with the expected files of a directory, or write the files."""
     expected = HERE / "expected" / directory
     if regenerate:
         expected.mkdir(parents=True, exist_ok=True)
@@ -36,12 +36,14 @@ def compare(directory: str, files: dict[str, str], regenerate: bool) -> None:
             (expected / name).write_text(text)
     assert {path.name for path in expected.iterdir()} == set(files)
     for name, text in files.items():
-        assert text == (expected / name).read_text(), f"{directory}/{name}; meant so? --regenerate"
+        assert text == (expected / name).read_text(), (
+            f"{directory}/{name}: if the change is intended, --regenerate"
+        )
 
 
 @pytest.fixture
 def regenerate(request: pytest.FixtureRequest) -> bool:
-    """Tell whether expected files are to be written."""
+    """Return whether expected files are written instead of compared."""
     return bool(request.config.getoption("--regenerate"))
 
 
@@ -71,7 +73,7 @@ def test_vm(case: Path, regenerate: bool) -> None:
     ],
 )
 def test_an_upgrade_from_unnamed_devices_makes_no_vm_wait_for_a_restart(case: str, digest: str) -> None:
-    # The digests of these definitions in the last version before named devices: not to be changed here.
+    # The digests of the last version before named devices. Do not change them: see docs/contributing.md.
     assert render.vm(spec_of(HERE / f"cases/{case}.yaml"), SCOPE).digest == digest
 
 
@@ -102,11 +104,11 @@ def test_examples_are_valid(example: Path) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.stem)
-def test_definition_says_what_the_spec_says(case: Path) -> None:
+def test_a_dumped_definition_gives_the_same_spec(case: Path) -> None:
     spec = spec_of(case)
     assert load.parse_vm(dump.dump_vm(spec), case.name) == spec
 
 
-def test_nothing_is_expected_of_what_is_not_there() -> None:
+def test_each_expected_directory_belongs_to_a_case() -> None:
     directories = {case.stem for case in (*CASES, *NETWORKS)} | {"unit-252", "unit-257"}
     assert {path.name for path in (HERE / "expected").iterdir()} == directories

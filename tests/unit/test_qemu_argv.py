@@ -1,4 +1,4 @@
-"""QEMU's argument list, feature by feature; the whole of it is in tests/golden/."""
+"""QEMU's arguments by feature; complete command lines are in tests/golden."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_identity_and_size() -> None:
     assert options(arguments, "-machine") == ["pc-q35-7.2"]
     assert options(arguments, "-m") == ["size=512M"]
     assert options(arguments, "-smp") == ["cpus=2"]
-    # not from files on the host that an administrator forgot about
+    # no options from configuration files of the host
     assert {"-nodefaults", "-no-user-config"} <= set(arguments)
 
 
@@ -46,7 +46,7 @@ def test_the_sandbox_denies_programs_and_privileges() -> None:
     assert value == "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
 
-def test_each_purpose_has_a_monitor_of_its_own() -> None:
+def test_each_purpose_has_a_dedicated_monitor() -> None:
     arguments = build()
     sockets = [fields(value) for value in options(arguments, "-chardev") if "monitor" in value]
     assert [socket["path"] for socket in sockets] == [
@@ -83,14 +83,14 @@ def test_a_comma_in_a_path_is_doubled() -> None:
         (None, (Disk("disk0", 1),), 1),
     ],
 )
-def test_an_image_brings_the_first_disk(image: str | None, disks: tuple[Disk, ...], count: int) -> None:
+def test_a_vm_with_an_image_has_a_disk(image: str | None, disks: tuple[Disk, ...], count: int) -> None:
     spec = vm(image=image, disks=disks, seed=False)
     assert len(disk.disks(spec)) == count
     arguments = argv.build(spec, SCOPE)
     devices = [fields(value) for value in options(arguments, "-device") if "virtio-blk" in value]
     assert [device["drive"] for device in devices] == [f"disk{index}" for index in range(count)]
     assert [device["bootindex"] for device in devices] == [str(index + 1) for index in range(count)]
-    # a full disk of the host pauses the VM
+    # A full disk of the host pauses the VM.
     assert all((device["werror"], device["rerror"]) == ("stop", "stop") for device in devices)
 
 
@@ -110,14 +110,14 @@ def test_each_nic_has_its_tap_and_its_mac() -> None:
     arguments = build(nics=nics)
     netdevs = [fields(value) for value in options(arguments, "-netdev")]
     assert [netdev["ifname"] for netdev in netdevs] == ["qv-web1-0", "qv-web1-1"]
-    # QEMU is not to run programs as it pleases
+    # QEMU runs no scripts for its network.
     assert all((netdev["script"], netdev["downscript"]) == ("no", "no") for netdev in netdevs)
     devices = [fields(value) for value in options(arguments, "-device") if "virtio-net" in value]
     assert [device["mac"] for device in devices] == [nic.mac for nic in nics]
     assert [device["netdev"] for device in devices] == [netdev["id"] for netdev in netdevs]
 
 
-def test_no_nic_is_no_network() -> None:
+def test_a_vm_without_nics_has_no_netdev() -> None:
     assert not options(build(nics=()), "-netdev")
 
 
@@ -125,17 +125,17 @@ def test_direct_kernel_boot() -> None:
     arguments = build(kernel=Kernel("/srv/vmlinuz", "/srv/initrd", 'console=ttyS0 x="a, b"'))
     assert options(arguments, "-kernel") == ["/srv/vmlinuz"]
     assert options(arguments, "-initrd") == ["/srv/initrd"]
-    # no option list: a comma is a comma
+    # The value is not an option list: commas are not doubled.
     assert options(arguments, "-append") == ['console=ttyS0 x="a, b"']
 
 
-def test_a_kernel_may_come_alone() -> None:
+def test_a_kernel_without_initrd_and_command_line() -> None:
     arguments = build(kernel=Kernel("/srv/vmlinuz"))
     assert not options(arguments, "-initrd") + options(arguments, "-append")
     assert not options(build(), "-kernel")
 
 
-def test_what_a_person_adds_comes_last_and_unchanged() -> None:
+def test_qemu_args_come_last_and_unchanged() -> None:
     own = ("-device", "usb-ehci,id=usb0", "-name", "a,b")
     assert build(qemu_args=own)[-4:] == list(own)
 
@@ -154,7 +154,7 @@ def test_ids_are_unique() -> None:
     assert len(set(ids)) == len(ids)
 
 
-def test_the_accelerator_is_chosen_apart() -> None:
+def test_accelerator_and_cpu_model_are_separate_arguments() -> None:
     for accel in Accel:
         assert "-accel" not in build(accel=accel)
         assert "-cpu" not in build(accel=accel)
