@@ -1,6 +1,6 @@
-"""Where everything is: directories, files and unit names.
+"""Locations: directories, files and unit names.
 
-The only module that knows the scope. A `Scope` is plain data; nothing here touches the disk.
+Only this module depends on the scope. A `Scope` is plain data; nothing here accesses the disk.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ UNIT_PREFIX = "qemu-vm@"
 UNIT_TEMPLATE = "qemu-vm@.service"
 UNIT_PATTERN = "qemu-vm@*.service"
 
-# A VM's drop-in that qsysd renders, and the variable in it that tells one rendering from another.
+# The drop-in that qsysd renders for a VM, and the variable in it that identifies the rendering.
 DROP_IN = "50-qsysd.conf"
 DROP_IN_MARK = "QSYSD_DROP_IN"
-# What the application identifier of a VM's seed begins with; the digest of its documents follows.
+# The application identifier of a VM's seed is this and the digest of its documents.
 SEED_MARK = "QSYSD-SEED "
 
 # Linux's IFNAMSIZ is 16 bytes with the closing NUL; sockaddr_un holds 108 with it (unix(7)).
@@ -39,7 +39,7 @@ TAP_PREFIXES = ("qv-", "qv_")
 
 # Files for the locks of all VMs, and as many for those of the images.
 LOCK_FILES = 256
-# Locks that are no VM's.
+# Locks that do not belong to a VM.
 ADDRESSES = ":addresses"
 SETUP = ":setup"
 TAPS = ":taps"
@@ -51,7 +51,7 @@ def is_name(text: str) -> bool:
 
 
 def is_device_name(text: str) -> bool:
-    """Return whether `text` can name a disk or a NIC of a VM, as DEVICE_NAME_RULE says."""
+    """Return whether `text` can name a disk or a NIC of a VM, by DEVICE_NAME_RULE."""
     return (
         0 < len(text) <= DEVICE_NAME_MAX
         and text[0] in _NAME_FIRST
@@ -65,12 +65,12 @@ def unit(vm: str) -> str:
 
 
 def vm_of_unit(name: str) -> str:
-    """Return the VM's name from its unit's."""
+    """Return the name of the VM of a unit."""
     return name.removeprefix("qemu-vm@").removesuffix(".service")
 
 
 def network_unit(network: str) -> str:
-    """Return the unit that holds a network's bridge and firewall rules."""
+    """Return the unit of a network's bridge and firewall rules."""
     return f"qsysd-network@{network}.service"
 
 
@@ -92,7 +92,7 @@ def is_disk(file: str) -> bool:
 class Scope:
     """The directories of one scope (`--system`: root's systemd), and every file in them.
 
-    `root` moves all of them below another directory, for tests.
+    root: the directory that contains all of them, for tests.
     """
 
     def __init__(self, root: str = "/") -> None:
@@ -114,15 +114,14 @@ class Scope:
         self.network_state_dir = os.path.join(self.state_dir, "networks")
         self.intents_dir = os.path.join(self.state_dir, "intents")
         self.known_hosts_dir = os.path.join(self.state_dir, "known_hosts")
-        # What the units call. A copy outside the package's own files, so that removing or
-        # upgrading the package takes nothing away from a running VM.
+        # What the units run: a copy outside the package, so that running VMs do not depend on it.
         self.helper_dir = os.path.join(self.state_dir, "helper")
 
         self.runtimes_dir = os.path.join(self.runtime_dir, "vms")
         self.roots_dir = os.path.join(self.runtime_dir, "roots")
         self.started_dir = os.path.join(self.runtime_dir, "started")
         self.locks_dir = os.path.join(self.runtime_dir, "locks")
-        # There once the host has begun to shut down: qsysd-shutdown.service makes it.
+        # Exists after the host has begun to shut down; qsysd-shutdown.service creates it.
         self.shutdown_mark = os.path.join(self.runtime_dir, "shutdown")
         self.acceleration_file = os.path.join(self.runtime_dir, "acceleration.env")
         self.journal_socket = os.path.join(self.runtime_root, "systemd/journal/socket")
@@ -138,7 +137,7 @@ class Scope:
         return os.path.join(self.definitions_dir, f"{vm}.env")
 
     def drop_in_dir(self, vm: str) -> str:
-        """Return the directory of the VM's drop-ins, ours and a person's own."""
+        """Return the directory of the VM's drop-ins, qsysd's and the administrator's."""
         return os.path.join(self.unit_dir, f"{unit(vm)}.d")
 
     def drop_in(self, vm: str) -> str:
@@ -158,19 +157,19 @@ class Scope:
         return os.path.join(self.vm_dir(vm), "seed.iso")
 
     def console_log(self, vm: str) -> str:
-        """Return the file that keeps what the guest wrote to its serial console."""
+        """Return the log of the guest's serial console."""
         return os.path.join(self.vm_dir(vm), "console.log")
 
     def known_hosts(self, vm: str) -> str:
-        """Return the file of the guest's ssh host keys, as ssh first saw them."""
+        """Return the file of the guest's SSH host keys, as of the first connection."""
         return os.path.join(self.known_hosts_dir, vm)
 
     def intent(self, vm: str, verb: str) -> str:
-        """Return the durable intent of a command that changes the VM. No name holds a dot."""
+        """Return the durable intent of a command that changes the VM. No name contains a dot."""
         return os.path.join(self.intents_dir, f"vm.{vm}.{verb}.json")
 
     def seed_scratch(self, vm: str) -> str:
-        """Return the directory in which the VM's seed is put together."""
+        """Return the directory in which the VM's seed is built."""
         return os.path.join(self.runtime_dir, "seeds", vm)
 
     def runtime(self, vm: str) -> str:
@@ -186,11 +185,11 @@ class Scope:
         return os.path.join(self.vm_dir(vm), "console.sock")
 
     def earlier_socket(self, vm: str, socket: str) -> str:
-        """Return where versions before 0.2 had a monitor or console: a VM that they started has it there."""
+        """Return the path of a monitor or console of a VM that a version before 0.2 started."""
         return os.path.join(self.runtime(vm), os.path.basename(socket))
 
     def root_dir(self, vm: str) -> str:
-        """Return the directory that becomes QEMU's root: what it may see is mounted there for it alone."""
+        """Return the directory that becomes QEMU's root; systemd mounts into it what QEMU can see."""
         return os.path.join(self.roots_dir, vm)
 
     def started_record(self, vm: str) -> str:
@@ -220,7 +219,7 @@ class Scope:
         return os.path.join(self.network_state_dir, network)
 
     def dhcp_hosts_dir(self, network: str) -> str:
-        """Return dnsmasq's dhcp-hostsdir: a file a VM."""
+        """Return dnsmasq's dhcp-hostsdir: one file per VM."""
         return os.path.join(self.network_dir(network), "hosts.d")
 
     def dhcp_host(self, network: str, vm: str) -> str:
@@ -228,7 +227,7 @@ class Scope:
         return os.path.join(self.dhcp_hosts_dir(network), vm)
 
     def leases(self, network: str) -> str:
-        """Return dnsmasq's lease file, in a directory that belongs to its user."""
+        """Return dnsmasq's lease file, in a directory of its user."""
         return os.path.join(self.network_dir(network), "dhcp", "leases")
 
     # an image's files
@@ -246,7 +245,7 @@ class Scope:
     def lock(self, name: str) -> str:
         """Return the lock file for a VM's name, `image:NAME`, ADDRESSES, SETUP or TAPS.
 
-        A fixed number of files serves all names of a kind. The kinds share none: a command that takes
+        A fixed number of files serves all names of a kind. The kinds share no file: a command that takes
         one lock inside another would wait for itself.
         """
         if name in (ADDRESSES, SETUP, TAPS):

@@ -1,4 +1,4 @@
-"""Programs that take long, and those on the caller's terminal; short ones are started by `runtime.spawn`."""
+"""Programs that take long, and those on the caller's terminal; `runtime.spawn` runs short ones."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def stream(
 ) -> subprocess.Popen[str]:
     """Start a program and return it with its output and errors merged in `stdout`, line by line.
 
-    For what takes long and reports its own progress. The caller waits for it and, when it gives up,
-    ends it: the program runs in a session of its own, so that `os.killpg` reaches its children.
-    keep: descriptors that it inherits. Raises HostError when it is not installed.
+    For a program that takes long and reports its progress. The caller waits for it or ends it: it runs in
+    a separate session, so that `os.killpg` reaches its children. keep: descriptors that it inherits.
+    Raises HostError if it is not installed.
     """
     command = [require(argv[0]), *argv[1:]]
     log_command(command)
@@ -39,10 +39,10 @@ def stream(
 class Follower:
     """A program that takes long, line by line; used in a `with` block.
 
-    Iterating gives each line that it prints, without its end, as soon as it comes (carriage returns
-    end lines too), and None for each second of silence, so that the caller can say that time goes by.
-    On leaving the block, however that happens, the program and what it started in its session are
-    gone, and `returncode` is set. When this process is killed, the kernel kills the program.
+    Iteration yields each line of its output, without its end, as soon as it arrives (carriage returns
+    end lines too), and None after each second without output, so that the caller can report progress.
+    At the end of the block the program and its session are ended, also after an error, and `returncode`
+    is set. If this process is killed, the kernel kills the program.
     """
 
     def __init__(
@@ -52,21 +52,20 @@ class Follower:
         *,
         keep: Sequence[int] = (),
     ) -> None:
-        # setpriv(1) is of util-linux, which every Debian host has; it becomes the program.
+        # setpriv(1), of the essential package util-linux, becomes the program.
         command = ["setpriv", "--pdeathsig", "KILL", "--", require(argv[0]), *argv[1:]]
         self._child = stream(command, extra_environment=extra_environment, keep=keep)
         self.returncode: int | None = None
         self._ended = False
 
     def __enter__(self) -> Follower:
-
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         return self
 
     def _read(self) -> None:
-        """Hand on what the program prints, and None when nobody can print any more."""
+        """Queue the lines of output, and None at its end."""
         assert self._child.stdout is not None
         for line in self._child.stdout:
             self._lines.put(line.rstrip())
@@ -99,10 +98,10 @@ class Follower:
 
     def __exit__(self, *_error: object) -> None:
         if not self._ended:
-            # Not waited for yet, so the number is still this program's.
+            # Not waited for yet, so the process ID is still this program's.
             os.killpg(self._child.pid, signal.SIGKILL)
         self.returncode = self._child.wait()
-        # Its end is the end of all that held the output: what they wrote into is nobody's now.
+        # All processes that had the pipe open have ended, so the reader reaches its end.
         self._reader.join(timeout=10)
 
 

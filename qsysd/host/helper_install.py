@@ -1,8 +1,8 @@
-"""What VMs need to go on without the package: the units, and a copy of the helper that they call.
+"""What VMs need without the package: the units, and a copy of the helper that they run.
 
-The helper is copied to a directory named by its digest, and `current` points to it: an upgrade changes
-it in one step, and a removal of the package takes nothing away. Each file is compared with what this
-version installs, the compiled ones with the digests that were written when they were compiled.
+The helper is copied to a directory named by its digest, and the symlink `current` points to it: an
+upgrade replaces it in one step, and removing the package removes nothing that VMs need. Each file is
+compared with what this version installs, compiled files with the digests from their compilation.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
 from qsysd.runtime.helper import main
 
 status = main(sys.argv[1:])
-# Not sys.exit: taking the interpreter apart would cost each start and stop some milliseconds.
+# Not sys.exit: interpreter teardown takes some milliseconds of each start and stop.
 sys.stdout.flush()
 sys.stderr.flush()
 os._exit(status)
 """
-# ExecStopPost runs after every end. Mostly `stop` has seen to all before it, and at a host's shutdown
-# nothing is left to clean up: no reason to start Python, twenty times at once.
+# ExecStopPost runs after every end of a unit. Usually `stop` has cleaned up before it, and host shutdown
+# needs no cleanup: Python is not started then.
 AFTER_STOP = """\
 [ -e {shutdown_mark} ] || [ ! -e {roots_dir}/"$1" ] || exec {helper} after-stop "$1"
 """
@@ -59,7 +59,7 @@ COMPILED = "compiled.sha256"
 
 
 def python() -> str:
-    """Return the interpreter for the helper: the system's own, which the sandbox can see."""
+    """Return the interpreter for the helper: the system's."""
     system = "/usr/bin/python3"
     return system if os.path.exists(system) else os.path.realpath(sys.executable)
 
@@ -75,7 +75,7 @@ def after_stop(host: Host) -> str:
 
 
 def differences(host: Host) -> list[str]:
-    """Return the paths of units and the helper's files that are not what this version installs."""
+    """Return the paths of units and of the helper's files that differ from what this version installs."""
     texts = _helper_texts(host)
     current = os.path.join(host.scope.helper_dir, "current")
     found = list(_damaged(current, texts))
@@ -85,7 +85,7 @@ def differences(host: Host) -> list[str]:
 
 
 def _is_intact(path: str, content: bytes | None) -> bool:
-    """Return whether a path is a regular file of root's that all can read, with this content."""
+    """Return whether a path is a regular file of root, readable by all, with this content."""
     try:
         status = os.lstat(path)
     except OSError:
@@ -129,7 +129,7 @@ def _is_named(directory: str, digest: str) -> bool:
 
 
 def _damaged(directory: str, texts: Mapping[str, str]) -> Iterator[str]:
-    """Yield the paths in a helper's directory that are not as they were installed."""
+    """Yield the paths in a helper's directory that differ from what was installed."""
     for name, text in texts.items():
         if not _is_intact(f"{directory}/{name}", text.encode()):
             yield f"{directory}/{name}"
@@ -154,13 +154,13 @@ def _sha256(content: bytes | None) -> str:
 
 
 def install_helper(host: Host) -> list[str]:
-    """Copy what the units call to a place outside the package, unless it is there and intact."""
+    """Install the helper outside the package, unless it exists and is intact; return what was done."""
     texts = _helper_texts(host)
     digest, current = _digest(texts), _current(host)
     helper_dir = host.scope.helper_dir
     if _is_named(current, digest) and not any(_damaged(f"{helper_dir}/{current}", texts)):
         return []
-    # A damaged one stays in its place, for units that use it now: the new one gets another name.
+    # A damaged helper stays, for units that use it now; the new one gets another name.
     name = digest if current != digest else f"{digest}-1"
     directory = f"{helper_dir}/{name}"
     if any(_damaged(directory, texts)):
@@ -189,11 +189,11 @@ def _build_helper(directory: str, texts: Mapping[str, str]) -> None:
 def _fill_helper(staging: str, texts: Mapping[str, str]) -> None:
     for path in (staging, *(f"{staging}/{name}" for name in _MODULE_DIRS)):
         os.makedirs(path)
-        os.chmod(path, 0o755)  # whatever the umask is
+        os.chmod(path, 0o755)  # regardless of the umask
     for name, text in texts.items():
         write_atomic(f"{staging}/{name}", text, 0o644)
-    # Compiled by the interpreter that will run it, which need not be this one. The sources are never looked
-    # at again, so their time stamps do not matter.
+    # Compiled by the interpreter that will run it, which may differ from this one. The sources are not read
+    # again, so their time stamps do not matter.
     spawn.run([python(), "-I", "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash", staging])
     lines = []
     for directory in (f"{name}/__pycache__" for name in _MODULE_DIRS):
@@ -207,7 +207,7 @@ def _fill_helper(staging: str, texts: Mapping[str, str]) -> None:
 
 
 def _remove_old_helpers(host: Host, keep: set[str | None]) -> None:
-    """Remove helpers older than the previous one, which may still be in the middle of a stop."""
+    """Remove helpers older than the previous one, which a running stop may still need."""
     for name in os.listdir(host.scope.helper_dir):
         if name not in keep:
             with suppress(QsysdError):  # the next set-up removes it
@@ -239,7 +239,7 @@ def _differing_units(host: Host, texts: Mapping[str, str]) -> list[str]:
 
 
 def install_units(host: Host) -> list[str]:
-    """Install the units; systemd reads them again only if one has changed."""
+    """Install the units, and reload systemd if one has changed; return what was done."""
     texts = unit_texts(host)
     changed = [os.path.basename(path) for path in _differing_units(host, texts)]
     for name in changed:
@@ -252,7 +252,7 @@ def install_units(host: Host) -> list[str]:
     host.systemd.reload()
     host.systemd.enable([name for name in texts if "@" not in name and "[Install]" in texts[name]])
     if host.systemd.active_units(paths.UNIT_PATTERN):
-        # A VM starts the timers that it wants; one that runs may have been started before they existed.
+        # A start of a VM starts the timers; a running VM may have been started before they existed.
         timers = [name for name in texts if name.endswith(".timer")]
         host.systemd.run_jobs("StartUnit", timers, timeout=20)
     return [f"installed {name}" for name in changed]

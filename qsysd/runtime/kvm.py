@@ -1,9 +1,9 @@
-"""Whether KVM truly runs a guest on this host: tried once, remembered until the host boots again.
+"""Whether KVM can run a guest on this host: tried once, recorded until the host boots again.
 
-/dev/kvm may exist and be useless: nested hosts were seen where QEMU aborts on an MSR, or where a
-guest crawls or hangs. So a guest of 190 bytes is run to its end: it sets up page tables, enters long
-mode, counts to a million, asks for CPUID and leaves through QEMU's isa-debug-exit device. A host
-that does this in time, with the CPU model that VMs get, is worth its KVM.
+/dev/kvm may exist and not work: on some nested hosts QEMU aborts on an MSR, or a guest is very slow or
+hangs. So a guest of 190 bytes is run: it sets up page tables, enters long mode, counts to a million,
+executes CPUID and exits through QEMU's isa-debug-exit device. KVM is used if this guest exits in time
+with the CPU model that VMs get.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from qsysd.errors import HostError
 from qsysd.files import read_bytes, write_atomic
 from qsysd.paths import Scope
 
-# Accelerator → the CPU model of guests that do not ask for one: all that the processor, or TCG, can do.
-# Under TCG but for two: a guest that hears of fast string instructions copies its memory with them, and
-# TCG does that byte by byte. Without, a Debian guest takes a tenth less to its prompt.
+# Accelerator → the default CPU model: all features of the processor, or of TCG without two. Guests copy
+# memory by fast string instructions where they exist, which TCG executes byte by byte; without them a
+# Debian guest boots to its prompt in a tenth less time.
 CPU_MODELS = {"kvm": "host", "tcg": "max,erms=off,fsrm=off"}
 
 # Assembled from (multiboot, loaded at 1 MiB):
@@ -32,11 +32,11 @@ _GUEST = (
     "yXX8D6KwKub09Ov9Zg8fRAAAAAAAAAAAAAAAAAAAAJogAA8AqAAQAA=="
 )
 _EXIT_STATUS = 0x2A << 1 | 1
-PROBE_TIMEOUT = 3.0  # seconds; a working KVM needs a tenth of one
+PROBE_TIMEOUT = 3.0  # seconds; a working KVM needs 0.1
 
 
 def probe() -> str | None:
-    """Run the guest under KVM. Return None when it worked, else why KVM is of no use here."""
+    """Run the guest under KVM. Return None if it worked, else the reason why KVM cannot be used."""
     import base64
     import tempfile
 
@@ -66,10 +66,10 @@ def probe() -> str | None:
 
 
 def ensure(scope: Scope, *, again: bool = False) -> None:
-    """Write the file that chooses the accelerator for VMs with `accel: auto`, if it is not there.
+    """Write the file with the accelerator for VMs with `accel: auto`, if it does not exist.
 
-    The file lies under /run and so lasts until the host boots again. VMs that start at the same time
-    wait for one probe. again: probe even if the file is there.
+    The file is in /run, so it lasts until the host boots again. VMs that start at the same time wait for
+    one probe. again: probe even if the file exists.
     """
     if _known(scope) and not again:
         return
@@ -82,14 +82,14 @@ def ensure(scope: Scope, *, again: bool = False) -> None:
             return
         reason = probe()
         accel = "tcg" if reason else "kvm"
-        # Before systemd 254, a backslash at its end makes the next line part of a comment.
-        words = "".join(filter(str.isprintable, reason or "")).rstrip("\\")
-        comment = f"# tcg: {words}" if reason else "# kvm: it ran a guest"
+        # Before systemd 254, a backslash at the end of a comment continues it on the next line.
+        text = "".join(filter(str.isprintable, reason or "")).rstrip("\\")
+        comment = f"# tcg: {text}" if reason else "# kvm: it ran a guest"
         write_atomic(scope.acceleration_file, f"{comment}\n{_settings(accel)}", 0o644)
 
 
 def _known(scope: Scope) -> tuple[str, str] | None:
-    """Return the accelerator and the reason that the file holds, None if it is missing or damaged."""
+    """Return the accelerator and the reason in the file, None if it is missing or damaged."""
     first, _, rest = (read_bytes(scope.acceleration_file) or b"").decode("utf-8", "replace").partition("\n")
     accel, _, reason = first.removeprefix("# ").partition(": ")
     return (accel, reason) if accel in CPU_MODELS and rest == _settings(accel) else None
@@ -101,7 +101,7 @@ def _settings(accel: str) -> str:
 
 
 def chosen(scope: Scope) -> tuple[str, str]:
-    """Return the accelerator for `accel: auto` on this host, and the reason. Probes if need be."""
+    """Return the accelerator for `accel: auto` on this host, and the reason; probe if it is unknown."""
     ensure(scope)
     known = _known(scope)
     if known is None:

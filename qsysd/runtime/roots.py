@@ -1,7 +1,6 @@
-"""The directory that becomes a VM's root: systemd mounts into it what QEMU may see.
+"""The directory that becomes QEMU's root: systemd mounts into it what QEMU can see.
 
-A start creates it first and a stop removes it last, so it also tells whether there is something to
-clean up.
+A start creates it first and a stop removes it last: it exists as long as there is something to clean up.
 """
 
 from __future__ import annotations
@@ -11,18 +10,18 @@ import stat
 
 from qsysd.runtime import trees
 
-# What systemd mounts into a VM's root, and what Debian has in the place of directories of old. systemd
-# itself would create /root with a mode that hides a kernel in it.
+# The mount points in a VM's root, and Debian's links in it. Without the first, systemd creates /root with a
+# mode that makes a kernel in it inaccessible.
 DIRECTORIES = ("dev", "etc", "proc", "root", "run", "sys", "tmp", "usr", "var", "var/tmp")
 LINKS = ("bin", "lib", "lib32", "lib64", "libx32", "sbin")
 
 
 def make(directory: str) -> None:
-    """Create a VM's root. What exists of it already stays."""
+    """Create a VM's root, or what is missing of it."""
     for name in ("", *DIRECTORIES):
         path = os.path.join(directory, name)
         os.makedirs(path, exist_ok=True)
-        os.chmod(path, 0o755)  # whatever the umask is: QEMU's user has to get through
+        os.chmod(path, 0o755)  # regardless of the umask: QEMU's user needs access
     for name in LINKS:
         link = os.path.join(directory, name)
         if os.path.isdir(f"/usr/{name}") and not os.path.lexists(link):
@@ -33,7 +32,7 @@ def _is_ours(status: os.stat_result, name: str, depth: int) -> bool:
     """Return whether qsysd or systemd created a file in a VM's root.
 
     systemd creates an empty file or directory for each mount point, and the link run/host/os-release.
-    Anything else was put there by a person, and stays.
+    Anything else is the administrator's, and stays.
     """
     if stat.S_ISLNK(status.st_mode):
         return (depth == 0 and name in LINKS) or (depth == 2 and name == "os-release")
@@ -41,5 +40,5 @@ def _is_ours(status: os.stat_result, name: str, depth: int) -> bool:
 
 
 def remove(directory: str) -> bool:
-    """Remove what qsysd and systemd created of a VM's root; return whether nothing is left of it."""
+    """Remove what qsysd and systemd created in a VM's root; return whether it no longer exists."""
     return trees.remove_some(directory, _is_ours)

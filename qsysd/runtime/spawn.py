@@ -1,7 +1,7 @@
-"""Run other programs: the only module that starts any.
+"""Run other programs to their end; `process` runs those that take long or need the terminal.
 
-Each program gets an argument list (never a shell string), a closed standard input, LANG=C.UTF-8 so
-that its messages can be matched, and, where it can hang, a deadline. With debugging on, each
+Each program gets an argument list (never a shell string), an empty standard input, LANG=C.UTF-8 so
+that its messages can be matched, and, where it can hang, a deadline. With QSYSD_DEBUG set, each
 command is logged to standard error in a form that can be copied into a shell.
 """
 
@@ -17,7 +17,7 @@ from qsysd.runtime import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-# Which Debian package brings a program: the answer to "what now?" when it is not there.
+# The Debian package of a program, for the hint when it is not installed.
 PACKAGES = {
     "bridge": "iproute2",
     "dhcp_release": "dnsmasq-utils",
@@ -32,15 +32,14 @@ PACKAGES = {
     "ssh-keygen": "openssh-client",
 }
 
-# A user's PATH may lack the administrator's directories, where ip, nft and dnsmasq live.
+# A user's PATH may lack the administrator's directories, which contain ip, nft and dnsmasq.
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-
 
 _IGNORED_BY_PYTHON = (13, 25)  # SIGPIPE, SIGXFSZ
 
 
 class CommandError(QsysdError):
-    """A program ended with a status other than zero; `returncode` and `stderr` hold what it left."""
+    """A program exited with a status other than zero: `returncode`, with `stderr` as its error output."""
 
     def __init__(self, argv: Sequence[str], returncode: int, stderr: str) -> None:
         self.argv = list(argv)
@@ -50,13 +49,13 @@ class CommandError(QsysdError):
 
 
 def last_words(stderr: str) -> str:
-    """Return the last line of a program's standard error that says something."""
+    """Return the last line of a program's standard error that is not empty."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     return lines[-1] if lines else ""
 
 
 def search_path() -> str:
-    """Return PATH with the administrator's directories behind the caller's own."""
+    """Return PATH followed by the administrator's directories."""
     return ":".join(part for part in (os.environ.get("PATH", ""), SYSTEM_PATH) if part)
 
 
@@ -84,12 +83,12 @@ def require(program: str) -> str:
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Return the environment that programs run in: the caller's, in C.UTF-8."""
+    """Return the environment of programs: the caller's, with the locale C.UTF-8."""
     return {**os.environ, "LANG": "C.UTF-8", "LC_ALL": "C.UTF-8", "PATH": search_path(), **(extra or {})}
 
 
 def log_command(argv: Sequence[str]) -> None:
-    """Show a command on standard error when QSYSD_DEBUG is set."""
+    """Print a command to standard error if QSYSD_DEBUG is set."""
     if os.environ.get("QSYSD_DEBUG"):
         import shlex
 
@@ -97,7 +96,7 @@ def log_command(argv: Sequence[str]) -> None:
 
 
 class Done:
-    """A program that has ended: its exit status (minus the signal that ended it), and what it wrote."""
+    """A program that has exited: its status (negative: the signal that ended it) and its output."""
 
     __slots__ = ("argv", "returncode", "stderr", "stdout")
 
@@ -109,11 +108,10 @@ class Done:
 
 
 class Running:
-    """A program that was started, to be waited for: two that wait for the kernel do so together.
+    """A program that was started; `finish` waits for it. Two that wait for the kernel can wait together.
 
-    Without `subprocess`: the helper runs two programs at each start and stop of a VM, and importing
-    it takes longer than both. Input and output are files in memory, so that no pipe can fill up.
-    `stdin` is fed to the program (nothing by default). Raises HostError when it is not installed.
+    Input and output are files in memory, so that no pipe can fill up. stdin: its input, empty by
+    default. Raises HostError if it is not installed.
     """
 
     def __init__(
@@ -134,7 +132,7 @@ class Running:
                 command,
                 environment(extra_environment),
                 file_actions=[(os.POSIX_SPAWN_DUP2, file, number) for number, file in enumerate(files)],
-                # Python ignores them; a program must not.
+                # Python ignores these signals; a program must not.
                 setsigdef=_IGNORED_BY_PYTHON,
             )
         except BaseException:
@@ -145,16 +143,16 @@ class Running:
         self._outputs = files[1:]
 
     def finish(self, *, timeout: float | None = None, check: bool = True) -> Done:
-        """Wait for its end and return what it left. timeout: seconds.
+        """Wait until the program exits, and return its status and output. timeout: seconds.
 
-        Raises CommandError when it ends with another status than zero and `check` is set,
-        TimeoutExpired when it takes too long (it is killed then).
+        Raises CommandError if `check` is set and its status is not zero, TimeoutExpired if it takes too
+        long and was killed.
         """
         try:
             self._wait(timeout)
             _, status = os.waitpid(self._pid, 0)
         except BaseException:
-            # Not waited for yet, so the number is still this program's.
+            # Not waited for yet, so the process ID is still this program's.
             os.kill(self._pid, 9)
             os.waitpid(self._pid, 0)
             self._close()
@@ -182,7 +180,7 @@ class Running:
 
 
 def _text(file: int) -> str:
-    """Return what a program wrote into a file in memory, whatever bytes that are."""
+    """Return what a program wrote into a file in memory; bytes that are not UTF-8 are replaced."""
     parts = []
     position = 0
     while part := os.pread(file, 1024 * 1024, position):
@@ -199,7 +197,7 @@ def run(
     check: bool = True,
     extra_environment: Mapping[str, str] | None = None,
 ) -> Done:
-    """Run a program to its end and return what it left: as `Running` and its `finish`."""
+    """Run a program to its end; parameters and errors as for `Running` and `finish`."""
     return Running(argv, stdin=stdin, extra_environment=extra_environment).finish(
         timeout=timeout, check=check
     )

@@ -1,4 +1,4 @@
-"""Network interfaces as the kernel shows them in sysfs (sysfs-class-net of the kernel's ABI documents)."""
+"""Network interfaces as sysfs shows them (Documentation/ABI/testing/sysfs-class-net of Linux)."""
 
 from __future__ import annotations
 

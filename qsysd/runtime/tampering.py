@@ -47,7 +47,7 @@ class Change:
         changes = [f"MAC {self.mac}"] if self.mac else []
         if self.owner is not None:
             changes.append(f"owner {self.owner}")
-        return f"{self.port.tap} of {self.vm} was given the {' and the '.join(changes)} by its QEMU"
+        return f"{self.port.tap}: the QEMU of {self.vm} set the {' and the '.join(changes)}"
 
 
 def check(scope: Scope) -> Iterator[str]:

@@ -1,8 +1,8 @@
 """Remove directories in which QEMU's user could write, or below which something may be mounted.
 
-Nothing is followed: each directory is opened by its name in the one above. No mount point is entered,
-also not one of the same file system (a bind mount). One descriptor is open at a time whatever the depth,
-and no path is put together, so neither the recursion limit nor PATH_MAX ends a removal half-way.
+No link is followed: each directory is opened by its name in the one above. No mount point is entered,
+not even a bind mount of the same file system. One descriptor is open at a time at any depth, and no path
+is built, so neither the recursion limit nor PATH_MAX ends a removal half-way.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def mount_points(path: str) -> list[str]:
-    """Return what is mounted at `path` or below it in this mount namespace, sorted (proc(5), mountinfo)."""
+    """Return the mount points at and below `path` in this mount namespace, sorted (proc(5), mountinfo)."""
     top = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
     found = set()
     with open("/proc/self/mountinfo", "rb") as file:
@@ -35,13 +35,13 @@ def mount_points(path: str) -> list[str]:
 
 
 def _unescaped(field: bytes) -> str:
-    """Return a field of mountinfo, in which blanks and backslashes are octal numbers."""
+    """Return a field of mountinfo, in which spaces and backslashes are octal numbers."""
     first, *others = field.split(b"\\")
     return os.fsdecode(first + b"".join(bytes([int(part[:3], 8)]) + part[3:] for part in others))
 
 
 def refuse_mounts(path: str) -> None:
-    """Raise StateError while something is mounted at `path` or below it."""
+    """Raise StateError if something is mounted at `path` or below it."""
     found = mount_points(path)
     if found:
         raise StateError(
@@ -51,10 +51,10 @@ def refuse_mounts(path: str) -> None:
 
 
 def remove(path: str) -> None:
-    """Remove a directory with everything in it, or whatever else has the name; nothing if it does not exist.
+    """Remove a directory with everything in it, or a file, if it exists.
 
-    Raises StateError, before anything is removed, while something is mounted at `path` or below it, and
-    QsysdError for what cannot be removed.
+    Raises StateError, before anything is removed, if something is mounted at `path` or below it, and
+    QsysdError if something cannot be removed.
     """
     if not os.path.lexists(path):
         return
@@ -69,10 +69,10 @@ def remove(path: str) -> None:
 
 
 def remove_some(path: str, choice: Choice) -> bool:
-    """Remove from a directory what `choice` agrees to; return whether nothing is left of it.
+    """Remove from a directory what `choice` returns True for; return whether the directory is removed too.
 
-    choice: gets the status of a file that is not a directory, its name, and its depth (0: directly in
-    `path`). Directories that are empty then are removed; mount points, and what cannot be removed, stay.
+    choice: is called with the status of a file that is not a directory, its name, and its depth (0:
+    directly in `path`). Empty directories are removed; mount points, and what cannot be removed, stay.
     """
     if not os.path.lexists(path):
         return True
@@ -84,12 +84,12 @@ def remove_some(path: str, choice: Choice) -> bool:
 
 
 def shown(name: object) -> str:
-    """Return a file name in a form that a terminal can show: QEMU may have chosen it."""
+    """Return a file name, which QEMU may have chosen, without what a terminal would interpret."""
     return "".join(char if char.isprintable() else "?" for char in str(name)[:80])
 
 
 class _Removal:
-    """One walk through a tree. `choice` as for `remove_some`, None removes everything or raises OSError."""
+    """One walk through a tree. choice: as for `remove_some`; None removes everything or raises OSError."""
 
     def __init__(self, path: str, choice: Choice | None) -> None:
         self.path = path
@@ -99,7 +99,7 @@ class _Removal:
         """Remove the tree, the deepest directories first."""
         above: list[tuple[str, os.stat_result, list[str]]] = []
         names = [os.path.basename(self.path)]
-        # Links on the way to the tree are the administrator's.
+        # Links in the path of the tree are the administrator's.
         self.here = os.open(os.path.dirname(self.path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             self.mount = _mount_id(self.here)
@@ -130,11 +130,11 @@ class _Removal:
                     try:
                         os.unlink(entry.name, dir_fd=self.here)
                     except OSError:
-                        continue  # a mount point, or gone
+                        continue  # a mount point, or already removed
         return directories
 
     def _enter(self, name: str) -> bool:
-        """Make a directory in the open one the open one, unless it is a mount point."""
+        """Open a directory in the open one, in its place, unless it is a mount point."""
         below = os.open(name, _DIRECTORY, dir_fd=self.here)
         if _mount_id(below) != self.mount:
             os.close(below)
@@ -146,7 +146,7 @@ class _Removal:
         return True
 
     def _leave(self, status: os.stat_result) -> None:
-        """Make the directory above the open one; `status` is what it was on the way down."""
+        """Open the directory above, in place of the open one. status: its status on the way down."""
         up = os.open("..", _DIRECTORY, dir_fd=self.here)
         os.close(self.here)
         self.here = up
@@ -162,7 +162,7 @@ class _Removal:
 
 
 def _mount_id(descriptor: int) -> bytes:
-    """Return which mount an open file is on: bind mounts of one file system differ (proc(5), fdinfo)."""
+    """Return the mount of an open file; bind mounts of one file system differ (proc(5), fdinfo)."""
     with open(f"/proc/self/fdinfo/{descriptor}", "rb") as file:
         for line in file:
             if line.startswith(b"mnt_id:"):

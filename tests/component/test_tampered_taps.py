@@ -70,7 +70,7 @@ def test_a_tap_with_another_guests_mac_is_found_and_repaired(
     run("/usr/bin/python3", "-c", KNOCK.format(address=THEIRS))
     assert not attacker.hears(b"knock", timeout=0.2)
     (change,) = map(str, tampering.find(net.scope))
-    assert change == f"{WEB1.tap} of web1 was given the MAC {OTHER} by its QEMU"
+    assert change == f"{WEB1.tap}: the QEMU of web1 set the MAC {OTHER}"
     assert tampering.repaired() == []
 
     (line,) = tampering.repair(net.scope)
@@ -88,7 +88,7 @@ def test_a_tap_whose_owner_cannot_be_restored_is_taken_off_the_bridge(
 ) -> None:
     # No process in the control group of the VM's unit has it open.
     (line,) = changed(net, running[0], mac=OTHER, owner=65534)
-    assert line.startswith(f"{WEB1.tap} of web1 was given the MAC {OTHER} and the owner 65534 by its QEMU; ")
+    assert line.startswith(f"{WEB1.tap}: the QEMU of web1 set the MAC {OTHER} and the owner 65534; ")
     assert line.endswith("it was taken off the network default until the VM is started again")
     assert sysfs.bridge_ports("qb-default") == [WEB2.tap]
 

@@ -64,7 +64,7 @@ def test_a_tap_that_its_qemu_changed_is_restored_automatically(any_host: LabHost
         host.wait_until(lambda: host.sh(f"{attribute}owner") == "65534", timeout=30, what="the attack")
         assert host.run(["ping", "-c", "1", "-W", "1", address], check=False).returncode != 0
         assert (
-            f"{tap} of {bad} was given the MAC {mac} and the owner 65534"
+            f"{tap}: the QEMU of {bad} set the MAC {mac} and the owner 65534"
             in host.qsysd("doctor", check=False).stdout
         )
 
@@ -79,8 +79,7 @@ def test_a_tap_that_its_qemu_changed_is_restored_automatically(any_host: LabHost
         wait_ping(host, address)
         journal = host.journal("--unit=qsysd-taps.service", "--output=cat", f"--since=@{host.noted:.3f}")
         assert (
-            f"{tap} of {bad} was given the MAC {mac} and the owner 65534 by its QEMU; both were restored"
-            in journal
+            f"{tap}: the QEMU of {bad} set the MAC {mac} and the owner 65534; both were restored" in journal
         )
         host.sh("nft flush ruleset")
         host.systemctl("start", "qsysd-taps.service")
