@@ -1,4 +1,4 @@
-"""Disks and NICs by name on a host: what one of them has stays its own when another is removed."""
+"""Named disks and NICs on a host: removing one changes nothing of the others."""
 
 from __future__ import annotations
 

@@ -36,9 +36,7 @@ def compare(directory: str, files: dict[str, str], regenerate: bool) -> None:
             (expected / name).write_text(text)
     assert {path.name for path in expected.iterdir()} == set(files)
     for name, text in files.items():
-        assert text == (expected / name).read_text(), (
-            f"{directory}/{name}: if the change is intended, --regenerate"
-        )
+        assert text == (expected / name).read_text(), f"{directory}/{name} (if intended: --regenerate)"
 
 
 @pytest.fixture
