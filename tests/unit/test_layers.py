@@ -46,7 +46,7 @@ USERS = {
     "ctypes": {"runtime"},
 }
 
-# Too slow for a helper that runs at each start and stop of a VM.
+# Too slow for a step that runs at each start and stop of a VM (qsysd/runtime/__init__.py).
 SLOW = {
     "dataclasses",
     "enum",
@@ -229,10 +229,26 @@ def test_the_helper_stays_on_the_lowest_floors() -> None:
         assert FLOOR_OF[room(module)] <= 2, module
 
 
-def test_the_helper_imports_only_what_is_quick_before_it_knows_its_verb() -> None:
-    for module in _closure("runtime.helper", lazy=False):
+def test_no_step_of_a_unit_imports_something_slow_before_it_needs_it() -> None:
+    for module in _closure("runtime.helper", lazy=True):
         for found in imports(TREES[module]):
-            assert found.lazy or found.types_only or found.target.split(".")[0] not in SLOW, module
+            is_slow = found.target.split(".")[0] in SLOW
+            assert found.lazy or found.types_only or not is_slow, f"{module} imports {found.target}"
+
+
+def test_the_helper_loads_no_other_verb_than_the_one_it_runs() -> None:
+    loaded = {"__init__", "errors", "paths", "runtime", "runtime.helper", "runtime.unit"}
+    assert _closure("runtime.helper", lazy=False) <= loaded
+
+
+def test_type_checking_is_one_constant_in_the_code_of_units() -> None:
+    for module in _closure("runtime.helper", lazy=True) - {"runtime"}:
+        names = [
+            node.id
+            for node in ast.walk(TREES[module])
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+        ]
+        assert "TYPE_CHECKING" not in names, module
 
 
 def test_the_helper_needs_the_standard_library_only() -> None:
