@@ -5,24 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-
-from qsysd.config import load
-from qsysd.errors import InvalidError
-from qsysd.model.vm import VMSpec
-
-START = "name: web1\nimage: debian\n"
-
-
-def valid(lines: str) -> VMSpec:
-    """Return the spec of a definition with these lines in it."""
-    return load.parse_vm(START + lines, "web1.yaml")
-
-
-def problems(lines: str) -> list[str]:
-    """Return the lines of the error that a definition with these lines, from line 3 on, gives."""
-    with pytest.raises(InvalidError) as caught:
-        load.parse_vm(START + lines, "web1.yaml")
-    return caught.value.message.splitlines()
+from definitions import START, problem, problems, valid
 
 
 def test_devices_without_a_name_are_numbered() -> None:
@@ -36,7 +19,7 @@ def test_devices_without_a_name_are_numbered() -> None:
 )
 def test_what_is_not_the_name_of_a_device(name: str) -> None:
     for key in ("disks", "nics"):
-        assert "is not the name of a device" in problems(f"{key}: [{{name: {json.dumps(name)}}}]")[0]
+        assert "is not the name of a device" in problem(f"{key}: [{{name: {json.dumps(name)}}}]")
 
 
 @pytest.mark.parametrize("name", ["seed", "console", "rng0"])
@@ -54,11 +37,11 @@ def test_a_device_cannot_have_the_name_of_one_that_qsysd_adds(name: str) -> None
     ],
 )
 def test_names_of_devices_are_unique(lines: str, message: str) -> None:
-    assert problems(lines) == [message]
+    assert problem(lines) == message
 
 
 def test_a_disk_and_a_nic_cannot_have_one_name() -> None:
-    found = problems("disks: [{name: a}]\nnics: [{name: a}]")
+    found = problems(START + "disks: [{name: a}]\nnics: [{name: a}]")
     assert found == [
         "web1.yaml:3: disks: two devices have the name 'a'",
         "web1.yaml:4: nics: two devices have the name 'a'",
