@@ -151,11 +151,11 @@ def write_hosts(scope: Scope, network: str, vm: str, entries: Sequence[tuple[str
     prepare(scope, network)
     # dnsmasq passes over names that begin with a dot, and reads the file when it gets its name. Its own
     # user reads it, whatever the caller's umask is.
-    write_atomic(path, text, 0o644, staging=_partial(path))
+    write_atomic(path, text, 0o644, staging=_staging(path))
     return before is not None
 
 
-def _partial(path: str) -> str:
+def _staging(path: str) -> str:
     """Return the name of a host entry that is being written."""
     return os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.part")
 
@@ -179,7 +179,7 @@ def remove_host(scope: Scope, network: str, vm: str) -> bool:
     reload was done, and reloads in any case.
     """
     path = scope.dhcp_host(network, vm)
-    remove(_partial(path))  # what a killed write left
+    remove(_staging(path))  # what a killed write left
     return remove(path)
 
 
