@@ -8,6 +8,8 @@ from collections.abc import Iterable
 import click
 
 from qsysd import paths
+from qsysd.image_names import NAME, RECIPES, SUITES
+from qsysd.names import in_order
 from qsysd.paths import DROP_IN, is_name, vm_of_unit
 
 
@@ -41,15 +43,11 @@ def vm_names(scope: paths.Scope) -> set[str]:
 
 def image_names(scope: paths.Scope) -> set[str]:
     """Return the names of all images."""
-    from qsysd.image_names import NAME
-
     files = (entry for entry in _entries(scope.images_dir) if entry.endswith(".qcow2"))
     return {name for name in (file.removesuffix(".qcow2") for file in files) if NAME.fullmatch(name)}
 
 
 def _matching(names: Iterable[str], incomplete: str, *, but: Iterable[str] = ()) -> list[str]:
-    from qsysd.names import in_order
-
     return in_order(name for name in set(names) - set(but) if name.startswith(incomplete))
 
 
@@ -65,8 +63,6 @@ def image(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[
 
 def image_or_recipe(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
     """Return the images whose names begin so, and those that are built when they are needed."""
-    from qsysd.image_names import RECIPES
-
     return _matching({*image_names(paths.Scope()), *RECIPES}, incomplete)
 
 
@@ -77,15 +73,11 @@ def network(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> li
 
 def recipe(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
     """Return the recipes for images."""
-    from qsysd.image_names import RECIPES
-
     return _matching(RECIPES, incomplete)
 
 
 def suite(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
     """Return Debian's suites."""
-    from qsysd.image_names import SUITES
-
     return _matching(SUITES.values(), incomplete)
 
 

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from graphlib import CycleError, TopologicalSorter
 
 from qsysd import paths
 from qsysd.errors import HostError, QsysdError, StateError, TimeoutExpired
@@ -14,6 +15,7 @@ from qsysd.files import sync_directory
 from qsysd.host import unit_states
 from qsysd.host.context import Host
 from qsysd.host.outcomes import Outcome, State, failed
+from qsysd.runtime import spawn
 from qsysd.systemd import NOT_LOADED, JobResult, UnitState
 
 START_TIMEOUT = 180.0  # seconds; the unit's own TimeoutStartSec is 120, and networks may come up before
@@ -110,8 +112,6 @@ def _sorted_by_order(after: Mapping[str, Sequence[str]], names: Iterable[str]) -
     """Return the names so that each comes after those in `after[name]`; as they are if that is a cycle."""
     if not any(after.values()):
         return list(names)
-    from graphlib import CycleError, TopologicalSorter
-
     try:
         return list(TopologicalSorter(after).static_order())
     except CycleError:
@@ -162,7 +162,6 @@ def _start_error(host: Host, name: str, result: JobResult, timeout: float) -> Qs
         return QsysdError(f"{name} did not start: a unit that it needs did not", hint=hint)
     from qsysd.host import journal
     from qsysd.qemu import machine_types
-    from qsysd.runtime import spawn
 
     try:
         # Of a program that is not there, systemd says nothing in the unit's own journal.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grp
 import ipaddress
 import os
 
@@ -66,8 +67,6 @@ def _directories(host: Host) -> None:
 
 def _group() -> list[str]:
     """Create the group kvm, which the unit names: systemd refuses a unit whose group does not exist."""
-    import grp
-
     try:
         grp.getgrnam("kvm")
     except KeyError:

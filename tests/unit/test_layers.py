@@ -1,10 +1,12 @@
-"""The floors of the house: who imports whom, read from the sources, lazy imports included."""
+"""The layers: which module imports which, imports inside functions included, and what only some may do."""
 
 from __future__ import annotations
 
 import ast
 import re
+import sys
 from collections.abc import Iterator
+from configparser import ConfigParser
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -32,7 +34,7 @@ TABLE = table()
 FLOOR_OF = {module: floor for floor, modules in TABLE for module in modules}
 ROW_OF = {module: modules for _, modules in TABLE for module in modules}
 
-# Who may use what has its cost, in time or in trust; a folder stands for all modules in it.
+# The packages that may import a library which costs time or trust.
 USERS = {
     "click": {"cli"},
     "jinja2": {"render"},
@@ -62,7 +64,10 @@ SLOW = {
 
 PROCESS_STARTERS = {"system", "popen", "fork", "forkpty", "posix_spawn", "posix_spawnp", "startfile"}
 
-LINES_MAX = 500
+# What only `cli` does; the helper's lines for the journal, and commands under --debug, are the exceptions.
+PRINTING = {"runtime.unit", "runtime.spawn"}
+OUTPUT = {"print", "input", "breakpoint", "exit", "quit"}
+TERMINAL = {"sys.exit", "sys.stdin", "sys.stdout", "sys.stderr", "os.isatty", "os.get_terminal_size"}
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,7 @@ def imports(node: ast.AST, *, lazy: bool = False, types_only: bool = False) -> I
             yield from imports(child, lazy=lazy or inside, types_only=types_only or _is_type_checking(child))
 
 
-def room(module: str) -> str:
+def package(module: str) -> str:
     """Return the entry of the table that a module belongs to: its package's, or its own."""
     return module.split(".")[0]
 
@@ -128,10 +133,10 @@ def own_imports(module: str) -> Iterator[tuple[Import, str]]:
 
 def test_the_table_is_complete() -> None:
     modules = [module for _, row in TABLE for module in row]
-    assert sorted(modules) == sorted({room(module) for module in SOURCES} - {"__init__"})
+    assert sorted(modules) == sorted({package(module) for module in SOURCES} - {"__init__"})
 
 
-def test_the_table_goes_up() -> None:
+def test_the_floors_of_the_table_ascend() -> None:
     floors = [floor for floor, _ in TABLE]
     assert floors == sorted(floors)
     assert set(floors) == set(range(max(floors) + 1))
@@ -139,17 +144,17 @@ def test_the_table_goes_up() -> None:
 
 @pytest.mark.parametrize("module", [name for name in SOURCES if name != "__init__"])
 def test_imports_go_down(module: str) -> None:
-    mine = room(module)
+    mine = package(module)
     for found, target in own_imports(module):
-        theirs = room(target)
+        theirs = package(target)
         if theirs == "__init__" or theirs in ROW_OF[mine]:
             continue
-        # A type is only a name; but not even that points upwards.
+        # A type may be on the same floor, but not on a higher one.
         limit = FLOOR_OF[mine] + found.types_only
         assert FLOOR_OF[theirs] < limit, f"{module}:{found.line} imports {target}"
 
 
-def test_no_module_imports_itself_by_way_of_others() -> None:
+def test_there_are_no_import_cycles() -> None:
     # The version, in the package's own `__init__`, imports nothing.
     graph = {
         module: {target for found, target in own_imports(module) if not found.types_only} - {"__init__"}
@@ -158,13 +163,13 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
-        pytest.fail(f"imported in a circle: {' ← '.join(error.args[1])}")
+        pytest.fail(f"import cycle: {' ← '.join(error.args[1])}")
 
 
 @pytest.mark.parametrize("module", [name for name in SOURCES if name.startswith("operations.")])
 def test_no_verb_imports_a_verb(module: str) -> None:
     for found, target in own_imports(module):
-        assert room(target) != "operations", f"{module}:{found.line} imports {target}"
+        assert package(target) != "operations", f"{module}:{found.line} imports {target}"
 
 
 def test_the_lowest_modules_import_nothing_of_qsysd() -> None:
@@ -173,22 +178,22 @@ def test_the_lowest_modules_import_nothing_of_qsysd() -> None:
 
 
 @pytest.mark.parametrize("module", SOURCES)
-def test_libraries_stay_in_their_rooms(module: str) -> None:
+def test_a_library_is_imported_only_where_it_may_be(module: str) -> None:
     for found in imports(TREES[module]):
         library = found.target.split(".")[0]
         if library in USERS and not found.types_only:
-            assert room(module) in USERS[library], f"{module}:{found.line} imports {library}"
+            assert package(module) in USERS[library], f"{module}:{found.line} imports {library}"
 
 
 def test_every_rule_about_a_library_is_needed() -> None:
     used = {
-        (found.target.split(".")[0], room(name))
+        (found.target.split(".")[0], package(name))
         for name in SOURCES
         for found in imports(TREES[name])
         if not found.types_only
     }
-    for library, rooms in USERS.items():
-        assert {user for name, user in used if name == library} == rooms
+    for library, packages in USERS.items():
+        assert {user for name, user in used if name == library} == packages
 
 
 @pytest.mark.parametrize("module", SOURCES)
@@ -203,6 +208,28 @@ def test_only_spawn_and_process_start_processes(module: str) -> None:
             assert node.arg != "shell", f"{module}:{node.lineno} passes shell="
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             assert node.func.id not in ("eval", "exec", "compile"), f"{module}:{node.lineno}"
+
+
+@pytest.mark.parametrize("module", [name for name in SOURCES if package(name) != "cli"])
+def test_only_the_command_line_prints_reads_a_terminal_or_exits(module: str) -> None:
+    for node in ast.walk(TREES[module]):
+        done = ""
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in OUTPUT:
+            done = node.func.id
+        elif isinstance(node, ast.Name) and node.id == "SystemExit":
+            done = node.id
+        elif isinstance(node, ast.Attribute) and ast.unparse(node) in TERMINAL:
+            done = ast.unparse(node)
+        if module in PRINTING and done in ("print", "sys.stderr"):
+            continue
+        assert not done, f"{module}:{getattr(node, 'lineno', 0)}: {done}"
+
+
+def test_all_packages_are_installed() -> None:
+    setup = ConfigParser()
+    setup.read(PACKAGE.parent / "setup.cfg", encoding="utf-8")
+    found = {path.parent.relative_to(PACKAGE.parent) for path in PACKAGE.rglob("*.py")}
+    assert setup["options"]["packages"].split() == sorted(".".join(path.parts) for path in found)
 
 
 def _closure(module: str, *, lazy: bool) -> set[str]:
@@ -226,7 +253,7 @@ def test_the_helper_is_installed_with_all_that_it_imports() -> None:
 
 def test_the_helper_stays_on_the_lowest_floors() -> None:
     for module in _closure("runtime.helper", lazy=True) - {"__init__"}:
-        assert FLOOR_OF[room(module)] <= 2, module
+        assert FLOOR_OF[package(module)] <= 2, module
 
 
 def test_no_step_of_a_unit_imports_something_slow_before_it_needs_it() -> None:
@@ -252,8 +279,6 @@ def test_type_checking_is_one_constant_in_the_code_of_units() -> None:
 
 
 def test_the_helper_needs_the_standard_library_only() -> None:
-    import sys
-
     for module in _closure("runtime.helper", lazy=True):
         for found in imports(TREES[module]):
             library = found.target.split(".")[0]
@@ -262,13 +287,8 @@ def test_the_helper_needs_the_standard_library_only() -> None:
             assert library == "qsysd" or library in known, f"{module}: {library}"
 
 
-@pytest.mark.parametrize("module", SOURCES)
-def test_modules_stay_short(module: str) -> None:
-    assert len(SOURCES[module].read_text(encoding="utf-8").splitlines()) <= LINES_MAX
-
-
 def _public(node: ast.AST, prefix: str = "") -> Iterator[tuple[str, ast.AST]]:
-    """Yield public classes, functions and methods; what is inside a function is its own affair."""
+    """Yield public classes, functions and methods, without those inside functions."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.ClassDef | ast.FunctionDef) and not child.name.startswith("_"):
             yield f"{prefix}{child.name}", child
@@ -277,9 +297,8 @@ def _public(node: ast.AST, prefix: str = "") -> Iterator[tuple[str, ast.AST]]:
 
 
 @pytest.mark.parametrize("module", SOURCES)
-def test_what_is_public_says_what_it_does(module: str) -> None:
+def test_public_classes_and_functions_have_docstrings(module: str) -> None:
     tree = TREES[module]
-    # `__main__` and the like hold one line of code; they too say what they are for.
     assert ast.get_docstring(tree), f"{module} has no docstring"
     for name, node in _public(tree):
         assert isinstance(node, ast.ClassDef | ast.FunctionDef)

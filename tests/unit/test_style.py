@@ -1,6 +1,6 @@
-"""What a reviewer would otherwise check by eye: sizes, imports inside functions, silenced rules.
+"""Rules of docs/contributing.md about sizes, imports inside functions, open options and silenced rules.
 
-The limits below are the present figures where those are above the goal. A limit may only be lowered.
+A module or function that is above a limit is listed with its size, which may only be lowered.
 """
 
 from __future__ import annotations
@@ -35,15 +35,25 @@ LONGER_FUNCTIONS = {
     "tests/integration/test_tampering.py": 61,
 }
 
-# Imports inside functions outside of runtime/, by module and what it imports, with the reason.
+# Imports inside functions outside of runtime/, by module and what it imports, with the reason. Other reasons
+# are not accepted: a cycle is solved by moving the shared part to a lower floor.
 ADAPTER = "the adapter of a heavy library"
-SEAM = "a named seam of docs/architecture.md: only some calls need it"
+SEAM = "a part that almost no call of a frequent verb needs"
 FUNCTION_IMPORTS = {
     ("qsysd/config/nodes.py", "yaml"): ADAPTER,
     ("qsysd/systemd/bus.py", "gi.repository"): ADAPTER,
     ("qsysd/systemd/bus.py", "pydbus"): ADAPTER,
+    ("qsysd/host/changes.py", "qsysd.host"): f"{SEAM}: recovery, if an intent is pending",
+    ("qsysd/host/intents.py", "json"): f"{SEAM}: the contents of an intent of an older version",
+    ("qsysd/host/context.py", "qsysd.images.catalog"): f"{SEAM}: images, in `list` and `start`",
+    ("qsysd/host/unit_jobs.py", "qsysd.host"): f"{SEAM}: the journal, after a failed start",
+    ("qsysd/host/unit_jobs.py", "qsysd.qemu"): f"{SEAM}: the program that is missing, after a failed start",
+    ("qsysd/operations/power.py", "qsysd.host"): f"{SEAM}: rendering of a stale definition",
+    ("qsysd/operations/power.py", "qsysd.qemu.monitor"): f"{SEAM}: the QMP client, in `start` and `stop`",
+    ("qsysd/operations/power.py", "qsysd.runtime.qmp"): f"{SEAM}: the QMP client, in `start` and `stop`",
+    ("qsysd/operations/query.py", "qsysd.host"): f"{SEAM}: rendering, in `list`",
+    ("qsysd/store/__init__.py", "qsysd.config"): f"{SEAM}: parsing, in `list` and in `start` without changes",
 }
-UNLISTED_FUNCTION_IMPORTS = 90
 LISTED_FUNCTION_IMPORTS = 25
 
 # `**name: Any` accepts every option, known or not.
@@ -53,7 +63,6 @@ OPEN_OPTIONS = {
 
 NOQA = re.compile(r"#\s*noqa\b", re.IGNORECASE)
 NOQA_WITH_REASON = re.compile(NOQA.pattern + r": [A-Z]+[0-9]+(, ?[A-Z]+[0-9]+)*  # \S.+")
-BARE_NOQA = 5
 
 
 def functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
@@ -101,7 +110,7 @@ def test_an_import_inside_a_function_outside_runtime_is_listed_with_its_reason()
         for _, module in set(imports_inside_functions(TREES[source]))
     )
     unlisted = [entry for entry in found if entry not in FUNCTION_IMPORTS]
-    assert len(unlisted) <= UNLISTED_FUNCTION_IMPORTS, unlisted
+    assert not unlisted
     assert sum(found[entry] for entry in FUNCTION_IMPORTS) < LISTED_FUNCTION_IMPORTS
     assert not [entry for entry in FUNCTION_IMPORTS if entry not in found], "the list has unused entries"
 
@@ -123,4 +132,4 @@ def test_a_silenced_rule_has_a_reason() -> None:
         for number, line in enumerate(text.splitlines(), 1)
         if NOQA.search(line) and not NOQA_WITH_REASON.search(line)
     ]
-    assert len(bare) <= BARE_NOQA, bare
+    assert not bare
