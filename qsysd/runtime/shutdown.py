@@ -34,7 +34,7 @@ def stop(scope: Scope, vm: str) -> None:
         finally:
             restore_privileges()
         if not exited:
-            log("QEMU does not quit; systemd ends it")
+            log("QEMU did not exit; systemd terminates it")
             return
     if os.path.exists(scope.shutdown_mark):
         return  # cleanup has nothing to do at host shutdown, and 20 VMs need not load it
@@ -63,7 +63,7 @@ def power_off(monitors: Monitors, qemu: Process) -> bool:
             return True
     if qemu.has_exited():
         return True
-    log(f"the guest did not power off within {timeout} s; QEMU is told to quit")
+    log(f"the guest did not power off within {timeout} s; sending quit to QEMU")
     monitor = monitor or monitors.connect_any()
     if monitor:
         try:

@@ -38,7 +38,7 @@ from qsysd.runtime import (
 # the owner of a VM's directory
 
 
-def test_the_directory_and_its_files_are_handed_over(directory: Path) -> None:
+def test_a_vms_directory_and_its_files_get_the_owner(directory: Path) -> None:
     (directory / "seed.iso").touch()
     directory.chmod(0o755)
     vm_directory.set_owner(str(directory), UID, GID)
@@ -47,7 +47,7 @@ def test_the_directory_and_its_files_are_handed_over(directory: Path) -> None:
     assert (directory / "disk0.qcow2").read_bytes() == b"disk"
 
 
-def test_a_second_time_changes_nothing(directory: Path) -> None:
+def test_setting_the_owner_twice_changes_nothing(directory: Path) -> None:
     for _ in range(2):
         vm_directory.set_owner(str(directory), UID, GID)
     assert owners(directory) == {(UID, GID)}
@@ -58,7 +58,7 @@ def test_a_second_time_changes_nothing(directory: Path) -> None:
     [plant_symlink, plant_dangling, plant_hard_link, plant_fifo, plant_directory, plant_link_to_directory],
 )
 @pytest.mark.parametrize("name", ["console.log", "disk1.qcow2", ".hidden", "a\nb", "\udcff"])
-def test_what_a_broken_out_qemu_left_is_refused_and_nothing_behind_it_is_touched(
+def test_files_that_a_compromised_qemu_left_are_refused_and_not_followed(
     directory: Path, tmp_path: Path, plant: Callable[[Path, Path], None], name: str
 ) -> None:
     victim = tmp_path / "victim"
@@ -72,11 +72,11 @@ def test_what_a_broken_out_qemu_left_is_refused_and_nothing_behind_it_is_touched
     assert caught.value.message.isprintable()  # it goes to the journal, and QEMU chose the name
     after = victim.stat()
     assert (after.st_uid, after.st_gid, after.st_mode) == (before.st_uid, before.st_gid, before.st_mode)
-    # the directory itself comes last: a QEMU cannot get at it while it is in doubt
+    # the directory itself comes last, so QEMU's user has no access before its contents are checked
     assert directory.stat().st_uid == os.getuid()
 
 
-def test_sockets_of_a_qemu_that_has_ended_are_removed(directory: Path) -> None:
+def test_sockets_of_a_qemu_that_has_exited_are_removed(directory: Path) -> None:
     for name in ("qmp-stop.sock", "another"):
         plant_socket(directory / name, directory)
     vm_directory.set_owner(str(directory), UID, GID)
@@ -90,7 +90,7 @@ def test_a_device_is_refused(directory: Path) -> None:
         vm_directory.set_owner(str(directory), UID, GID)
 
 
-def test_a_link_in_the_directorys_own_place_is_refused(directory: Path, scope: Scope) -> None:
+def test_a_link_in_place_of_the_directory_is_refused(directory: Path, scope: Scope) -> None:
     Path(scope.vm_dir("web2")).symlink_to(directory.absolute())
     with pytest.raises(HostError):
         vm_directory.set_owner(scope.vm_dir("web2"), UID, GID)
@@ -102,7 +102,7 @@ def test_a_link_in_the_directorys_own_place_is_refused(directory: Path, scope: S
 
 
 @pytest.mark.needs_root
-def test_the_unprivileged_steps_give_up_all_that_is_roots(scope: Scope) -> None:
+def test_dropped_privileges_can_be_restored_unless_permanently_dropped(scope: Scope) -> None:
     os.makedirs(scope.runtime(VM))
     os.chown(scope.runtime(VM), UID, GID)
     program = (
@@ -132,7 +132,7 @@ def test_the_unprivileged_steps_give_up_all_that_is_roots(scope: Scope) -> None:
         extra_groups=[1, 4],
     )
     user, user_can, root, root_can, for_good, can_no_more, still, still_can = done.stdout.splitlines()
-    # the real and the saved user are root's: QEMU's user can neither signal nor trace it
+    # the real and the saved user remain root: QEMU's user can neither signal nor trace the process
     assert user == f"{(0, UID, 0)} {(0, GID, 0)} []"
     assert user_can.split()[0] == "0"
     assert root == f"{(0,) * 3} {(0,) * 3} []"
@@ -144,7 +144,7 @@ def test_the_unprivileged_steps_give_up_all_that_is_roots(scope: Scope) -> None:
 # console logs
 
 
-def test_a_console_log_that_has_grown_is_cut_to_its_last_part(
+def test_a_long_console_log_is_cut_to_its_last_part(
     directory: Path, scope: Scope, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(console_logs, "SIZE_MAX", 1000)
@@ -159,7 +159,7 @@ def test_a_console_log_that_has_grown_is_cut_to_its_last_part(
     assert log.stat().st_size == 103
 
 
-def test_a_log_that_cannot_be_cut_keeps_no_other_from_it(
+def test_a_log_that_cannot_be_cut_does_not_prevent_others_from_being_cut(
     directory: Path, scope: Scope, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(console_logs, "SIZE_MAX", 1000)
@@ -181,7 +181,7 @@ def test_a_log_that_cannot_be_cut_keeps_no_other_from_it(
     "plant",
     [plant_symlink, plant_dangling, plant_hard_link, plant_fifo, plant_directory, plant_link_to_directory],
 )
-def test_nothing_else_is_cut_in_a_console_logs_place(
+def test_only_a_regular_file_is_cut_as_console_log(
     directory: Path,
     scope: Scope,
     tmp_path: Path,
@@ -212,7 +212,7 @@ def test_nothing_else_is_cut_in_a_console_logs_place(
         ["dance", "web1"],
     ],
 )
-def test_odd_arguments_are_a_usage_error(arguments: list[str]) -> None:
+def test_invalid_arguments_are_a_usage_error(arguments: list[str]) -> None:
     assert helper.main(arguments) == InvalidError.code
 
 

@@ -41,7 +41,7 @@ def unit(directory: Path, scope: Scope, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.usefixtures("unit")
-def test_before_start_hands_the_directory_to_the_uid_that_systemd_chose(
+def test_before_start_gives_the_directory_to_the_uid_that_systemd_chose(
     directory: Path, scope: Scope
 ) -> None:
     prepare.before_start(scope, VM)
@@ -129,7 +129,9 @@ def test_before_start_reports_a_definition_that_was_changed_after_it_was_rendere
 
 @pytest.mark.needs_root
 @pytest.mark.usefixtures("unit")
-def test_after_stop_takes_it_back_and_can_be_repeated(directory: Path, scope: Scope) -> None:
+def test_after_stop_gives_the_directory_back_to_root_and_can_be_repeated(
+    directory: Path, scope: Scope
+) -> None:
     prepare.before_start(scope, VM)
     os.unlink(scope.started_record(VM))
     os.makedirs(f"{scope.started_record(VM)}/in-the-way")
@@ -145,18 +147,18 @@ def test_after_stop_takes_it_back_and_can_be_repeated(directory: Path, scope: Sc
 
 
 @pytest.mark.usefixtures("unit")
-def test_a_host_that_goes_down_is_not_held_up(directory: Path, scope: Scope) -> None:
+def test_after_stop_does_nothing_at_host_shutdown(directory: Path, scope: Scope) -> None:
     prepare.before_start(scope, VM)
     Path(scope.shutdown_mark).touch()
     cleanup.after_stop(scope, VM)
     assert os.path.exists(scope.root_dir(VM))
-    # a soft reboot keeps all of it; the next start finds its way through that
+    # a soft reboot keeps all of it, and the next start works with it
     prepare.before_start(scope, VM)
     assert not os.path.exists(scope.shutdown_mark)
     assert owners(directory) == {(UID, GID)}
 
 
-def test_a_root_is_open_to_its_user_and_leads_to_programs(scope: Scope) -> None:
+def test_a_root_directory_is_accessible_to_its_user_and_links_to_programs(scope: Scope) -> None:
     before = os.umask(0o077)
     try:
         for _ in range(2):
@@ -169,10 +171,10 @@ def test_a_root_is_open_to_its_user_and_leads_to_programs(scope: Scope) -> None:
         assert path.is_symlink() or (path.is_dir() and path.stat().st_mode & 0o777 == 0o755), path
 
 
-def test_a_root_goes_with_all_that_systemd_mounted_over(scope: Scope) -> None:
+def test_a_root_directory_is_removed_with_the_mount_points_of_systemd(scope: Scope) -> None:
     root = Path(scope.root_dir(VM))
     roots.make(str(root))
-    # what systemd creates to mount over it
+    # what systemd creates as mount points
     (root / "var/lib/tiny").mkdir(parents=True)
     (root / "var/lib/tiny/vmlinuz").touch()
     (root / "run/host").mkdir()
@@ -182,7 +184,7 @@ def test_a_root_goes_with_all_that_systemd_mounted_over(scope: Scope) -> None:
     assert roots.remove(str(root))
 
 
-def test_of_a_root_only_what_qsysd_created_is_removed(scope: Scope, tmp_path: Path) -> None:
+def test_only_what_qsysd_created_is_removed_from_a_root_directory(scope: Scope, tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
     (other / "file").touch()
@@ -200,7 +202,7 @@ def test_of_a_root_only_what_qsysd_created_is_removed(scope: Scope, tmp_path: Pa
 
 @pytest.mark.needs_root
 @pytest.mark.usefixtures("unit")
-def test_a_stop_touches_nothing_that_is_mounted_below_the_vms_root_or_directory(
+def test_after_stop_changes_nothing_that_is_mounted_below_the_vms_directories(
     directory: Path, scope: Scope, journal: Callable[[], list[str]]
 ) -> None:
     prepare.before_start(scope, VM)
@@ -216,7 +218,7 @@ def test_a_stop_touches_nothing_that_is_mounted_below_the_vms_root_or_directory(
     assert scope.root_dir(VM) in said[0] and f"{directory}/data" in said[1]
 
 
-def test_after_stop_is_quiet_where_nothing_is(scope: Scope, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_stop_is_quiet_where_nothing_exists(scope: Scope, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("QSYSD_NICS", raising=False)
     cleanup.after_stop(scope, VM)
 
@@ -232,7 +234,7 @@ def test_after_stop_is_quiet_where_nothing_is(scope: Scope, monkeypatch: pytest.
      ("QSYSD_NICS", "qv-a-0,52:54:00:00:00:01,../x,default,-"),
      ("QSYSD_NICS", "qv-a-0,52:54:00:00:00:01,-x,default,-")],
 )  # fmt: skip
-def test_odd_variables_are_refused(
+def test_before_start_refuses_variables_that_are_not_valid(
     scope: Scope, monkeypatch: pytest.MonkeyPatch, variable: str, value: str
 ) -> None:
     monkeypatch.setenv(variable, value)

@@ -23,7 +23,9 @@ from qsysd.runtime import (
 )
 
 
-def test_a_guest_that_obeys(qemu: StandIn, scope: Scope, journal: Callable[[], list[str]]) -> None:
+def test_stop_powers_a_guest_off_and_cleans_up(
+    qemu: StandIn, scope: Scope, journal: Callable[[], list[str]]
+) -> None:
     qemu.monitor(lambda connection: connection.serve(qemu.obedient()), "stop")
     roots.make(scope.root_dir(VM))
     shutdown.stop(scope, VM)
@@ -34,7 +36,7 @@ def test_a_guest_that_obeys(qemu: StandIn, scope: Scope, journal: Callable[[], l
     assert not os.path.exists(scope.root_dir(VM))
 
 
-def test_a_guest_that_hears_only_the_third_press(qemu: StandIn, scope: Scope) -> None:
+def test_stop_repeats_the_power_button_until_the_guest_is_off(qemu: StandIn, scope: Scope) -> None:
     pressed: list[int] = []
 
     def press() -> dict[str, object]:
@@ -47,7 +49,7 @@ def test_a_guest_that_hears_only_the_third_press(qemu: StandIn, scope: Scope) ->
     assert not qemu.is_running()
 
 
-def test_a_guest_that_ignores_the_button_is_told_to_quit_at_its_time_out(
+def test_stop_sends_quit_at_the_timeout_of_a_guest_that_ignores_the_power_button(
     qemu: StandIn, scope: Scope, monkeypatch: pytest.MonkeyPatch, journal: Callable[[], list[str]]
 ) -> None:
     monkeypatch.setenv("QSYSD_STOP_TIMEOUT", "1")
@@ -57,7 +59,7 @@ def test_a_guest_that_ignores_the_button_is_told_to_quit_at_its_time_out(
     assert commands.count("system_powerdown") > 2
     assert commands[-1] == "quit"
     assert not qemu.is_running()
-    assert journal() == ["the guest did not power off within 1 s; QEMU is told to quit"]
+    assert journal() == ["the guest did not power off within 1 s; sending quit to QEMU"]
 
 
 @pytest.mark.parametrize(
@@ -66,7 +68,7 @@ def test_a_guest_that_ignores_the_button_is_told_to_quit_at_its_time_out(
     ("running", None),
      ("guest-panicked", None)],
 )  # fmt: skip
-def test_a_guest_that_cannot_hear_is_woken_first(
+def test_stop_wakes_a_paused_or_sleeping_guest_first(
     qemu: StandIn, scope: Scope, state: str, first: str | None
 ) -> None:
     answers = qemu.obedient(**{"query-status": {"status": state}, "cont": {}, "system_wakeup": {}})
@@ -75,7 +77,7 @@ def test_a_guest_that_cannot_hear_is_woken_first(
     assert qemu.commands() == [*([first] if first else []), "system_powerdown"]
 
 
-def test_a_guest_that_cannot_go_on_is_told_to_quit(
+def test_stop_sends_quit_to_a_guest_that_cannot_continue(
     qemu: StandIn, scope: Scope, monkeypatch: pytest.MonkeyPatch, journal: Callable[[], list[str]]
 ) -> None:
     def refuse() -> None:
@@ -91,7 +93,7 @@ def test_a_guest_that_cannot_go_on_is_told_to_quit(
 
 
 @pytest.mark.parametrize("first", ["busy", "garbage", "silent", "closed", "missing"])
-def test_a_monitor_that_is_of_no_use_is_passed_over(qemu: StandIn, scope: Scope, first: str) -> None:
+def test_stop_uses_the_next_monitor_if_one_does_not_work(qemu: StandIn, scope: Scope, first: str) -> None:
     def busy(connection: Connection) -> None:
         released.wait(20)
 
@@ -115,13 +117,13 @@ def test_a_monitor_that_is_of_no_use_is_passed_over(qemu: StandIn, scope: Scope,
     assert not qemu.is_running()
 
 
-def test_no_monitor_at_all_leaves_qemu_to_systemd(
+def test_stop_without_a_monitor_leaves_qemu_to_systemd(
     qemu: StandIn, scope: Scope, monkeypatch: pytest.MonkeyPatch, journal: Callable[[], list[str]]
 ) -> None:
     monkeypatch.setenv("QSYSD_STOP_TIMEOUT", "1")
     shutdown.stop(scope, VM)
     assert qemu.is_running()
-    assert journal()[-1] == "QEMU does not quit; systemd ends it"
+    assert journal()[-1] == "QEMU did not exit; systemd terminates it"
 
 
 def test_a_qemu_that_does_not_quit_is_left_to_systemd(
@@ -133,12 +135,12 @@ def test_a_qemu_that_does_not_quit_is_left_to_systemd(
     roots.make(scope.root_dir(VM))
     shutdown.stop(scope, VM)
     assert qemu.commands() == ["quit"]
-    assert journal()[-1] == "QEMU does not quit; systemd ends it"
+    assert journal()[-1] == "QEMU did not exit; systemd terminates it"
     # what a running QEMU needs is still there, and after-stop sees that there is something to do
     assert os.path.exists(scope.root_dir(VM))
 
 
-def test_a_qemu_that_goes_in_the_middle_of_a_press(qemu: StandIn, scope: Scope) -> None:
+def test_stop_succeeds_if_qemu_exits_during_a_press(qemu: StandIn, scope: Scope) -> None:
     def script(connection: Connection) -> None:
         connection.greet()
         connection.receive()
@@ -149,7 +151,7 @@ def test_a_qemu_that_goes_in_the_middle_of_a_press(qemu: StandIn, scope: Scope) 
     assert not qemu.is_running()
 
 
-def test_events_do_not_distract_a_stop(qemu: StandIn, scope: Scope) -> None:
+def test_stop_ignores_events(qemu: StandIn, scope: Scope) -> None:
     def script(connection: Connection) -> None:
         connection.greet()
         for _ in range(2000):
@@ -163,7 +165,7 @@ def test_events_do_not_distract_a_stop(qemu: StandIn, scope: Scope) -> None:
 
 
 @pytest.mark.parametrize("pid", ["", "0x1", "-1", "none"])
-def test_there_is_nothing_to_stop_when_qemu_went_by_itself(
+def test_stop_is_quiet_after_qemu_has_exited(
     scope: Scope, monkeypatch: pytest.MonkeyPatch, pid: str, journal: Callable[[], list[str]]
 ) -> None:
     monkeypatch.setenv("MAINPID", pid)
@@ -173,14 +175,16 @@ def test_there_is_nothing_to_stop_when_qemu_went_by_itself(
     assert not os.path.exists(scope.root_dir(VM))
 
 
-def test_a_pid_that_is_gone_is_quiet(qemu: StandIn, scope: Scope, journal: Callable[[], list[str]]) -> None:
+def test_stop_is_quiet_if_the_process_no_longer_exists(
+    qemu: StandIn, scope: Scope, journal: Callable[[], list[str]]
+) -> None:
     qemu.end()
     shutdown.stop(scope, VM)
     assert journal() == []
 
 
 @pytest.mark.parametrize("timeout", ["", "x", "-1", "1.5", "9999999", "1\n", "\uff11"])
-def test_an_odd_time_out_is_refused(
+def test_stop_refuses_a_timeout_that_is_not_a_number(
     qemu: StandIn, scope: Scope, monkeypatch: pytest.MonkeyPatch, timeout: str
 ) -> None:
     monkeypatch.setenv("QSYSD_STOP_TIMEOUT", timeout)
@@ -198,7 +202,7 @@ def test_a_qemu_is_ready_when_its_main_loop_answers(qemu: StandIn, scope: Scope)
     assert peer.commands == ["qmp_capabilities", "query-status"]
 
 
-def test_a_socket_that_comes_late_and_listens_later(qemu: StandIn, scope: Scope) -> None:
+def test_ready_waits_for_a_late_socket(qemu: StandIn, scope: Scope) -> None:
     path = scope.monitor(VM, "ready")
 
     def begin() -> None:
@@ -218,7 +222,7 @@ def test_a_qemu_that_refuses_its_options_is_not_ready(qemu: StandIn, scope: Scop
     assert not readiness.ready(scope, VM)
 
 
-def test_a_qemu_that_ends_while_it_is_asked_is_not_ready(qemu: StandIn, scope: Scope) -> None:
+def test_a_qemu_that_exits_during_a_query_is_not_ready(qemu: StandIn, scope: Scope) -> None:
     def script(connection: Connection) -> None:
         connection.greet()
         connection.receive()
@@ -254,7 +258,7 @@ def test_a_qemu_that_hangs_is_not_ready(
     assert isinstance(caught.value, TimeoutExpired) is (what in ("no socket", "garbage"))
 
 
-def test_without_a_process_nothing_is_ready(scope: Scope, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ready_fails_without_a_main_process(scope: Scope, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MAINPID", raising=False)
     assert not readiness.ready(scope, VM)
 

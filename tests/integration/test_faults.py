@@ -109,7 +109,7 @@ def test_stop_while_its_monitor_is_in_use(host: LabHost, vm: VMFactory, purposes
         assert "TINY POWEROFF" in console(host, name)
         assert_no_force(host, name)
     else:
-        assert "QEMU does not quit; systemd ends it" in unit_journal(host, name)
+        assert "QEMU did not exit; systemd terminates it" in unit_journal(host, name)
     host.qsysd("delete", "--yes", name)
     assert traces(host) == before
 
