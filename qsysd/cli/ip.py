@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import click
 
-from qsysd.cli.common import json_option, make_host, vm_argument
+from qsysd.cli.common import call, json_option, make_host, vm_argument
 from qsysd.cli.output import print_json
-from qsysd.operations import guest
 
 
 @click.command("ip")
@@ -19,8 +18,7 @@ def command(name: str, as_json: bool) -> None:
     Example:
       ping $(qsysd ip web1)
     """
-    host = make_host()
     if as_json:
-        print_json({"name": name, "addresses": guest.addresses(host, name)})
+        print_json({"name": name, "addresses": call(make_host(), "vm.addresses", name=name)})
     else:
-        click.echo(guest.address(host, name))
+        click.echo(call(make_host(), "vm.address", name=name))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
-from qsysd.cli.common import chosen, make_host, vms_arguments
+from qsysd.cli.common import call, chosen, make_host, vms_arguments
 from qsysd.cli.output import has_colours
-from qsysd.host import selection
-from qsysd.host.console_log import ConsoleLog
 from qsysd.operations import logs
+
+if TYPE_CHECKING:
+    from qsysd.operations.logs import Tail
 
 
 @click.command("logs")
@@ -37,23 +40,24 @@ def command(names: tuple[str, ...], everything: bool, lines: int, follow: bool, 
       qsysd logs web1 web2 --unit
     """
     host = make_host()
-    vms = selection.resolve(host, chosen(names, everything))
-    for vm in vms:
-        host.store.require(vm)
-    consoles: dict[str, ConsoleLog] = {}
-    cursors: dict[str, str] = {}
-    for vm in vms:
-        if only != "console":
-            if only is None or len(vms) > 1:
-                click.echo(f"── {vm}: unit and QEMU (journalctl -u qemu-vm@{vm}) ──")
-            text, cursors[vm] = logs.unit_tail(vm, lines, colour=has_colours())
-            click.echo(text, nl=False)
-        if only != "unit":
-            if only is None or len(vms) > 1:
-                click.echo(f"── {vm}: the guest's console ──")
-            consoles[vm] = ConsoleLog(host.scope.console_log(vm))
-            for line in consoles[vm].tail(lines):
-                click.echo(line)
+    colour = has_colours()
+    tails: list[Tail] = call(
+        host, "vm.logs", names=chosen(names, everything), lines=lines, only=only, colour=colour
+    )
+    for tail in tails:
+        _print(tail, titles=only is None or len(tails) > 1)
     if follow:
-        for vm, line in logs.follow(consoles, cursors, colour=has_colours()):
-            click.echo(f"{vm}: {line}" if len(vms) > 1 else line)
+        for vm, line in logs.follow(host, tails, colour=colour):
+            click.echo(f"{vm}: {line}" if len(tails) > 1 else line)
+
+
+def _print(tail: Tail, *, titles: bool) -> None:
+    if tail.unit is not None:
+        if titles:
+            click.echo(f"── {tail.name}: unit and QEMU (journalctl -u qemu-vm@{tail.name}) ──")
+        click.echo(tail.unit, nl=False)
+    if tail.console is not None:
+        if titles:
+            click.echo(f"── {tail.name}: the guest's console ──")
+        for line in tail.console:
+            click.echo(line)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from dataclasses import dataclass
 
 from qsysd import values
 from qsysd.errors import QsysdError
@@ -15,17 +16,31 @@ LINE_MAX = 64 * 1024  # bytes without a line break that are shown as a line
 READ_MAX = 1024 * 1024  # bytes of a console at once
 
 
+@dataclass(frozen=True)
+class Place:
+    """A place in a log. inode: of the file, -1 without one; position: in bytes."""
+
+    inode: int
+    position: int
+
+
 class ConsoleLog:
     """The log of a guest's console, across restarts of the VM.
 
     QEMU owns the directory: no link is followed and no pipe waited for.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, place: Place | None = None) -> None:
+        """place: where `new_lines` begins; by default at the start of the file."""
         self.path = path
-        self._inode = -1
-        self._position = 0
+        self._inode = place.inode if place else -1
+        self._position = place.position if place else 0
         self._rest = b""
+
+    @property
+    def place(self) -> Place:
+        """Return how far the log has been read."""
+        return Place(self._inode, self._position)
 
     def tail(self, count: int) -> list[str]:
         """Return the last lines, at most `count`; `new_lines` continues behind them. Raises QsysdError."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from qsysd.host import base_images
 from qsysd.host.changes import changing_images, recover
@@ -52,12 +53,26 @@ def import_file(
         )
 
 
-def remove(host: Host, names: Sequence[str]) -> None:
-    """Remove images. Raises NotFoundError, and StateError while a VM uses one, before any is removed."""
+@dataclass(frozen=True)
+class Removed:
+    """The result of removing images. files: of the images that are, or with dry_run would be, removed."""
+
+    files: list[str]
+
+
+def remove(host: Host, names: Sequence[str], *, dry_run: bool = False) -> Removed:
+    """Remove images. Raise NotFoundError, and StateError while a VM uses one, before any is removed.
+
+    dry_run: only return the files; any user may, and whether a VM uses an image is not examined.
+    """
+    names = list(dict.fromkeys(names))
+    if dry_run:
+        return Removed([host.images.require(name) for name in names])
     with changing_images(host, names):
         used = {name: base_images.users(host, name) for name in names}
+        files = []
         for name in names:
-            host.images.require(name)
+            files.append(host.images.require(name))
             if used[name].vms:
                 host.images.remove(name, used[name].vms)  # raises: nothing is removed yet
         for vm, problem in used[names[0]].unknown.items():
@@ -66,3 +81,4 @@ def remove(host: Host, names: Sequence[str]) -> None:
             )
         for name in names:
             host.images.remove(name, [])
+    return Removed(files)

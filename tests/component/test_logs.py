@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -114,17 +115,18 @@ def test_logs_of_several_vms_are_each_named() -> None:
 
 
 def test_logs_follow_unit_and_console_together(vms: OwnHost, stand_ins: StandIns) -> None:
-    text, cursor = logs.unit_tail("web1", 5, colour=False)
-    assert (text, cursor) == ("started\n", "s=12;i=34")
-    consoles = {name: ConsoleLog(vms.scope.console_log(name)) for name in ("web1", "web2")}
-    followed = logs.follow(consoles, {"web1": cursor, "web2": ""}, colour=False)
+    first, second = logs.tail(vms, ["web1", "web2"], lines=5)
+    assert (first.unit, first.cursor, first.console) == ("started\n", "s=12;i=34", ["login of web1"])
+    for name in ("web1", "web2"):
+        append(Path(vms.scope.console_log(name)), f"{name} boots\n")
+    followed = logs.follow(vms, [first, replace(second, cursor="")])
     seen = {next(followed) for _ in range(5)}
     assert seen == {
         ("web1", "crashed"),
         ("web1", "restarted"),
         ("web2", "other"),
-        ("web1", "login of web1"),
-        ("web2", "login of web2"),
+        ("web1", "web1 boots"),
+        ("web2", "web2 boots"),
     }
     append(Path(vms.scope.console_log("web1")), "booting again\n")
     assert next(followed) == ("web1", "booting again")

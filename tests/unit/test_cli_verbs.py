@@ -162,13 +162,19 @@ def test_removing_an_image_asks_too(
     qsysd_command: Run, host: OwnHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     removed: list[Sequence[str]] = []
-    monkeypatch.setattr(image, "remove", lambda host, names: removed.append(names))
+
+    def call(host: Host, names: Sequence[str], *, dry_run: bool = False) -> image.Removed:
+        if not dry_run:
+            removed.append(names)
+        return image.Removed([host.scope.image(name) for name in names])
+
+    monkeypatch.setattr(image, "remove", call)
     Path(host.scope.image("tiny")).touch()
     assert isinstance(qsysd_command("image", "rm", "tiny").exception, InvalidError)
     assert "would be removed" in qsysd_command("image", "rm", "tiny", "--dry-run").output
     assert removed == []
-    assert qsysd_command("image", "rm", "tiny", "--yes").output.endswith("tiny: removed\n")
-    assert removed == [("tiny",)]
+    assert qsysd_command("image", "rm", "tiny", "tiny", "--yes").output.endswith("tiny: removed\n")
+    assert removed == [["tiny"]]
 
 
 # edit and render

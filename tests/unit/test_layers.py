@@ -69,6 +69,18 @@ PRINTING = {"runtime.unit", "runtime.spawn"}
 OUTPUT = {"print", "input", "breakpoint", "exit", "quit"}
 TERMINAL = {"sys.exit", "sys.stdin", "sys.stdout", "sys.stderr", "os.isatty", "os.get_terminal_size"}
 
+# What the command line may import; for everything else it sends a request.
+CLI_IMPORTS = {"config", "errors", "image_names", "model", "names", "paths", "requests", "values"}
+# The verbs that a terminal is connected to are no requests.
+CLI_EXCEPTIONS = {
+    "cli.console": {"operations.guest"},
+    "cli.editor": {"files", "process", "runtime.spawn"},
+    "cli.logs": {"operations.logs"},
+    "cli.progress": {"host.progress"},
+    "cli.ssh": {"operations.guest", "process"},
+    "cli.terminal": {"runtime.qmp"},
+}
+
 
 @dataclass(frozen=True)
 class Import:
@@ -183,6 +195,27 @@ def test_a_library_is_imported_only_where_it_may_be(module: str) -> None:
         library = found.target.split(".")[0]
         if library in USERS and not found.types_only:
             assert package(module) in USERS[library], f"{module}:{found.line} imports {library}"
+
+
+@pytest.mark.parametrize("module", [name for name in SOURCES if package(name) == "cli"])
+def test_the_command_line_sends_requests(module: str) -> None:
+    allowed = CLI_EXCEPTIONS.get(module, set())
+    found = {target for found, target in own_imports(module) if not found.types_only}
+    others = {target for target in found if package(target) not in CLI_IMPORTS | {"cli", "__init__"}}
+    assert others == allowed
+    for node in ast.walk(TREES[module]):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "host":
+            # edit asks for it before it opens the editor.
+            assert node.attr == "require_root", f"{module}:{node.lineno} uses host.{node.attr}"
+
+
+def test_every_package_is_in_setup_cfg() -> None:
+    config = ConfigParser()
+    config.read(PACKAGE.parent / "setup.cfg", encoding="utf-8")
+    packages = {
+        ".".join(path.parent.relative_to(PACKAGE.parent).parts) for path in PACKAGE.rglob("__init__.py")
+    }
+    assert set(config["options"]["packages"].split()) == packages
 
 
 def test_every_rule_about_a_library_is_needed() -> None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from qsysd.cli import complete
 from qsysd.cli.common import call, confirm, dry_run_option, make_host, yes_option
+
+if TYPE_CHECKING:
+    from qsysd.operations.image import Removed
 
 
 @click.command("rm")
@@ -20,11 +25,13 @@ def command(names: tuple[str, ...], yes: bool, dry_run: bool) -> None:
       qsysd image rm debian12 --yes
     """
     host = make_host()
-    for path in [host.images.require(name) for name in names]:
+    images = list(dict.fromkeys(names))
+    shown: Removed = call(host, "image.remove", names=images, dry_run=True)
+    for path in shown.files:
         click.echo(f"{path} {'would be' if dry_run else 'will be'} removed", err=True)
     if dry_run:
         return
     confirm("Remove?", yes=yes)
-    call(host, "image.remove", names=names)
-    for name in names:
+    call(host, "image.remove", names=images)
+    for name in images:
         click.echo(f"{name}: removed")
