@@ -153,13 +153,16 @@ def _sha256(content: bytes | None) -> str:
     return hashlib.sha256(content or b"").hexdigest()
 
 
-def install_helper(host: Host) -> list[str]:
-    """Install the helper outside the package, unless it exists and is intact; return what was done."""
+def install_helper(host: Host) -> str:
+    """Copy what the units call to a directory outside the package, unless it is installed and intact.
+
+    Return the new directory, or "".
+    """
     texts = _helper_texts(host)
     digest, current = _digest(texts), _current(host)
     helper_dir = host.scope.helper_dir
     if _is_named(current, digest) and not any(_damaged(f"{helper_dir}/{current}", texts)):
-        return []
+        return ""
     # A damaged helper stays, for units that use it now; the new one gets another name.
     name = digest if current != digest else f"{digest}-1"
     directory = f"{helper_dir}/{name}"
@@ -174,7 +177,7 @@ def install_helper(host: Host) -> list[str]:
     os.rename(f"{link}.part", link)
     sync_directory(helper_dir)
     _remove_old_helpers(host, {name, current, "current"})
-    return [f"installed the units' helper in {directory}"]
+    return directory
 
 
 def _build_helper(directory: str, texts: Mapping[str, str]) -> None:
@@ -239,7 +242,7 @@ def _differing_units(host: Host, texts: Mapping[str, str]) -> list[str]:
 
 
 def install_units(host: Host) -> list[str]:
-    """Install the units, and reload systemd if one has changed; return what was done."""
+    """Install the units that differ; return their names. systemd reads them only if one has changed."""
     texts = unit_texts(host)
     changed = [os.path.basename(path) for path in _differing_units(host, texts)]
     for name in changed:
@@ -255,4 +258,4 @@ def install_units(host: Host) -> list[str]:
         # A start of a VM starts the timers; a running VM may have been started before they existed.
         timers = [name for name in texts if name.endswith(".timer")]
         host.systemd.run_jobs("StartUnit", timers, timeout=20)
-    return [f"installed {name}" for name in changed]
+    return changed

@@ -1,10 +1,12 @@
-"""Prepare a host. Safe to repeat."""
+"""setup: prepare a host. Safe to repeat."""
 
 from __future__ import annotations
 
 import grp
 import ipaddress
 import os
+from dataclasses import dataclass
+from enum import StrEnum
 
 from qsysd import network, paths
 from qsysd.config import dump
@@ -16,29 +18,63 @@ from qsysd.host.context import Host
 from qsysd.host.helper_install import install_helper, install_units
 from qsysd.model.defaults import Defaults
 from qsysd.model.network import NetworkKind, NetworkSpec
+from qsysd.names import in_order
 from qsysd.runtime import spawn
 
 DEFAULT_NETWORK = "default"
 
 
-def setup(host: Host) -> list[str]:
-    """Prepare this host; return what was done, in words. Nothing is done twice.
+class Action(StrEnum):
+    """A kind of step of a set-up."""
 
-    Raises HostError where systemd or a needed program is missing.
+    CREATED_GROUP = "created_group"
+    INSTALLED_HELPER = "installed_helper"
+    INSTALLED_UNIT = "installed_unit"
+    CREATED_NETWORK = "created_network"
+    RENDERED_NETWORK = "rendered_network"
+    STARTED_UNIT = "started_unit"
+    RENDERED_VM = "rendered_vm"
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step that was done. subject: a group, directory, unit, network or VM; detail: a network's subnet."""
+
+    action: Action
+    subject: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class SetUp:
+    """The result of a set-up: the steps that were needed, none on a host that is ready.
+
+    outdated: the VMs whose QEMU runs with an older rendering, which a restart replaces.
     """
-    done: list[str] = []
+
+    steps: list[Step]
+    outdated: list[str]
+
+
+def setup(host: Host) -> SetUp:
+    """Prepare this host. Nothing is done twice.
+
+    Raise HostError where systemd or a needed program is missing.
+    """
+    done: list[Step] = []
     with setting_up(host):
         _directories(host)
         done += _group()
-        done += install_helper(host)
-        done += install_units(host)
+        if directory := install_helper(host):
+            done.append(Step(Action.INSTALLED_HELPER, directory))
+        done += [Step(Action.INSTALLED_UNIT, name) for name in install_units(host)]
         if read_text(host.scope.defaults_file) is None:
             write_atomic(host.scope.defaults_file, dump.commented(Defaults()), 0o644)
         keys.host_key(host.scope)
         done += _default_network(host)
         done += _networks(host)
         done += _renderings(host)
-    return done
+    return SetUp(done, _outdated(host))
 
 
 def _directories(host: Host) -> None:
@@ -65,33 +101,33 @@ def _directories(host: Host) -> None:
             raise HostError(f"{path}: {error.strerror}") from error
 
 
-def _group() -> list[str]:
+def _group() -> list[Step]:
     """Create the group kvm, which the unit names: systemd refuses a unit whose group does not exist."""
     try:
         grp.getgrnam("kvm")
     except KeyError:
         spawn.run(["systemd-sysusers", "--inline", "g kvm - -"])
-        return ["created the group kvm"]
+        return [Step(Action.CREATED_GROUP, "kvm")]
     return []
 
 
-def _default_network(host: Host) -> list[str]:
+def _default_network(host: Host) -> list[Step]:
     """Define the network `default`, if it is not defined, on a subnet that is free on this host."""
     if DEFAULT_NETWORK in host.store.network_names():
         return []
     taken = [host.store.load_network(name).subnet for name in host.store.network_names()]
     spec = NetworkSpec(name=DEFAULT_NETWORK, kind=NetworkKind.NAT, subnet=network.choose_subnet(taken))
     write_atomic(host.scope.network_definition(spec.name), dump.dump_network(spec), 0o644)
-    return [f"created the network {spec.name} on {spec.subnet}"]
+    return [Step(Action.CREATED_NETWORK, spec.name, spec.subnet)]
 
 
-def _networks(host: Host) -> list[str]:
+def _networks(host: Host) -> list[Step]:
     """Render each network, and bring up those that changed or are down."""
-    done: list[str] = []
+    done: list[Step] = []
     for name in host.store.network_names():
         changed = render_network(host, host.store.load_network(name))
         if changed:
-            done.append(f"rendered the network {name}")
+            done.append(Step(Action.RENDERED_NETWORK, name))
         done += _network_up(host, name, changed=changed)
     return done
 
@@ -134,7 +170,7 @@ def _refuse_to_cut_off(host: Host, spec: NetworkSpec) -> None:
         )
 
 
-def _network_up(host: Host, name: str, *, changed: bool) -> list[str]:
+def _network_up(host: Host, name: str, *, changed: bool) -> list[Step]:
     units = [paths.network_unit(name), paths.dhcp_unit(name)]
     states = host.systemd.states(units)
     down = [unit for unit in units if unit not in states or states[unit].active != "active"]
@@ -144,18 +180,27 @@ def _network_up(host: Host, name: str, *, changed: bool) -> list[str]:
             host.systemd.reset_failed(unit)
             (result,) = host.systemd.run_jobs("RestartUnit", [unit], timeout=60)
             if not result.done:
-                words = journal.failure(host, unit)
-                raise QsysdError(
-                    f"{unit} did not start: {words or result.result}", hint=f"systemctl status {unit}"
-                )
-    return [f"started {unit}" for unit in down]
+                why = journal.failure(host, unit) or result.result
+                raise QsysdError(f"{unit} did not start: {why}", hint=f"systemctl status {unit}")
+    return [Step(Action.STARTED_UNIT, unit) for unit in down]
 
 
-def _renderings(host: Host) -> list[str]:
-    """Render the VMs again, for a new version's templates; running VMs go on with what they have."""
+def _renderings(host: Host) -> list[Step]:
+    """Render the VMs with this version's templates; running VMs are not changed."""
     names = host.store.names()
     with locks.locked(host, names):
         changed, errors = rendering.render_each(host, names)
     for error in errors.values():
         host.progress(f"warning: {error.message}")
-    return [f"rendered {name}" for name, files in changed.items() if files]
+    return [Step(Action.RENDERED_VM, name) for name, files in changed.items() if files]
+
+
+def _outdated(host: Host) -> list[str]:
+    """Return the VMs whose QEMU was started with another rendering than the one on disk."""
+    found = []
+    for unit in host.systemd.active_units(paths.UNIT_PATTERN):
+        name = paths.vm_of_unit(unit)
+        started = host.store.started(name)
+        if started and started.digest != host.store.summary(name).digest:
+            found.append(name)
+    return in_order(found)

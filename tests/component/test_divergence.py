@@ -14,6 +14,7 @@ from qsysd.errors import ExistsError, InvalidError, NotFoundError, StateError
 from qsysd.host import divergence, rendering
 from qsysd.host.outcomes import Outcome
 from qsysd.operations import create, delete, doctor, edit, power, query, setup
+from qsysd.operations.setup import Action, Step
 from qsysd.store import Store
 from qsysd.store.claims import Claims, of_others
 
@@ -264,7 +265,7 @@ def test_set_up_refuses_a_subnet_that_cuts_vms_off_and_names_them(vm: OwnHost) -
     setup.setup(vm)
     delete.delete(vm, ["web1"])
     definition.write_text(text.replace(subnet, "10.99.0.0/24"))
-    assert "rendered the network default" in setup.setup(vm)
+    assert Step(Action.RENDERED_NETWORK, "default") in setup.setup(vm).steps
 
 
 def test_a_subnet_that_is_not_in_effect_is_named_and_gets_no_vms(vm: OwnHost) -> None:
@@ -299,10 +300,11 @@ def test_set_up_brings_up_each_network_that_is_defined(vm: OwnHost) -> None:
     Path(vm.scope.network_definition("lan")).write_text("name: lan\nsubnet: 10.99.0.0/24\n")
     lan = network_findings(vm)[1]
     assert (lan.subject, lan.remedy) == ("network lan", "qsysd setup")
-    done = setup.setup(vm)
-    assert {"rendered the network lan", f"started {paths.network_unit('lan')}"} <= set(done)
+    done = setup.setup(vm).steps
+    started = Step(Action.STARTED_UNIT, paths.network_unit("lan"))
+    assert {Step(Action.RENDERED_NETWORK, "lan"), started} <= set(done)
     assert vm.fake.state(paths.dhcp_unit("lan")).active == "active"
-    assert setup.setup(vm) == []
+    assert setup.setup(vm).steps == []
     created = create.create(
         vm, "name: web2\nimage: tiny\nseed: false\nnics: [{network: lan}]\n", "x", start=False
     )

@@ -22,6 +22,7 @@ from qsysd.errors import HostError, QsysdError, StateError
 from qsysd.host import base_images, console_log, helper_install, intents, journal, keys
 from qsysd.images.formats import BrokenImageError, backing_chain, read_header
 from qsysd.operations import create, delete, doctor, image, query, setup
+from qsysd.operations.setup import Action, Step
 from qsysd.paths import Scope
 from qsysd.qemu import machine_types
 from qsysd.runtime import kvm, spawn
@@ -31,7 +32,7 @@ from qsysd.runtime import kvm, spawn
 
 def test_set_up_is_safe_to_repeat(host: OwnHost) -> None:
     # the host was set up before
-    assert setup.setup(host) == []
+    assert setup.setup(host).steps == []
     assert "Reload" not in host.fake.calls
     assert not [call for call in host.fake.calls if "RestartUnit" in call]
 
@@ -42,12 +43,12 @@ def test_set_up_mends_what_is_missing(host: OwnHost) -> None:
     os.unlink(scope.network_rules("default"))
     shutil.rmtree(scope.dhcp_hosts_dir("default"))
     host.fake.set("qsysd-dhcp@default.service", "failed", "failed")
-    done = setup.setup(host)
-    assert "installed qemu-vm@.service" in done
-    assert "started qsysd-dhcp@default.service" in done
+    done = setup.setup(host).steps
+    assert Step(Action.INSTALLED_UNIT, "qemu-vm@.service") in done
+    assert Step(Action.STARTED_UNIT, "qsysd-dhcp@default.service") in done
     assert host.fake.calls.count("Reload") == 1
     assert os.path.isdir(scope.dhcp_hosts_dir("default"))
-    assert setup.setup(host) == []
+    assert setup.setup(host).steps == []
 
 
 def test_set_up_keeps_what_people_have_written(host: OwnHost) -> None:
@@ -82,7 +83,8 @@ def test_definitions_are_rendered_again_for_a_new_version(host: OwnHost) -> None
         create.create(host, f"name: {name}\nimage: tiny\ndisks: [{{}}]\n", "x", start=False)
         Path(host.scope.environment(name)).write_text("# of an older version\n", encoding="utf-8")
     host.fake.calls.clear()
-    assert {"rendered web1", "rendered web2"} <= set(setup.setup(host))
+    rendered = {Step(Action.RENDERED_VM, name) for name in ("web1", "web2")}
+    assert rendered <= set(setup.setup(host).steps)
     # systemd reads all drop-ins at once: with 1000 VMs, a daemon-reload takes a second.
     assert len([call for call in host.fake.calls if call.startswith("refresh")]) == 1
     Path(host.scope.definition("web1")).write_text("name: [", encoding="utf-8")
@@ -111,7 +113,7 @@ def current(host: OwnHost) -> str:
     return os.readlink(os.path.join(host.scope.helper_dir, "current"))
 
 
-def upgrade(host: OwnHost, monkeypatch: pytest.MonkeyPatch, version: int) -> list[str]:
+def upgrade(host: OwnHost, monkeypatch: pytest.MonkeyPatch, version: int) -> str:
     """Install the helper of another version."""
     monkeypatch.setattr(helper_install, "HELPER_MAIN", f"# version {version}\n{HELPER_MAIN}")
     return helper_install.install_helper(host)
@@ -173,7 +175,7 @@ def test_an_upgrade_switches_at_one_blow_and_keeps_the_one_before(
     assert os.path.exists(os.path.join(host.scope.helper_dir, first, "qsysd/runtime/qmp.py"))
     assert upgrade(host, monkeypatch, 3)
     assert helpers(host) == {second, current(host)}
-    assert upgrade(host, monkeypatch, 3) == []
+    assert not upgrade(host, monkeypatch, 3)
     assert run_helper(host, "stop", "web1").returncode == 0
 
 
@@ -296,10 +298,10 @@ def test_what_is_not_as_installed_is_named_by_doctor_and_installed_again_by_set_
         assert str(path) in found
     messages = [each.message for each in doctor.examine(host) if each.remedy == "qsysd setup"]
     assert all(any(name in message for message in messages) for name in found)
-    assert any(line.startswith("installed ") for line in setup.setup(host))
+    assert {step.action for step in setup.setup(host).steps} & {"installed_unit", "installed_helper"}
     assert helper_install.differences(host) == []
     assert run_helper(host, "stop", "web1").returncode == 0
-    assert setup.setup(host) == []
+    assert setup.setup(host).steps == []
     assert not Path("elsewhere").exists() or Path("elsewhere").read_bytes()
 
 

@@ -28,6 +28,7 @@ from qsysd.host import guest_ssh, selection, unit_states
 from qsysd.host.context import Host
 from qsysd.host.outcomes import Outcome, State, failed
 from qsysd.operations import delete, doctor, edit, guest, image, power, query, setup
+from qsysd.operations.setup import Action, SetUp, Step
 
 pytest_plugins = ("cli_fixtures",)
 
@@ -288,21 +289,24 @@ def test_an_address(qsysd_command: Run) -> None:
 
 
 def test_findings(qsysd_command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    findings = [doctor.Finding("ok", "QEMU", "7.2"), doctor.Finding("warning", "KVM", "none", "switch it on")]
+    findings = [
+        doctor.Finding(doctor.Level.OK, "QEMU", "7.2"),
+        doctor.Finding(doctor.Level.WARNING, "KVM", "none", "switch it on"),
+    ]
     monkeypatch.setattr(doctor, "examine", lambda host: findings)
     result = qsysd_command("doctor")
     assert result.exit_code == 0
     assert result.output == "     ok  QEMU: 7.2\nwarning  KVM: none\n         → switch it on\n"
-    findings.append(doctor.Finding("missing", "nft", "is not installed", "apt install nftables"))
+    findings.append(doctor.Finding(doctor.Level.MISSING, "nft", "is not installed", "apt install nftables"))
     result = qsysd_command("doctor", "--json")
     assert result.exit_code == 7
     assert json.loads(result.output)[2]["remedy"] == "apt install nftables"
 
 
 def test_set_up_says_what_it_did(qsysd_command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(setup, "setup", lambda host: ["installed x"])
-    assert qsysd_command("setup").output == "installed x\n"
-    monkeypatch.setattr(setup, "setup", lambda host: [])
+    monkeypatch.setattr(setup, "setup", lambda host: SetUp([Step(Action.INSTALLED_UNIT, "x")], ["web1"]))
+    assert qsysd_command("setup").output == "installed x\nto apply: qsysd restart web1\n"
+    monkeypatch.setattr(setup, "setup", lambda host: SetUp([], []))
     assert qsysd_command("setup").output == "this host is ready\n"
 
 
