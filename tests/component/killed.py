@@ -187,7 +187,7 @@ def state() -> str:
 
 
 def is_scratch(path: str) -> bool:
-    """Tell whether a file was on its way to its place: the next edit writes over it, a delete removes it."""
+    """Return whether a file was being written: the next edit overwrites it, a delete removes it."""
     return path.endswith(".part") or path.startswith("./run/qsysd/seeds/")
 
 

@@ -110,7 +110,7 @@ FREE_HELD_BACK = {
 
 
 def passing(net: NetworkHost, port: Port, frames: dict[str, bytes]) -> set[str]:
-    """Send the frames as the guest at `port` and return the names of those that another guest hears."""
+    """Send the frames as the guest at `port` and return the names of those that another guest receives."""
     sender, listener = net.plug(port), net.plug(WEB2)
     assert sender.gateway_mac(GATEWAY) == listener.gateway_mac(GATEWAY)
     # Where the kernel has br_netfilter, it would keep a lone fragment to itself.
@@ -127,11 +127,11 @@ def passing(net: NetworkHost, port: Port, frames: dict[str, bytes]) -> set[str]:
     raise AssertionError("not even an honest frame came through")
 
 
-def test_a_guest_is_held_to_its_address(net: NetworkHost) -> None:
+def test_a_guest_can_send_only_from_its_address(net: NetworkHost) -> None:
     assert passing(net, WEB1, PASSES | HELD_BACK) == set(PASSES)
 
 
-def test_a_guest_cannot_draw_anothers_frames_to_itself(net: NetworkHost) -> None:
+def test_a_guest_cannot_redirect_the_frames_of_another(net: NetworkHost) -> None:
     # The bridge takes in frames that are for itself on a way of their own, and learns from them.
     guest, other = net.plug(WEB1), net.plug(WEB2)
     assert other.gateway_mac(GATEWAY) == guest.gateway_mac(GATEWAY)
@@ -143,7 +143,7 @@ def test_a_guest_cannot_draw_anothers_frames_to_itself(net: NetworkHost) -> None
         assert f"{OTHER} dev {WEB2.tap}" in known and f"{OTHER} dev {WEB1.tap}" not in known
 
 
-def test_a_guest_without_address_is_held_to_its_mac(net: NetworkHost) -> None:
+def test_a_guest_without_address_can_send_only_from_its_mac(net: NetworkHost) -> None:
     port = Port(WEB1.tap, WEB1.mac, "qb-default", "default")
     assert passing(net, port, PASSES | HELD_BACK) == (set(PASSES) | set(HELD_BACK)) - FREE_HELD_BACK
 
@@ -155,5 +155,5 @@ def test_a_guest_receives_only_frames_for_its_own_mac(net: NetworkHost) -> None:
     run("bridge", "fdb", "del", OTHER, "dev", WEB2.tap, "master")
     run("ip", "neigh", "replace", THEIRS, "lladdr", OTHER, "dev", "qb-default")
     run("/usr/bin/python3", "-c", KNOCK.format(address=THEIRS))
-    assert other.hears(b"knock")
-    assert not guest.hears(b"knock", timeout=0.2)
+    assert other.receives(b"knock")
+    assert not guest.receives(b"knock", timeout=0.2)

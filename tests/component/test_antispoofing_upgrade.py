@@ -57,9 +57,9 @@ def assert_protected(net: NetworkHost, earlier: tuple[Guest, Guest], *more: Port
     assert "@addresses" in anti_spoofing() and "@held" not in anti_spoofing()
     guest, listener = earlier
     guest.send(datagram(MINE, 4000, 4000))
-    assert listener.hears(b"hello")
+    assert listener.receives(b"hello")
     guest.send(datagram(THEIRS, 4000, 4000))
-    assert not listener.hears(b"hello", timeout=0.2)
+    assert not listener.receives(b"hello", timeout=0.2)
 
 
 def test_a_start_migrates_the_rules_of_an_earlier_version(

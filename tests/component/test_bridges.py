@@ -38,7 +38,7 @@ from qsysd.runtime import antispoof, bridges, iproute, sysfs, taps
 pytestmark = pytest.mark.needs_root
 
 
-def test_up_can_be_repeated_and_mends(net: NetworkHost) -> None:
+def test_up_repairs_what_is_missing_and_can_be_repeated(net: NetworkHost) -> None:
     index = run("cat", f"{sysfs.DIRECTORY}/qb-default/ifindex")
     guest = net.plug(WEB1)
     run("nft", "flush", "ruleset")
@@ -54,7 +54,7 @@ def test_up_can_be_repeated_and_mends(net: NetworkHost) -> None:
     assert guest.gateway_mac(GATEWAY) == bridges.mac("default")
 
 
-def test_a_bridge_deleted_by_hand_comes_back_with_its_vms(net: NetworkHost) -> None:
+def test_up_restores_a_deleted_bridge_with_its_vms(net: NetworkHost) -> None:
     guest = net.plug(WEB1)
     assert guest.gateway_mac(GATEWAY) == bridges.mac("default")
     run("ip", "link", "delete", "qb-default")
@@ -63,7 +63,7 @@ def test_a_bridge_deleted_by_hand_comes_back_with_its_vms(net: NetworkHost) -> N
     assert guest.gateway_mac(GATEWAY) == bridges.mac("default")
 
 
-def test_what_was_renamed_is_found_by_its_alias(net: NetworkHost) -> None:
+def test_renamed_bridges_and_taps_are_found_by_alias(net: NetworkHost) -> None:
     before = interfaces()
     net.plug(WEB1)
     run("ip", "link", "set", "dev", WEB1.tap, "down")
@@ -90,7 +90,7 @@ def test_up_renames_bridge_and_taps_back(net: NetworkHost) -> None:
     assert guest.gateway_mac(GATEWAY) == bridges.mac("default")
 
 
-def test_ports_do_not_change_the_bridges_mac(net: NetworkHost) -> None:
+def test_the_mac_of_a_bridge_does_not_depend_on_its_ports(net: NetworkHost) -> None:
     def address() -> str:
         return run("cat", f"{sysfs.DIRECTORY}/qb-default/address").strip()
 
@@ -101,7 +101,7 @@ def test_ports_do_not_change_the_bridges_mac(net: NetworkHost) -> None:
     assert address() == bridges.mac("default")
 
 
-def test_down_spares_running_vms(net: NetworkHost) -> None:
+def test_down_keeps_the_bridge_of_running_vms(net: NetworkHost) -> None:
     guest = net.plug(WEB1)
     before = rules()
     assert bridges.down(net.scope, net.environment) == [f"left the bridge qb-default in place for {WEB1.tap}"]
@@ -122,7 +122,7 @@ def test_a_broken_rules_file_leaves_no_bridge(net: NetworkHost) -> None:
     assert interfaces() == set() and rules() == ""
 
 
-def test_another_interface_of_the_bridges_name_is_left_alone(net: NetworkHost) -> None:
+def test_an_interface_with_the_name_of_the_bridge_is_not_changed(net: NetworkHost) -> None:
     bridges.down(net.scope, net.environment)
     run("ip", "link", "add", "qb-default", "type", "bridge")
     run("ip", "link", "set", "dev", "qb-default", "alias", "a person's own")
@@ -136,19 +136,19 @@ def test_another_interface_of_the_bridges_name_is_left_alone(net: NetworkHost) -
         bridges.up(net.scope, net.environment)
 
 
-def test_a_guest_reaches_the_outside_and_not_the_other_way_round(net: NetworkHost) -> None:
+def test_a_guest_reaches_other_networks_but_not_the_reverse(net: NetworkHost) -> None:
     outside = net.outside()
     guest = net.plug(WEB1)
     gateway = guest.gateway_mac(GATEWAY)
     guest.send(ether(MAC, gateway, IPV4, echo_request(MINE, "198.51.100.2")))
-    assert guest.hears(b"ping")
+    assert guest.receives(b"ping")
     # Nobody out there may begin, not even with a route.
     program = KNOCK.format(address=MINE)
     run("nsenter", "-t", str(outside), "-n", "/usr/bin/python3", "-c", program)
-    assert not guest.hears(b"knock", timeout=0.3)
+    assert not guest.receives(b"knock", timeout=0.3)
     # The host itself may.
     run("/usr/bin/python3", "-c", program)
-    assert guest.hears(b"knock")
+    assert guest.receives(b"knock")
 
 
 def listen(address: str = "", port: int = 5000) -> socket.socket:
@@ -178,7 +178,7 @@ def test_the_host_answers_only_dhcp_dns_and_icmp(net: NetworkHost) -> None:
         assert received(server) == b""
         # The host may speak to its guests, and gets their answers.
         server.sendto(b"knock", (MINE, 99))
-        assert guest.hears(b"knock")
+        assert guest.receives(b"knock")
         guest.send(ether(MAC, gateway, IPV4, udp(MINE, 99, GATEWAY, 5000, b"here")))
         assert received(server) == b"here"
     assert guest.answered(GATEWAY, gateway) and guest.answered("198.51.100.1", gateway)
@@ -224,7 +224,7 @@ def test_an_administrators_own_port_forward_reaches_a_guest(net: NetworkHost) ->
     run("nft", f"table ip own {{ chain p {{ type nat hook prerouting priority dstnat; {rule}; }}; }}")
     knock = KNOCK.format(address="198.51.100.1").replace("99", "8080")
     run("nsenter", "-t", str(outside), "-n", "/usr/bin/python3", "-c", knock)
-    assert guest.hears(b"knock")
+    assert guest.receives(b"knock")
 
 
 def test_an_isolated_network_has_no_way_out(net: NetworkHost) -> None:
@@ -242,9 +242,9 @@ def test_an_isolated_network_has_no_way_out(net: NetworkHost) -> None:
     guest, other = net.plug(WEB1), net.plug(WEB2)
     gateway = guest.gateway_mac(GATEWAY)
     guest.send(ether(MAC, gateway, IPV4, echo_request(MINE, "198.51.100.2")))
-    assert not guest.hears(b"\x06\x00\x00ping", timeout=0.3)
+    assert not guest.receives(b"\x06\x00\x00ping", timeout=0.3)
     guest.send(ether(MAC, OTHER, IPV4, udp(MINE, 5, THEIRS, 5, b"neighbour")))
-    assert other.hears(b"neighbour")
+    assert other.receives(b"neighbour")
 
 
 # DHCP and DNS

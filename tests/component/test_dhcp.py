@@ -59,7 +59,7 @@ def test_a_guest_renews_and_releases_its_own_lease(net: NetworkHost) -> None:
     gateway = guest.gateway_mac(GATEWAY)
     renewal = dhcp_message(MAC, wire.REQUEST, client=MINE)
     guest.send(ether(MAC, gateway, IPV4, udp(MINE, 68, GATEWAY, 67, renewal)))
-    assert guest.hears(bytes((53, 1, wire.ACK)))
+    assert guest.receives(bytes((53, 1, wire.ACK)))
     release = dhcp_message(MAC, wire.RELEASE, bytes((54, 4)) + socket.inet_aton(GATEWAY), client=MINE)
     guest.send(ether(MAC, gateway, IPV4, udp(MINE, 68, GATEWAY, 67, release)))
     wait_for(lambda: network.leases(net.scope, "default") == [])
@@ -103,12 +103,12 @@ def test_a_vm_may_have_a_name_that_dnsmasq_could_misread(net: NetworkHost, vm: s
     assert (lease.name, 0 < lease.expires - time.time() <= 12 * 3600) == (vm, True)
 
 
-def test_a_stranger_gets_no_address(net: NetworkHost) -> None:
+def test_an_unknown_mac_gets_no_address(net: NetworkHost) -> None:
     net.serve()
     assert net.plug(WEB2).dhcp(retries=2) is None
 
 
-def test_a_guest_asks_dhcp_only_in_its_own_name(net: NetworkHost) -> None:
+def test_a_guest_can_send_dhcp_requests_only_for_its_mac(net: NetworkHost) -> None:
     for vm, port in (("web1", WEB1), ("web2", WEB2)):
         assert port.address
         network.write_hosts(net.scope, "default", vm, [(port.mac, port.address)])
@@ -143,7 +143,7 @@ def test_a_guest_asks_dhcp_only_in_its_own_name(net: NetworkHost) -> None:
     assert victim.dhcp() == THEIRS
 
 
-def test_leases_outlive_a_crash_and_a_reload(net: NetworkHost) -> None:
+def test_leases_survive_a_crash_and_a_reload(net: NetworkHost) -> None:
     network.write_hosts(net.scope, "default", "web1", [(WEB1.mac, MINE)])
     net.serve()
     guest = net.plug(WEB1)
@@ -156,7 +156,7 @@ def test_leases_outlive_a_crash_and_a_reload(net: NetworkHost) -> None:
     assert guest.dhcp() == MINE
 
 
-def test_the_service_follows_a_bridge_that_is_made_again(net: NetworkHost) -> None:
+def test_dhcp_works_on_a_bridge_that_was_created_again(net: NetworkHost) -> None:
     network.write_hosts(net.scope, "default", "web1", [(WEB1.mac, MINE)])
     bridges.down(net.scope, net.environment)
     net.serve()
@@ -169,7 +169,7 @@ def test_the_service_follows_a_bridge_that_is_made_again(net: NetworkHost) -> No
 
 
 @pytest.mark.parametrize("running", [True, False])
-def test_a_vm_made_again_gets_its_address_at_once(net: NetworkHost, running: bool) -> None:
+def test_a_vm_that_was_created_again_gets_its_address_at_once(net: NetworkHost, running: bool) -> None:
     network.write_hosts(net.scope, "default", "web1", [(WEB1.mac, MINE)])
     net.serve()
     guest = net.plug(WEB1)
@@ -194,7 +194,7 @@ def test_a_vm_made_again_gets_its_address_at_once(net: NetworkHost, running: boo
     assert again.lookup("web1", GATEWAY) == MINE
 
 
-def test_a_changed_entry_counts_after_a_reload(net: NetworkHost) -> None:
+def test_a_changed_entry_takes_effect_after_a_reload(net: NetworkHost) -> None:
     network.write_hosts(net.scope, "default", "web1", [(WEB1.mac, MINE)])
     net.serve()
     assert network.write_hosts(net.scope, "default", "web1", [(WEB1.mac, MINE)]) is False

@@ -54,20 +54,20 @@ def test_a_free_subnet_is_chosen(network_namespace: None) -> None:
         ),
     ],
 )
-def test_a_firewall_in_the_way_is_named(net: NetworkHost, others: str, words: str, remedy: str) -> None:
+def test_a_blocking_firewall_is_reported(net: NetworkHost, others: str, words: str, remedy: str) -> None:
     assert network.blockers() == []
     run("nft", "table " + others % "type filter")
     (blocker,) = network.blockers()
     assert words in blocker.message and remedy in blocker.remedy
 
 
-def test_a_firewall_that_knows_the_bridge_is_not_named(net: NetworkHost) -> None:
+def test_a_firewall_with_a_rule_for_the_bridge_is_not_reported(net: NetworkHost) -> None:
     chain = 'type filter hook forward priority 0; policy drop; iifname "qb-default" accept;'
     run("nft", f"table ip f {{ chain f {{ {chain} }}; }}")
     assert network.blockers() == []
 
 
-def test_switched_off_forwarding_and_lost_rules_are_named(net: NetworkHost) -> None:
+def test_disabled_forwarding_and_missing_rules_are_reported(net: NetworkHost) -> None:
     net.plug(WEB1)
     with open(bridges.IP_FORWARD, "w", encoding="ascii") as file:
         file.write("0")
@@ -80,7 +80,7 @@ def test_switched_off_forwarding_and_lost_rules_are_named(net: NetworkHost) -> N
     assert network.blockers() == []
 
 
-def test_a_dns_server_on_all_addresses_is_named(net: NetworkHost) -> None:
+def test_a_dns_server_on_all_addresses_is_reported(net: NetworkHost) -> None:
     with socket.socket(type=socket.SOCK_DGRAM) as server:
         server.bind(("0.0.0.0", 53))
         (blocker,) = network.blockers()

@@ -89,7 +89,7 @@ def test_arguments_are_sent(serve: Serve) -> None:
     assert received == [{"execute": "device_del", "id": 2, "arguments": {"id": "net0 'é'"}}]
 
 
-def test_a_refusal_holds_qemus_words(serve: Serve) -> None:
+def test_a_refusal_has_the_class_and_text_of_qemus_error(serve: Serve) -> None:
     def refuse() -> None:
         raise Refuse("Device 'x' not found", "DeviceNotFound")
 
@@ -114,7 +114,7 @@ def test_a_refused_negotiation_is_an_error(client: AnyClient, serve: Serve) -> N
 # a question that is answered later
 
 
-def test_a_question_is_put_before_anything_is_answered(serve: Serve) -> None:
+def test_a_query_is_sent_before_the_greeting_arrives(serve: Serve) -> None:
     put = threading.Event()
 
     def script(connection: Connection) -> None:
@@ -128,7 +128,7 @@ def test_a_question_is_put_before_anything_is_answered(serve: Serve) -> None:
     assert peer.commands == ["qmp_capabilities", "query-status"]
 
 
-def test_an_answer_of_another_process_is_not_believed(serve: Serve) -> None:
+def test_a_reply_of_another_process_is_refused(serve: Serve) -> None:
     serve(lambda connection: connection.serve({"query-status": {"status": "running"}}))
     with (
         RunStateQuery("qmp.sock", timeout=20) as question,
@@ -137,7 +137,7 @@ def test_an_answer_of_another_process_is_not_believed(serve: Serve) -> None:
         question.answer(peer=os.getppid())
 
 
-def test_a_question_that_is_refused_or_never_answered(serve: Serve) -> None:
+def test_a_query_that_is_refused_or_not_answered_is_an_error(serve: Serve) -> None:
     serve(lambda connection: connection.serve({}))
     with RunStateQuery("qmp.sock", timeout=20) as question, pytest.raises(CommandRefused):
         question.answer(peer=os.getpid())
@@ -171,7 +171,7 @@ def test_events_between_a_command_and_its_reply_are_kept(serve: Serve) -> None:
         assert [event["event"] for event in monitor.events] == ["POWERDOWN"]
 
 
-def test_an_event_is_waited_for(serve: Serve) -> None:
+def test_wait_event_returns_the_event(serve: Serve) -> None:
     def script(connection: Connection) -> None:
         connection.greet()
         connection.event("RTC_CHANGE")
@@ -185,7 +185,7 @@ def test_an_event_is_waited_for(serve: Serve) -> None:
             monitor.wait_event("DEVICE_DELETED", timeout=SHORT)
 
 
-def test_the_greeting_may_come_with_events_before_and_behind_it(serve: Serve) -> None:
+def test_events_before_and_after_the_greeting_are_accepted(serve: Serve) -> None:
     def script(connection: Connection) -> None:
         connection.send(GREETING)
         connection.event("RESUME")
@@ -198,7 +198,7 @@ def test_the_greeting_may_come_with_events_before_and_behind_it(serve: Serve) ->
 
 
 @CLIENTS
-def test_messages_in_pieces_and_several_at_once(client: AnyClient, serve: Serve) -> None:
+def test_messages_are_read_in_pieces_and_several_at_once(client: AnyClient, serve: Serve) -> None:
     def script(connection: Connection) -> None:
         for byte in json.dumps(GREETING).encode() + b"\r\n":
             connection.send_bytes(bytes([byte]))
@@ -244,7 +244,7 @@ def test_a_flood_of_events_does_not_fill_the_memory(serve: Serve) -> None:
 
 
 @CLIENTS
-def test_a_late_greeting_is_waited_for(client: AnyClient, serve: Serve) -> None:
+def test_a_late_greeting_is_accepted(client: AnyClient, serve: Serve) -> None:
     def script(connection: Connection) -> None:
         time.sleep(SHORT)
         connection.serve({"query-status": {"status": "running"}})
@@ -262,7 +262,7 @@ def test_a_monitor_that_another_client_holds_is_busy(client: AnyClient, serve: S
 
 
 @CLIENTS
-def test_a_monitor_at_which_others_wait_already_is_busy(client: AnyClient, serve: Serve) -> None:
+def test_a_monitor_with_a_full_backlog_is_busy(client: AnyClient, serve: Serve) -> None:
     serve(lambda connection: connection.serve({}))
     with connect(), contextlib.ExitStack() as stack:
         # the kernel's queue for the listener is full then: EAGAIN, at once
@@ -275,7 +275,7 @@ def test_a_monitor_at_which_others_wait_already_is_busy(client: AnyClient, serve
             client("qmp.sock", timeout=SHORT)
 
 
-def test_the_next_client_gets_in_when_the_first_leaves(serve: Serve) -> None:
+def test_the_next_client_is_served_after_the_first_disconnects(serve: Serve) -> None:
     peer = serve(lambda connection: connection.serve({"query-status": {"status": "running"}}))
     for _ in range(3):
         with connect() as monitor:
@@ -291,7 +291,7 @@ def test_a_greeting_without_a_reply_to_the_negotiation_times_out(client: AnyClie
 
 
 @CLIENTS
-def test_no_reply_is_a_time_out(client: AnyClient, serve: Serve) -> None:
+def test_no_reply_times_out(client: AnyClient, serve: Serve) -> None:
     def script(connection: Connection) -> None:
         connection.greet()
         connection.receive()
@@ -306,7 +306,7 @@ def test_no_reply_is_a_time_out(client: AnyClient, serve: Serve) -> None:
 
 
 @CLIENTS
-def test_a_qemu_that_does_not_read_is_a_time_out(client: AnyClient, serve: Serve) -> None:
+def test_a_qemu_that_does_not_read_times_out(client: AnyClient, serve: Serve) -> None:
     def script(connection: Connection) -> None:
         connection.greet()
         assert done.wait(20)
@@ -322,7 +322,7 @@ def test_a_qemu_that_does_not_read_is_a_time_out(client: AnyClient, serve: Serve
         done.set()
 
 
-def test_a_time_out_leaves_no_reply_for_the_next_command(serve: Serve) -> None:
+def test_a_late_reply_is_not_taken_for_that_of_the_next_command(serve: Serve) -> None:
     def script(connection: Connection) -> None:
         connection.greet()
         first = connection.receive()
@@ -410,7 +410,7 @@ GARBAGE = [
 
 @CLIENTS
 @pytest.mark.parametrize("greeting", GARBAGE, ids=range(len(GARBAGE)))
-def test_garbage_in_the_greetings_place(client: AnyClient, serve: Serve, greeting: bytes) -> None:
+def test_a_greeting_that_is_not_qmp_is_an_error(client: AnyClient, serve: Serve, greeting: bytes) -> None:
     serve(raw(greeting))
     with pytest.raises(MonitorGone, match="is not a QMP socket"):
         client("qmp.sock")
@@ -458,7 +458,7 @@ def test_an_odd_reply_is_an_error_of_the_monitor(
 
 
 @CLIENTS
-def test_what_qemu_says_cannot_play_with_a_terminal(client: AnyClient, serve: Serve) -> None:
+def test_control_characters_in_qemus_messages_are_replaced(client: AnyClient, serve: Serve) -> None:
     def refuse() -> None:
         raise Refuse("no\x1b[2J\x9b1mway\r\x00\u202e")
 

@@ -51,7 +51,7 @@ def local_entries() -> set[str]:
     return set(re.findall(r"(\S+) dev \S+ (?:vlan \d+ )?master \S+ permanent", run("bridge", "fdb", "show")))
 
 
-def test_a_taps_own_mac_is_no_guests(net: NetworkHost) -> None:
+def test_the_mac_of_a_tap_differs_from_its_guests(net: NetworkHost) -> None:
     net.plug(WEB1)
     assert run("cat", f"{sysfs.DIRECTORY}/{WEB1.tap}/address").strip() == "fe:54:00:00:00:01"
     assert taps.tap_mac("fe:54:00:00:00:01") == "fa:54:00:00:00:01"
@@ -68,7 +68,7 @@ def test_a_tap_with_another_guests_mac_is_found_and_repaired(
     # As long as that lasts, the victim receives nothing, but neither does the attacker.
     run("ip", "neigh", "replace", THEIRS, "lladdr", OTHER, "dev", "qb-default")
     run("/usr/bin/python3", "-c", KNOCK.format(address=THEIRS))
-    assert not attacker.hears(b"knock", timeout=0.2)
+    assert not attacker.receives(b"knock", timeout=0.2)
     (change,) = map(str, tampering.find(net.scope))
     assert change == f"{WEB1.tap}: the QEMU of web1 set the MAC {OTHER}"
     assert tampering.repaired() == []
@@ -78,7 +78,7 @@ def test_a_tap_with_another_guests_mac_is_found_and_repaired(
     assert OTHER not in local_entries() and taps.tap_mac(MAC) in local_entries()
     # at once, before the victim sends anything
     run("/usr/bin/python3", "-c", KNOCK.format(address=THEIRS))
-    assert victim.hears(b"knock") and not attacker.hears(b"knock", timeout=0.2)
+    assert victim.receives(b"knock") and not attacker.receives(b"knock", timeout=0.2)
     assert list(tampering.repair(net.scope)) == []
     assert tampering.repaired() == [("web1", WEB1.tap)]
 
@@ -93,7 +93,7 @@ def test_a_tap_whose_owner_cannot_be_restored_is_taken_off_the_bridge(
     assert sysfs.bridge_ports("qb-default") == [WEB2.tap]
 
 
-def test_what_else_a_qemu_opened_keeps_no_tap_from_being_repaired(
+def test_other_descriptors_of_a_qemu_do_not_prevent_the_repair(
     net: NetworkHost, running: tuple[Guest, Guest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # This process has the TAPs open, as QEMU has. It has the device open by its path only, too: the kernel
@@ -110,7 +110,7 @@ def test_what_else_a_qemu_opened_keeps_no_tap_from_being_repaired(
     assert list(tampering.repair(net.scope)) == []
 
 
-def test_a_tap_that_is_changed_again_and_again_is_taken_off_the_bridge(
+def test_a_tap_that_is_changed_repeatedly_is_taken_off_the_bridge(
     net: NetworkHost, running: tuple[Guest, Guest]
 ) -> None:
     attacker, victim = running
@@ -124,7 +124,7 @@ def test_a_tap_that_is_changed_again_and_again_is_taken_off_the_bridge(
     assert victim.gateway_mac(GATEWAY) == bridges.mac("default")
 
 
-def test_a_tap_of_an_older_version_is_no_finding(net: NetworkHost, running: tuple[Guest, Guest]) -> None:
+def test_a_tap_of_an_older_version_is_not_reported(net: NetworkHost, running: tuple[Guest, Guest]) -> None:
     taps._create("qv-old-0", OWNER)
     run(
         "ip",

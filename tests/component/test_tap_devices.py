@@ -40,7 +40,7 @@ from qsysd.runtime.ports import Port
 pytestmark = pytest.mark.needs_root
 
 
-def test_plug_and_unplug_leave_nothing(net: NetworkHost) -> None:
+def test_unplug_removes_all_that_plug_created(net: NetworkHost) -> None:
     before = rules()
     taps.plug(net.scope, [WEB1, FREE], OWNER, "web1")
     assert {WEB1.tap, FREE.tap} <= set(sysfs.bridge_ports("qb-default"))
@@ -55,7 +55,7 @@ def test_plug_and_unplug_leave_nothing(net: NetworkHost) -> None:
     taps.unplug(net.scope, [WEB1, FREE], "web1")
 
 
-def test_a_tap_is_its_owners_only(net: NetworkHost) -> None:
+def test_only_the_owner_can_open_a_tap(net: NetworkHost) -> None:
     taps.plug(net.scope, [WEB1], OWNER, "web1")
     program = (
         "import fcntl, struct\n"
@@ -90,14 +90,14 @@ def test_a_tap_left_by_a_crash_is_replaced(net: NetworkHost) -> None:
     assert f"user {OWNER + 1} " in run("ip", "-d", "link", "show", "dev", WEB1.tap)
 
 
-def test_what_a_tap_left_by_a_crash_could_say_is_forgotten(net: NetworkHost) -> None:
+def test_the_elements_of_a_tap_left_by_a_crash_are_removed(net: NetworkHost) -> None:
     taps.plug(net.scope, [WEB1], OWNER, "web1")
     other = Port(WEB1.tap, WEB2.mac, "qb-default", "default", WEB2.address)
     taps.plug(net.scope, [other], OWNER, "web1")
     assert WEB1.mac not in rules() and WEB2.mac in rules()
 
 
-def test_a_vm_that_lost_a_nic_while_it_ran_leaves_nothing(net: NetworkHost) -> None:
+def test_unplug_removes_the_tap_of_a_nic_that_was_removed_from_the_definition(net: NetworkHost) -> None:
     before = rules()
     gone = Port("qv-web1-1", FREE.mac, "qb-default", "default", "10.83.0.77")
     taps.plug(net.scope, [WEB1, gone], OWNER, "web1")
@@ -144,7 +144,7 @@ def test_elements_of_a_tap_that_no_longer_exists_are_dropped(net: NetworkHost) -
     assert anti_spoofing() == before
 
 
-def test_a_network_that_is_restarted_between_starts_and_stops_loses_and_leaves_nothing(
+def test_restarts_of_a_network_during_starts_and_stops_lose_no_elements(
     net: NetworkHost,
 ) -> None:
     """VMs come and go while the elements of all are written again, which reads the TAPs that exist."""
@@ -206,11 +206,11 @@ def test_a_guest_with_two_nics_on_one_network_may_answer_from_either(net: Networ
                 assert guest.gateway_mac(GATEWAY) == bridges.mac("default")
                 probe = f"from {address} by {port.tap}".encode()
                 guest.send(ether(port.mac, BROADCAST, IPV4, udp(address, 9, "255.255.255.255", 9, probe)))
-                assert listener.hears(probe)
+                assert listener.receives(probe)
                 guest.send(
                     ether(other.mac, BROADCAST, IPV4, udp(address, 9, "255.255.255.255", 9, b"not me"))
                 )
-        assert not listener.hears(b"not me", timeout=0.2)
+        assert not listener.receives(b"not me", timeout=0.2)
         # and again with what a network's start reads from the TAPs
         run("nft", "flush", "ruleset")
         bridges.up(net.scope, net.environment)
@@ -224,17 +224,17 @@ def test_a_tap_without_elements_can_send_nothing(net: NetworkHost) -> None:
     assert stranger.gateway_mac(GATEWAY) == listener.gateway_mac(GATEWAY)
     nftables.run(antispoof.removals([WEB1]))
     stranger.send(datagram(MINE, 4000, 4000))
-    assert not listener.hears(b"hello", timeout=0.2)
+    assert not listener.receives(b"hello", timeout=0.2)
 
 
-def test_a_tap_cut_short_by_a_kill_is_ours(net: NetworkHost) -> None:
+def test_a_tap_without_alias_after_a_kill_is_removed(net: NetworkHost) -> None:
     taps._create(WEB1.tap, OWNER)
     assert taps.existing_taps() == {WEB1.tap: ""}
     taps.unplug(net.scope, [WEB1], "web1")
     assert taps.existing_taps() == {}
 
 
-def test_somebody_elses_interface_is_left_alone(net: NetworkHost) -> None:
+def test_an_interface_of_another_program_is_not_changed(net: NetworkHost) -> None:
     run("ip", "tuntap", "add", "dev", WEB1.tap, "mode", "tap")
     run("ip", "link", "set", "dev", WEB1.tap, "alias", "a person's own")
     with pytest.raises(StateError, match="qv-web1-0"):
@@ -247,7 +247,7 @@ def test_somebody_elses_interface_is_left_alone(net: NetworkHost) -> None:
         taps.plug(net.scope, [WEB1], OWNER, "web1")
 
 
-def test_a_missing_bridge_is_named(net: NetworkHost) -> None:
+def test_the_error_names_a_missing_bridge(net: NetworkHost) -> None:
     bridges.down(net.scope, net.environment)
     with pytest.raises(HostError) as caught:
         taps.plug(net.scope, [WEB1], OWNER, "web1")

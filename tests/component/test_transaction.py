@@ -93,7 +93,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def is_free(host: OwnHost, *names: str, exclusive: bool = True) -> bool:
-    """Tell whether a command would get these locks at once."""
+    """Return whether a command would get these locks at once."""
     with contextlib.suppress(TimeoutExpired), locks.locked(host, names, exclusive=exclusive):
         return True
     return False

@@ -54,7 +54,7 @@ def make(host: OwnHost, name: str) -> Path:
 
 
 @pytest.mark.usefixtures("clean", "few_files")
-def test_directories_nested_deeper_than_python_recurses_and_paths_reach_are_removed(tmp_path: Path) -> None:
+def test_directories_deeper_than_the_recursion_limit_and_path_max_are_removed(tmp_path: Path) -> None:
     top = tmp_path / "top"
     top.mkdir()
     nest(top, 3000)
@@ -82,7 +82,7 @@ def test_no_link_is_followed(tmp_path: Path) -> None:
 
 @pytest.mark.needs_root
 @pytest.mark.parametrize("options", [("-t", "tmpfs"), ("--bind",)])
-def test_a_mount_below_is_named_and_nothing_is_removed(tmp_path: Path, options: tuple[str, ...]) -> None:
+def test_a_mount_point_is_named_and_nothing_is_removed(tmp_path: Path, options: tuple[str, ...]) -> None:
     other, top = tmp_path / "other", tmp_path / "top"
     place = top / "below" / "a blank\\"
     place.mkdir(parents=True)
@@ -101,9 +101,7 @@ def test_a_mount_below_is_named_and_nothing_is_removed(tmp_path: Path, options: 
 
 
 @pytest.mark.needs_root
-def test_a_mount_that_comes_while_a_tree_is_removed_is_not_entered(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_mount_during_a_removal_is_not_entered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other, top = tmp_path / "other", tmp_path / "top"
     other.mkdir()
     (top / "below").mkdir(parents=True)

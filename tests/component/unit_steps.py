@@ -59,7 +59,7 @@ class StandIn:
         ]
 
     def is_running(self) -> bool:
-        """Tell whether the process has not ended."""
+        """Return whether the process has not ended."""
         return self.process.poll() is None
 
 

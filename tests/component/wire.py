@@ -183,8 +183,8 @@ class Guest:
                 self.send(hardware(":".join(f"{byte:02x}" for byte in frame[6:12])) + answer[6:])
             yield frame
 
-    def hears(self, payload: bytes, timeout: float = 2.0) -> bool:
-        """Tell whether a frame with these bytes in it comes in."""
+    def receives(self, payload: bytes, timeout: float = 2.0) -> bool:
+        """Return whether a frame with these bytes in it comes in."""
         return any(payload in frame for frame in self.frames(timeout))
 
     def answered(self, address: str, mac: str, timeout: float = 2.0) -> bool:
