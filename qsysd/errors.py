@@ -1,25 +1,23 @@
-"""Every error that qsysd raises on purpose.
+"""The errors that qsysd raises.
 
     QsysdError              1  failed
      ├─ InvalidError        2  usage, or a definition that is not valid
-     ├─ NotFoundError       3  no such VM, image or network
-     ├─ ExistsError         4  the name is taken
-     ├─ StateError          5  not possible in the state it is in
-     ├─ TimeoutExpired      6  a deadline passed
-     └─ HostError           7  a needed part of the host is missing
+     ├─ NotFoundError       3  the VM, image or network does not exist
+     ├─ ExistsError         4  the name is already used
+     ├─ StateError          5  not possible in this state
+     ├─ TimeoutExpired      6  a timeout passed
+     └─ HostError           7  a required part of the host is missing
 
-The number is the exit status of the command. An error says what failed, on which VM, why (the
-underlying tool's own last words), and in `hint` what to do next. `to_dict` and `from_dict` carry
-an error over a wire without losing its kind.
-
-This module imports nothing of qsysd: the helper that a unit calls at each start begins here.
+The number is the exit status of the command. The message contains what failed, on which VM, and why (the
+error message of the underlying tool); `hint` is what to do next. `to_dict` and `from_dict` convert an error
+to plain values and back, for a reply that travels to another process.
 """
 
 from __future__ import annotations
 
 
 class QsysdError(Exception):
-    """Something failed; `code` is the exit status that a command ends with."""
+    """Something failed. code: the exit status of the command."""
 
     code = 1
 
@@ -42,7 +40,7 @@ class QsysdError(Exception):
 
     @staticmethod
     def from_dict(data: dict[str, str | int | None]) -> QsysdError:
-        """Return the error that `to_dict` described; an unknown kind becomes a plain QsysdError."""
+        """Return the error from the values of `to_dict`; an unknown kind becomes a QsysdError."""
         kind = KINDS.get(str(data.get("kind")), QsysdError)
         hint = data.get("hint")
         return kind(
@@ -65,7 +63,7 @@ class NotFoundError(QsysdError):
 
 
 class ExistsError(QsysdError):
-    """The name is already taken."""
+    """The name is already used."""
 
     code = 4
 
@@ -77,13 +75,13 @@ class StateError(QsysdError):
 
 
 class TimeoutExpired(QsysdError):
-    """A deadline passed before the wanted state was reached."""
+    """A timeout passed before the requested state was reached."""
 
     code = 6
 
 
 class HostError(QsysdError):
-    """A part of the host that is needed is missing or does not work."""
+    """A required part of the host is missing or does not work."""
 
     code = 7
 

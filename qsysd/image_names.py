@@ -1,4 +1,4 @@
-"""What can name an image, and what to type instead of what cannot."""
+"""Valid names of images, and hints for names that are not valid or do not exist."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SUITES = {"12": "bookworm", "13": "trixie"}
 
 
 class RefusedName(ValueError):
-    """A text that cannot name an image, with what to type instead."""
+    """A text that is not a valid name of an image. hint: what to use instead."""
 
     def __init__(self, message: str, hint: str) -> None:
         super().__init__(message)
@@ -24,21 +24,21 @@ class RefusedName(ValueError):
 
 
 def checked(text: str) -> str:
-    """Return the text. Raises RefusedName unless it can name an image."""
+    """Return the text. Raise RefusedName unless it is a valid name of an image."""
     if NAME.fullmatch(text):
         return text
     if "/" in text or text.endswith(DISK_SUFFIXES):
-        raise RefusedName(f"{text!r} is not the name of an image but a file", import_command(text))
+        raise RefusedName(f"{text!r} is not a valid name of an image: it is a file", import_command(text))
     name, _, version = text.lower().partition(":")
     if version and NAME.fullmatch(name):
         hint = f"did you mean {name!r}? A release: qsysd image build {name} --suite SUITE --name NAME"
-        raise RefusedName(f"{text!r} is not the name of an image: images have no tags", hint)
+        raise RefusedName(f"{text!r} is not a valid name of an image: images have no tags", hint)
     hint = f"did you mean {name!r}?" if NAME.fullmatch(name) else "qsysd image list"
-    raise RefusedName(f"{text!r} is not the name of an image; allowed is {NAME_RULE}", hint)
+    raise RefusedName(f"{text!r} is not a valid name of an image; allowed is {NAME_RULE}", hint)
 
 
 def instead(name: str, known: Iterable[str]) -> str:
-    """Return what to type instead of an image that does not exist. known: those that do, or can be built."""
+    """Return a hint for an image that does not exist. known: the images that exist or can be built."""
     if name.endswith(DISK_SUFFIXES):
         return import_command(name)
     release = name.removeprefix("debian").removeprefix("-")
@@ -51,7 +51,7 @@ def instead(name: str, known: Iterable[str]) -> str:
 
 
 def import_command(path: str) -> str:
-    """Return the commands that make an image of a disk file, under a name like the file's, and use it."""
+    """Return the commands that create an image from a disk file and use it. Its name is that of the file."""
     stem = path.rpartition("/")[2].lower().partition(".")[0]
     name = re.sub("[^a-z0-9-]+", "-", stem).strip("-")[:63]
     name = name if NAME.fullmatch(name) else "NAME"

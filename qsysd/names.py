@@ -10,8 +10,8 @@ _NUMBER = re.compile("([0-9]+)")
 
 
 def natural_key(name: str) -> list[str | int]:
-    """Return a key that sorts the numbers in names by their value."""
-    # Text and numbers alternate, so that no text is compared with a number.
+    """Return a sort key in which the numbers in names count by value."""
+    # Text and numbers alternate: text is never compared with a number.
     return [int(part) if index % 2 else part for index, part in enumerate(_NUMBER.split(name))]
 
 

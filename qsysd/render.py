@@ -1,6 +1,6 @@
-"""Spec → the text of unit, drop-in and environment file. Writes nothing.
+"""The texts of unit, drop-in and environment file of a VM, and of the files of a network.
 
-The only user of jinja2. Whatever reaches a template goes through a filter that quotes it for its place:
+The only user of jinja2. Every value in a template passes a filter that quotes it for its place:
 
 env_value   a value in an EnvironmentFile (systemd.exec(5): within "…" only \\" \\\\ \\` \\$ are special)
 words       an argument list as systemd splits an unbraced `$VARIABLE` (systemd.service(5), "Command lines")
@@ -14,7 +14,6 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jinja2
 
@@ -31,7 +30,7 @@ from qsysd.runtime.ports import format_ports
 
 TEMPLATES = os.path.join(os.path.dirname(__file__), "templates")
 
-# Behind the VM's own time-out: QMP `quit` and its 10 s, and then systemd's SIGTERM.
+# Seconds after the timeout of the VM: for QMP `quit` (10 s) and for SIGTERM by systemd.
 STOP_BACKSTOP = 30
 
 _PLAIN_WORD = re.compile(r"[A-Za-z0-9_./:=,@%+^-]+")
@@ -39,7 +38,7 @@ _OPTION = re.compile(r"-[a-z]+")
 
 
 def env_value(value: object) -> str:
-    """Return a value as it stands behind `NAME=` in an EnvironmentFile."""
+    """Return a value for `NAME=` in an EnvironmentFile. Raise ValueError for control characters."""
     text = str(value)
     if "\0" in text or re.search(r"[\x01-\x08\x0b-\x1f\x7f]", text):
         raise ValueError("control characters cannot be written to an EnvironmentFile")
@@ -49,11 +48,11 @@ def env_value(value: object) -> str:
 
 
 def words(arguments: Iterable[str]) -> str:
-    """Return arguments so that systemd's splitting of `$VARIABLE` gives them back; an option a line."""
+    """Return arguments as systemd splits `$VARIABLE`, one option per line. Raise ValueError."""
     lines: list[str] = []
     for argument in arguments:
         if "\n" in argument:
-            raise ValueError("an argument cannot hold a line break")
+            raise ValueError("an argument cannot contain a line break")
         if _PLAIN_WORD.fullmatch(argument):
             word = argument
         else:
@@ -74,7 +73,7 @@ def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         undefined=jinja2.StrictUndefined,
-        autoescape=False,  # the output is no HTML; each place has its own filter
+        autoescape=False,  # the output is not HTML; each place has a separate filter
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
@@ -83,16 +82,17 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
-def template(file: str, /, **variables: Any) -> str:
-    """Return the text of a template. Raises jinja2.UndefinedError when a variable is missing."""
+def template(file: str, /, **variables: object) -> str:
+    """Return the text of a template. Raise jinja2.UndefinedError if a variable is missing."""
     return _environment().get_template(file).render(**variables)
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """What a VM's definition comes to on disk, and the digest that tells one rendering from another.
+    """The texts rendered from the definition of a VM.
 
-    seed: the digest of the seed's documents, "" for a VM without a seed.
+    digest: of both texts; a running VM with another digest needs a restart. seed: the digest of the documents
+    of the seed, "" without a seed.
     """
 
     environment: str
@@ -102,7 +102,7 @@ class Rendered:
 
 
 def unit(scope: Scope, *, systemd_version: int, helper: Sequence[str], after_stop: str, qemu: str) -> str:
-    """Return qemu-vm@.service. helper, after_stop, qemu: command, shell script and program, all absolute."""
+    """Return qemu-vm@.service. helper, after_stop, qemu: command, shell script, program, all absolute."""
     return template(
         "qemu-vm@.service.j2",
         scope=scope,
@@ -114,7 +114,7 @@ def unit(scope: Scope, *, systemd_version: int, helper: Sequence[str], after_sto
 
 
 def _network_units(spec: VMSpec) -> list[str]:
-    """Return the units that a VM wants, and starts after and stops before."""
+    """Return the units that a VM wants; it starts after them and stops before them."""
     names: list[str] = []
     for network in dict.fromkeys(nic.network for nic in spec.nics):
         names += [paths.network_unit(network), paths.dhcp_unit(network)]
@@ -135,10 +135,29 @@ def _disk_names(spec: VMSpec) -> str:
 def vm(spec: VMSpec, scope: Scope, definition: str | None = None) -> Rendered:
     """Return the environment file and the drop-in of a VM.
 
-    definition: the text that the spec was read from; by default what `dump.dump_vm` returns for it.
+    definition: the text from which the spec was read; by default the text of `dump.dump_vm`.
     """
-    boot_files = [file for file in (spec.kernel.path, spec.kernel.initrd) if file] if spec.kernel else []
-    drop_in = template(
+    drop_in = _drop_in(spec, scope)
+    drop_in_digest = digest(drop_in.encode())
+    drop_in = drop_in.replace("@DIGEST@", drop_in_digest, 1)
+    environment = _vm_environment(spec, scope, drop_in_digest)
+    # Without the digests of definition and seed: a comment or an SSH key requires no restart.
+    whole = digest((environment + drop_in).encode())
+    seed_digest = seed.digest(spec)
+    text = dump.dump_vm(spec) if definition is None else definition
+    for mark, value in (("DIGEST", whole), ("DEFINITION", digest(text.encode())), ("SEED", seed_digest)):
+        environment = environment.replace(f"@{mark}@", value, 1)
+    return Rendered(environment=environment, drop_in=drop_in, digest=whole, seed=seed_digest)
+
+
+def _boot_files(spec: VMSpec) -> list[str]:
+    """Return the kernel and the initrd that QEMU boots, if the definition has them."""
+    return [file for file in (spec.kernel.path, spec.kernel.initrd) if file] if spec.kernel else []
+
+
+def _drop_in(spec: VMSpec, scope: Scope) -> str:
+    """Return the drop-in of a VM, with a mark in place of its digest."""
+    return template(
         "vm.conf.j2",
         definition=scope.definition(spec.name),
         unit=paths.unit(spec.name),
@@ -147,19 +166,21 @@ def vm(spec: VMSpec, scope: Scope, definition: str | None = None) -> Rendered:
         dependencies=[paths.unit(other) for other in spec.depends_on],
         stop_backstop=spec.stop_timeout + STOP_BACKSTOP,
         memory_limit_mib=spec.memory_limit_mib,
-        boot_files=boot_files,
+        boot_files=_boot_files(spec),
         mark=paths.DROP_IN_MARK,
     )
-    drop_in_digest = digest(drop_in.encode())
-    drop_in = drop_in.replace("@DIGEST@", drop_in_digest, 1)
+
+
+def _vm_environment(spec: VMSpec, scope: Scope, drop_in_digest: str) -> str:
+    """Return the environment file of a VM, with marks in place of the digests of definition and seed."""
     pinned = spec.accel is not Accel.AUTO
-    environment = template(
+    return template(
         "vm.env.j2",
         definition=scope.definition(spec.name),
         name=spec.name,
         nics=format_ports(ports(spec)),
         stop_timeout=spec.stop_timeout,
-        read_files=":".join(boot_files),
+        read_files=":".join(_boot_files(spec)),
         memory_mib=spec.memory_mib,
         cpus=spec.cpus,
         image=spec.image or "",
@@ -172,17 +193,10 @@ def vm(spec: VMSpec, scope: Scope, definition: str | None = None) -> Rendered:
         processor=machine.processor(spec.accel, spec.cpu) if pinned or spec.cpu else None,
         qemu_args=argv.build(spec, scope),
     )
-    # Without the digests of definition and seed: a comment or an SSH key needs no restart.
-    whole = digest((environment + drop_in).encode())
-    seed_digest = seed.digest(spec)
-    text = dump.dump_vm(spec) if definition is None else definition
-    for mark, value in (("DIGEST", whole), ("DEFINITION", digest(text.encode())), ("SEED", seed_digest)):
-        environment = environment.replace(f"@{mark}@", value, 1)
-    return Rendered(environment=environment, drop_in=drop_in, digest=whole, seed=seed_digest)
 
 
 def network_files(spec: NetworkSpec, scope: Scope) -> dict[str, str]:
-    """Return the path and text of each file that is rendered from a network's definition."""
+    """Return the text of each file that is rendered from the definition of a network, by path."""
     subnet = ipaddress.IPv4Network(spec.subnet)
     variables = {
         "definition": scope.network_definition(spec.name),

@@ -1,4 +1,4 @@
-"""Sizes, times and addresses as people write them: text in, numbers out, and back.
+"""Sizes, times and addresses: text to numbers, and back.
 
 Sizes follow QEMU and virt-install: binary units, K M G T (or KiB, MiB, …).
 """
@@ -15,8 +15,8 @@ _SIZE = re.compile(
 _SECONDS = {"": 1, "s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600}
 _DURATION = re.compile(r"(?P<number>[1-9][0-9]*|0)\s*(?P<unit>s|sec|m|min|h|)")
 MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
-# Control characters and Unicode's noncharacters, as the inside of a character class: YAML does not hold
-# the former unescaped, and systemd takes no environment file with one of the latter.
+# Control characters and Unicode's noncharacters, as the inside of a character class: YAML does not allow
+# the former unescaped, and systemd refuses an environment file with one of the latter.
 NOT_TEXT = "\x00-\x1f\x7f\ufdd0-\ufdef" + "".join(
     f"{chr(plane * 0x10000 + 0xFFFE)}{chr(plane * 0x10000 + 0xFFFF)}" for plane in range(17)
 )
@@ -28,9 +28,9 @@ UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 def parse_size(text: str, *, default_unit: str) -> int:
-    """Return the bytes that `text` (`512M`, `1.5G`, `2GiB`) names; a bare number is in `default_unit`.
+    """Return the bytes that `text` (`512M`, `1.5G`, `2GiB`) means. default_unit: of a number without a unit.
 
-    Raises ValueError with a message for people.
+    Raise ValueError with a message for the user.
     """
     found = _SIZE.fullmatch(text.strip())
     if not found:
@@ -42,7 +42,7 @@ def parse_size(text: str, *, default_unit: str) -> int:
         )
     factor: int = UNITS["" if found["bytes"] else unit or default_unit]
     whole, _, fraction = number.partition(".")
-    # In integers: a float is off by bytes from 8 PiB on.
+    # In integers: a float is not exact from 8 PiB on.
     scale: int = 10 ** len(fraction)
     return int(whole) * factor + int(fraction or 0) * factor // scale
 
@@ -56,7 +56,7 @@ def format_size(size: int) -> str:
 
 
 def human_size(size: float) -> str:
-    """Return bytes rounded for reading: `187 MiB`, `1.2 GiB`."""
+    """Return bytes, rounded: `187 MiB`, `1.2 GiB`."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if size < 1024:
             return f"{size:.0f} {unit}" if size >= 10 or unit == "B" else f"{size:.1f} {unit}"
@@ -65,7 +65,7 @@ def human_size(size: float) -> str:
 
 
 def human_duration(seconds: float) -> str:
-    """Return seconds in the two largest units that matter: `42 s`, `3 min 5 s`, `2 h 10 min`, `4 d 1 h`."""
+    """Return seconds in the two largest units: `42 s`, `3 min 5 s`, `2 h 10 min`, `4 d 1 h`."""
     left = int(seconds)
     parts: list[str] = []
     for name, length in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
@@ -80,7 +80,7 @@ def human_duration(seconds: float) -> str:
 
 
 def parse_duration(text: str) -> int:
-    """Return the seconds that `text` (`90`, `90s`, `2min`, `1h`) names. Raises ValueError."""
+    """Return the seconds that `text` (`90`, `90s`, `2min`, `1h`) means. Raise ValueError."""
     found = _DURATION.fullmatch(text.strip())
     if not found:
         raise ValueError(f"{text!r} is not a time; write for example 90s or 2min")
@@ -88,9 +88,9 @@ def parse_duration(text: str) -> int:
 
 
 def printable(text: str) -> str:
-    """Return a line as a terminal can show it: without the control sequences that a guest could hide in it.
+    """Return a line without control characters and escape sequences of terminals.
 
-    For whatever a guest, or a QEMU that a guest has taken over, can choose: console output, file names.
+    For all text that a guest, or a QEMU that a guest controls, can choose: console output, file names.
     """
     escapes = r"\x1b(\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|[@-Z\\-_])"
     text = text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -43,7 +43,8 @@ def test_a_guest_gets_its_address_and_name(net: NetworkHost) -> None:
     assert network.write_hosts(net.scope, "default", "web1", [(WEB1.mac, MINE)]) is False
     guest = net.plug(WEB1)
     assert guest.dhcp() == MINE
-    assert [lease[1:] for lease in network.leases(net.scope, "default")] == [(WEB1.mac, MINE, "web1")]
+    (lease,) = network.leases(net.scope, "default")
+    assert (lease.mac, lease.address, lease.name) == (WEB1.mac, MINE, "web1")
     assert guest.lookup("web1", GATEWAY) == MINE
     assert guest.lookup("web1.default.internal", GATEWAY) == MINE
     assert guest.lookup("web2.default.internal", GATEWAY) is None

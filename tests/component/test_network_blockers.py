@@ -34,7 +34,7 @@ def test_a_free_subnet_is_chosen(network_namespace: None) -> None:
     [
         (
             "ip filter { chain DOCKER-USER { }; chain F { %s hook forward priority 0; policy drop; }; }",
-            "Docker blocks the guests' way out",
+            "Docker blocks the traffic of guests to the outside",
             "iptables -I DOCKER-USER -i qb-default -j ACCEPT",
         ),
         (
@@ -44,13 +44,13 @@ def test_a_free_subnet_is_chosen(network_namespace: None) -> None:
         ),
         (
             "inet firewalld { chain filter_FORWARD { %s hook forward priority 10; reject; }; }",
-            "firewalld blocks the guests' way out",
+            "firewalld blocks the traffic of guests to the outside",
             "--add-interface=qb-default",
         ),
         (
             "inet own { chain f { %s hook forward priority 0; policy drop; }; }",
             "the firewall table inet own blocks",
-            "let qb-default through",
+            "accept qb-default in its forward chain",
         ),
     ],
 )
@@ -74,7 +74,7 @@ def test_disabled_forwarding_and_missing_rules_are_reported(net: NetworkHost) ->
     run("nft", "flush", "ruleset")
     assert [blocker.message for blocker in network.blockers()] == [
         "IPv4 forwarding is off",
-        f"{WEB1.tap} has no anti-spoofing rules: something has flushed nftables",
+        f"{WEB1.tap} has no anti-spoofing rules: another program has flushed nftables",
     ]
     bridges.up(net.scope, net.environment)
     assert network.blockers() == []

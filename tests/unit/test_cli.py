@@ -254,19 +254,19 @@ def test_groups_hold_each_verb_once_and_the_readme_shows_them() -> None:
         (
             "debian:12",
             2,
-            "image: 'debian:12' is not the name of an image: images have no tags",
+            "image: 'debian:12' is not a valid name of an image: images have no tags",
             "did you mean 'debian'? A release: qsysd image build debian --suite SUITE --name NAME",
         ),
         (
             "Debian",
             2,
-            "image: 'Debian' is not the name of an image; allowed is [a-z][a-z0-9.-]{0,62}",
+            "image: 'Debian' is not a valid name of an image; allowed is [a-z][a-z0-9.-]{0,62}",
             "did you mean 'debian'?",
         ),
         (
             "./My disk.qcow2",
             2,
-            "image: './My disk.qcow2' is not the name of an image but a file",
+            "image: './My disk.qcow2' is not a valid name of an image: it is a file",
             "qsysd image import './My disk.qcow2' --name my-disk; then --image my-disk",
         ),
         (

@@ -141,8 +141,8 @@ def test_leases(scope: Scope) -> None:
     os.makedirs(os.path.dirname(scope.leases("default")))
     Path(scope.leases("default")).write_text(LEASES)
     assert network.leases(scope, "default") == [
-        (1795294786, MAC, "10.83.0.10", "web1"),
-        (1795294787, "52:54:00:12:34:57", "10.83.0.11", "*"),
+        network.Lease(1795294786, MAC, "10.83.0.10", "web1"),
+        network.Lease(1795294787, "52:54:00:12:34:57", "10.83.0.11", "*"),
     ]
 
 
