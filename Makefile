@@ -162,8 +162,16 @@ demo: setup-machine deb ## boot a host in a container, create a VM in it, reboot
 	@$(PYTHON) -B tests/demo/demo.py $(DEB)
 
 .PHONY: bench
-bench: setup-machine deb ## how long things take: a table, and build/bench.json (root)
-	@$(PYTHON) -B tests/bench/bench.py $(DEB)
+bench: setup-machine deb ## how long things take, as multiples of the floor: a table, build/bench.json (root)
+	@$(PYTHON) -B tests/bench/bench.py $(BENCH_OPTIONS) $(DEB)
+
+.PHONY: bench-compare
+bench-compare: setup-machine deb ## the same, in turns with libvirt: a table, build/bench-compare.* (root)
+	@$(PYTHON) -B tests/bench/bench.py --compare $(BENCH_OPTIONS) $(DEB)
+
+.PHONY: bench-page
+bench-page: ## write the last comparison into docs/performance.*
+	@$(PYTHON) -B tests/bench/page.py
 
 .PHONY: clean
 clean: ## remove what was built, except the lab's cache

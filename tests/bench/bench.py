@@ -1,35 +1,49 @@
-"""How long things take, in a host of the lab, with tiny guests under TCG: a table, and build/bench.json.
+"""How long things take, in a lab host with tiny guests under TCG, as ratios.
 
-Times are compared with the project's own targets, shown and never asserted: a busy machine is not a
-fault. `measure.py` does the work inside the host.
+The measure is the machine itself: the floor, Python with click, pydbus and a connection to the bus, which no
+command can do without. It is run in turns with all that is measured, and so is libvirt with --compare, since
+the speed of a machine differs from minute to minute. Nothing is asserted: a busy machine is not a fault.
+The programs in `inside/` do the work in the host.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
-import statistics
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lab"))
 
+from chart import chart
 from labnet import Network
 from labproc import LabError, Process
-from labtest import REPOSITORY, LabHost, lab_folder
+from labtest import REPOSITORY, LabHost, lab_folder, tiny_options
+from report import FLOOR, Report, Row, human, table
 
 HOST = "bench"
-MEASURE = "/root/measure.py"
-REPORT = REPOSITORY / "build/bench.json"
+INSIDE = "/root/bench"
+BUILD = REPOSITORY / "build"
 
-FEW, MANY = 10, 1000
-DEFINED, RUNNING = 100, 20
+MANY = 1000
+LISTED = (0, 100, 1000)
+FLEET = 20
+
+# What --only chooses from.
+GROUPS = ("list", "status", "power", "define-and-start", "create", "create-by-hand", "reboot")
+TITLES = {
+    "list": "list",
+    "status": "status of one running VM",
+    "start": "start until QEMU answers",
+    "stop": "stop until the guest is off",
+    "define-and-start": "define and start",
+    "create": "create from an image until QEMU runs",
+    "create-by-hand": "the same by qemu-img and virsh",
+}
 
 # Seconds for one call of measure.py.
 TIMEOUT = 1800.0
@@ -37,142 +51,119 @@ TIMEOUT = 1800.0
 POLL = 0.002
 
 
-@dataclass(frozen=True)
-class Figure:
-    """A figure: what was timed, its target and its runs, in seconds."""
-
-    what: str
-    target: float | None
-    seconds: list[float]
-    median: float = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "median", statistics.median(self.seconds))
-
-    def row(self) -> tuple[str, ...]:
-        """Return the figure's line of the table."""
-        limit = "-" if self.target is None else human(self.target)
-        verdict = "" if self.target is None else ("ok" if self.median < self.target else "SLOW")
-        spread = f"{human(min(self.seconds))} - {human(max(self.seconds))}"
-        return (self.what, human(self.median), limit, verdict, spread, str(len(self.seconds)))
-
-
-@dataclass
-class Report:
-    """All that was measured, and on what."""
-
-    machine: dict[str, Any]
-    figures: list[Figure] = field(default_factory=list)
-    ratios: dict[str, float] = field(default_factory=dict)
-    residents: list[dict[str, Any]] = field(default_factory=list)
-
-    def add(self, what: str, target: float | None, seconds: Sequence[float]) -> Figure:
-        """Add a figure and show it, so that one sees something while the rest is measured."""
-        figure = Figure(what, target, list(seconds))
-        self.figures.append(figure)
-        say(f"{what}: {human(figure.median)}")
-        return figure
-
-    def table(self) -> str:
-        """Return the table that a person reads."""
-        head = ("what", "median", "target", "", "range", "runs")
-        rows = [head, *(figure.row() for figure in self.figures)]
-        widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows
-        ]
-        for what, ratio in self.ratios.items():
-            lines.append(f"{what} beside {MANY} loaded VM units takes {ratio:.0%} of its time beside {FEW}")
-        idle = ", ".join(f"{each['name']} {each['rss_mib']} MiB" for each in self.residents)
-        lines.append(f"resident when no VM runs: {idle or 'nothing'}")
-        return "\n".join(line.rstrip() for line in lines)
-
-
-def human(seconds: float) -> str:
-    """Return seconds as a person reads them."""
-    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.2f} s"
-
-
-def say(words: str) -> None:
-    """Tell the person what is going on."""
-    print(f"bench: {words}", file=sys.stderr, flush=True)
-
-
 class Bench:
     """One run of the benchmark."""
 
-    def __init__(self, host: LabHost, runs: int, boots: int) -> None:
+    def __init__(self, host: LabHost, options: argparse.Namespace) -> None:
         self.host = host
-        self.runs = runs
-        self.boots = boots
+        self.runs: int = options.runs
+        self.boots: int = options.boots
+        self.only: Sequence[str] = options.only or GROUPS
+        self.systems = ("qsysd", "libvirt") if options.compare else ("qsysd",)
+        self.started = time.monotonic()
+        self.report = Report()
+
+    def say(self, message: str) -> None:
+        """Print what is being done, with the minutes since the start."""
+        minutes, seconds = divmod(int(time.monotonic() - self.started), 60)
+        print(f"bench: {minutes:2}:{seconds:02} {message}", file=sys.stderr, flush=True)
 
     def measure(self, *arguments: str | int) -> Any:
-        """Run a measurement in the host and return its result."""
-        argv = ["/usr/bin/python3", MEASURE, *map(str, arguments)]
-        return json.loads(self.host.run(argv, timeout=TIMEOUT).stdout)
+        """Run measure.py in the host and return its result."""
+        program = ["/usr/bin/python3", "-B", f"{INSIDE}/measure.py", ",".join(self.systems)]
+        return json.loads(self.host.run([*program, *map(str, arguments)], timeout=TIMEOUT).stdout)
 
     def run(self, package: Path) -> Report:
         """Measure everything on a new host."""
-        say("a new host")
+        self.say("a new host")
         self.host.down()
-        self.host.up("bookworm")
+        self.host.up("libvirt" if "libvirt" in self.systems else "bookworm")
         self.host.install(package)
-        self.host.put(Path(__file__).with_name("measure.py"), MEASURE)
-        report = Report(self.machine(package))
-        report.add("Python with click, pydbus and the bus alone", None, self.measure("floor", self.runs))
-        report.residents = self.measure("residents")
-        self.loaded(report)
-        self.listing(report)
-        self.reboots(report)
-        return report
+        self.host.put(Path(__file__).with_name("inside"), INSIDE)
+        self.host.write(f"{INSIDE}/tiny.json", json.dumps(self.tiny()))
+        self.report.machine = self.machine(package)
+        self.measure("prepare")
+        self.report.residents = self.measure("residents")
+        self.beside_others()
+        if "reboot" in self.only:
+            self.reboots()
+        return self.report
+
+    def tiny(self) -> dict[str, Any]:
+        """Return the tiny guest's options by name."""
+        words = [word.removeprefix("--") for word in tiny_options()]
+        options = dict(zip(words[::2], words[1::2], strict=True))
+        return {**options, "memory_mib": int(options.pop("memory").removesuffix("M"))}
 
     def machine(self, package: Path) -> dict[str, Any]:
         """Return what the figures were taken on."""
+        versions = {
+            "systemd": "systemctl --version | sed -n '1s/systemd \\([0-9]*\\).*/\\1/p'",
+            "qemu": "qemu-system-x86_64 --version | sed -n '1s/.*version \\([0-9.]*\\).*/\\1/p'",
+            "python": "python3 --version | sed 's/Python //'",
+        }
+        if "libvirt" in self.systems:
+            versions["libvirt"] = "virsh --version"
         return {
             "package": package.name,
             "kernel": os.uname().release,
             "processors": os.cpu_count(),
-            "systemd": self.host.sh("systemctl --version | head -n 1"),
-            "qemu": self.host.sh("qemu-system-x86_64 --version | head -n 1"),
+            **{name: self.host.sh(command) for name, command in versions.items()},
             "taken": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
 
-    def loaded(self, report: Report) -> None:
-        """Measure start, stop and create beside few and beside many loaded units."""
-        medians: dict[str, list[float]] = {}
-        for count in (FEW, MANY):
-            loaded = self.measure("define", count)
-            if loaded != count:
-                raise LabError(f"{loaded} units are loaded, not {count}")
-            say(f"{count} VM units are loaded; start and stop, create")
-            found = self.measure("start-stop", self.runs)
-            found["create"] = self.measure("create", self.runs)
-            for what, target in (("start", 0.25), ("stop", 0.3), ("create", 0.6)):
-                figure = report.add(f"{what}, {count} units loaded", target, found[what])
-                medians.setdefault(what, []).append(figure.median)
-        report.ratios = {what: many / few for what, (few, many) in medians.items()}
-        self.measure("forget")
+    def beside_others(self) -> None:
+        """Measure the commands beside no other VM, and beside many that do not run."""
+        for count in LISTED:
+            # Start and create are measured at both ends only.
+            groups = [
+                group
+                for group in GROUPS[:-1]
+                if group in self.only and (group in ("list", "status") or count in (0, MANY))
+            ]
+            if count == MANY:
+                groups = [group for group in groups if group not in ("define-and-start", "create-by-hand")]
+            if "libvirt" not in self.systems:
+                groups = [group for group in groups if group != "create-by-hand"]
+            if not groups:
+                continue
+            self.say(f"{count} other VMs")
+            self.measure("others", count)
+            for group in groups:
+                for what, seconds in self.measure(group, self.runs).items():
+                    number = f"{count} VMs" if group == "list" else f"{count} other VMs"
+                    self.add(f"{TITLES[what]}, {number}", seconds)
+        self.measure("others", 0)
 
-    def listing(self, report: Report) -> None:
-        """Measure the list, with VMs that run and others that do not."""
-        say(f"{RUNNING} VMs are started")
-        self.measure("fleet", RUNNING)
-        self.measure("define", DEFINED - RUNNING)
-        what = f"list, {DEFINED} VMs, {RUNNING} of them running"
-        report.add(what, 0.1, self.measure("list", self.runs))
-        self.measure("forget")
+    def add(self, what: str, seconds: dict[str, list[float]]) -> None:
+        """Add a row and show it."""
+        row = Row(what, seconds)
+        self.report.rows.append(row)
+        medians = ", ".join(f"{name} {human(row.median(name))}" for name in seconds)
+        self.say(f"{what}: {medians}")
 
-    def reboots(self, report: Report) -> None:
-        """Measure the host's way down with running guests, and its way up until all their QEMUs run."""
-        down, up = [], []
+    def reboots(self) -> None:
+        """Measure the host's way down with running guests, and its way up until all their QEMUs run.
+
+        Each reboot ends with the guests of one system and begins with those of the next.
+        """
+        self.say(f"{FLEET} VMs are started")
+        self.measure("fleet", FLEET)
+        down: dict[str, list[float]] = {name: [] for name in (FLOOR, *self.systems)}
+        up: dict[str, list[float]] = {name: [] for name in (FLOOR, *self.systems)}
         for number in range(self.boots):
-            say(f"reboot {number + 1} of {self.boots} with {RUNNING} guests")
-            leader = self.host.running()
-            down.append(self.seconds_down(leader))
-            self.host.up()
-            up.append(self.measure("ready"))
-        report.add(f"host shutdown, {RUNNING} live guests", 1.5, down)
-        report.add(f"PID 1's start until {RUNNING} QEMUs run", 8.0, up)
+            for index, system in enumerate(self.systems):
+                following = self.systems[(index + 1) % len(self.systems)]
+                self.say(f"reboot {number + 1} of {self.boots} with {FLEET} guests of {system}")
+                self.measure("next", following)
+                floor = self.measure("floor", 5)
+                down[FLOOR] += floor
+                up[FLOOR] += floor
+                down[system].append(self.seconds_down(self.host.running()))
+                self.host.up()
+                up[following].append(self.measure("ready", following))
+        self.add(f"host shutdown, {FLEET} running guests", down)
+        self.add(f"host boot until {FLEET} QEMUs run", up)
 
     def seconds_down(self, leader: Process) -> float:
         """Switch the host off and return how long that took, from the command to the end of its PID 1."""
@@ -180,33 +171,45 @@ class Bench:
         self.host.run(["systemctl", "--no-block", "poweroff"])
         while leader.alive():
             if time.perf_counter() - started > TIMEOUT:
-                raise LabError(f"{HOST} does not go off")
+                raise LabError(f"{HOST} does not power off")
             time.sleep(POLL)
         taken = time.perf_counter() - started
-        # What is left to do is the lab's own: its supervisor ends.
-        self.host.wait_until(lambda: self.host.supervisor() is None, timeout=60, what="the lab to notice")
+        # What remains is the lab's own: its supervisor ends.
+        self.host.wait_until(
+            lambda: self.host.supervisor() is None, timeout=60, what="the end of its supervisor"
+        )
         return taken
 
 
 def main() -> int:
     """Run the benchmark and return the exit status."""
-    parser = argparse.ArgumentParser(description="Measure qsysd in a host of the lab (root).")
+    parser = argparse.ArgumentParser(description="Measure qsysd in a lab host (root).")
     parser.add_argument("package", type=Path, help="the qsysd package to measure")
+    parser.add_argument(
+        "--compare", action="store_true", help="measure libvirt too, in turns, in the same host"
+    )
     parser.add_argument("--runs", type=int, default=20, help="runs of each command (%(default)s)")
-    parser.add_argument("--boots", type=int, default=5, help="reboots of the host (%(default)s)")
+    parser.add_argument("--boots", type=int, default=3, help="reboots of the host per system (%(default)s)")
+    parser.add_argument("--only", action="append", choices=GROUPS, help="measure only this; repeatable")
     options = parser.parse_args()
     host = LabHost(lab_folder(), HOST)
     try:
-        report = Bench(host, options.runs, options.boots).run(options.package.resolve())
+        report = Bench(host, options).run(options.package.resolve())
     except LabError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
-    host.down()
-    Network(host.lab).down_if_unused()
-    REPORT.parent.mkdir(exist_ok=True)
-    REPORT.write_text(json.dumps(dataclasses.asdict(report), indent=2) + "\n")
-    print(report.table())
-    print(f"all of it: {REPORT.relative_to(REPOSITORY)}")
+    finally:
+        host.down()
+        Network(host.lab).down_if_unused()
+    BUILD.mkdir(exist_ok=True)
+    file = BUILD / ("bench-compare.json" if options.compare else "bench.json")
+    file.write_text(report.to_json())
+    print(table(report))
+    print(f"all figures: {file.relative_to(REPOSITORY)}")
+    if options.compare:
+        picture = file.with_suffix(".svg")
+        picture.write_text(chart(report))
+        print(f"the plot: {picture.relative_to(REPOSITORY)}; `make bench-page` writes both into docs/")
     return 0
 
 

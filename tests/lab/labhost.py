@@ -180,7 +180,7 @@ class Host:
         write("/etc/hosts", f"127.0.0.1 localhost\n{address} {self.name}\n::1 localhost\n")
         write("/etc/lab/network.batch", batch)
         write("/etc/resolv.conf", resolv_conf())
-        write("/etc/apt/sources.list", labroot.Mirror.of_machine().sources(note.suite))
+        write("/etc/apt/sources.list", labroot.Mirror.of_machine().sources(labroot.RECIPES[note.suite].suite))
         write("/etc/apt/apt.conf.d/90lab", "".join(f"{line}\n" for line in labroot.apt_settings()))
         cache = cache_folder(self.lab)
         kvm = labkvm.usable(cache, cache / note.root)

@@ -75,6 +75,20 @@ PACKAGES = (
     "zsh",
 )
 
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a root is made of: Debian's suite, and the packages in addition to PACKAGES."""
+
+    suite: str
+    extra: tuple[str, ...] = ()
+
+
+# The roots by name. `make bench-compare` measures libvirt in the last one.
+RECIPES = {suite: Recipe(suite) for suite in SUITES} | {
+    "libvirt": Recipe("bookworm", ("libvirt-clients", "libvirt-daemon-system", "virtinst")),
+}
+
 # Units that are useless in a container, or would delay tests or hold locks.
 MASKED = (
     "apt-daily-upgrade.timer",
@@ -170,36 +184,38 @@ def apt_settings() -> list[str]:
     return [line for line in lines if line.startswith(wanted) and not line.endswith('"";')]
 
 
-def key(suite: str) -> str:
-    """Return the key of a suite's root in the cache, which depends on everything in the root."""
-    recipe = "\n".join([str(RECIPE_VERSION), suite, *PACKAGES, "", *MASKED, NETWORK_UNIT, DEVICES])
-    return f"{suite}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
+def key(name: str) -> str:
+    """Return the key of a root in the cache, which depends on everything in the root."""
+    made_of = RECIPES[name]
+    packages = (*PACKAGES, *made_of.extra)
+    recipe = "\n".join([str(RECIPE_VERSION), made_of.suite, *packages, "", *MASKED, NETWORK_UNIT, DEVICES])
+    return f"{name}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
 
 
-def ensure(cache: Path, suite: str) -> Path:
-    """Return the cached root of a suite; build it first if it does not exist (about a minute)."""
-    if suite not in SUITES:
-        raise LabError(f"unknown suite {suite!r}: it is one of {', '.join(SUITES)}")
-    root = cache / f"root-{key(suite)}"
+def ensure(cache: Path, name: str) -> Path:
+    """Return a cached root; build it first if it does not exist (about a minute)."""
+    if name not in RECIPES:
+        raise LabError(f"unknown root {name!r}: it is one of {', '.join(RECIPES)}")
+    root = cache / f"root-{key(name)}"
     if root.is_dir():
         return root
-    with locked(cache / f"{suite}.lock", f"another build of the {suite} root") as lock:
+    with locked(cache / f"{name}.lock", f"another build of the {name} root") as lock:
         if not root.is_dir():
-            build(cache, suite, root, lock)
+            build(cache, name, root, lock)
     return root
 
 
-def build(cache: Path, suite: str, root: Path, lock: int) -> None:
+def build(cache: Path, name: str, root: Path, lock: int) -> None:
     """Build a root under a temporary name and rename it; remove incomplete ones of killed builds first."""
-    for left in cache.glob(f".{suite}.*"):
+    for left in cache.glob(f".{name}.*"):
         remove_tree(left)
-    part = cache / f".{suite}.{os.getpid()}"
-    log = cache / f"{suite}.log"
-    say(f"building the {suite} root, once; its log is {log}")
-    bootstrap(suite, part, log, lock)
+    part = cache / f".{name}.{os.getpid()}"
+    log = cache / f"{name}.log"
+    say(f"building the {name} root, once; its log is {log}")
+    bootstrap(name, part, log, lock)
     customise(part)
     part.rename(root)
-    for old in cache.glob(f"root-{suite}-*"):
+    for old in cache.glob(f"root-{name}-*"):
         if old != root and not in_use(old):
             remove_tree(old)
 
@@ -216,11 +232,12 @@ def in_use(root: Path) -> bool:
         os.close(descriptor)
 
 
-def bootstrap(suite: str, target: Path, log: Path, lock: int) -> None:
+def bootstrap(name: str, target: Path, log: Path, lock: int) -> None:
     """Run mmdebstrap into `target`, with its output in `log`, and report progress.
 
     It inherits the descriptor `lock`, so that no other build starts before it has exited.
     """
+    recipe = RECIPES[name]
     settings = [f"--aptopt={line}" for line in apt_settings()]
     # Without translations the root is a third smaller, and built in less time.
     excluded = ("/usr/share/locale/*", "/usr/share/doc/*", "/usr/share/info/*", "/usr/share/man/*")
@@ -237,12 +254,12 @@ def bootstrap(suite: str, target: Path, log: Path, lock: int) -> None:
         '--aptopt=Acquire::Retries "3"',
         *(f"--dpkgopt=path-exclude={path}" for path in excluded),
         "--dpkgopt=path-include=/usr/share/doc/*/copyright",
-        f"--include={','.join(PACKAGES)}",
-        suite,
+        f"--include={','.join((*PACKAGES, *recipe.extra))}",
+        recipe.suite,
         str(target),
         "-",
     ]
-    progress = Progress(f"building the {suite} root")
+    progress = Progress(f"building the {name} root")
     with log.open("wb") as output:
         process = subprocess.Popen(
             argv,
@@ -253,7 +270,7 @@ def bootstrap(suite: str, target: Path, log: Path, lock: int) -> None:
             pass_fds=(lock,),
         )
         assert process.stdin is not None
-        process.stdin.write(Mirror.of_machine().sources(suite).encode())
+        process.stdin.write(Mirror.of_machine().sources(recipe.suite).encode())
         process.stdin.close()
         try:
             while process.poll() is None:
@@ -264,7 +281,7 @@ def bootstrap(suite: str, target: Path, log: Path, lock: int) -> None:
             process.wait()
     if process.returncode != 0:
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
-        raise LabError(f"mmdebstrap could not build the {suite} root:\n{tail}")
+        raise LabError(f"mmdebstrap could not build the {name} root:\n{tail}")
     progress.done()
 
 
