@@ -211,7 +211,7 @@ def release(scope: Scope, network: str, address: str, mac: str, *, running: bool
     """End the lease of a MAC, if it has one, so that its address is free at once.
 
     running: whether the network's dnsmasq runs. It has the leases in memory and is sent a DHCPRELEASE;
-    otherwise the lease file is edited. Raise HostError if the lease does not end or the file cannot be edited.
+    otherwise the lease file is edited. Raise HostError if it does not end or the file cannot be changed.
     """
     _check("x", mac, address)
     if not running:
