@@ -42,7 +42,7 @@ dry_run_option = click.option("--dry-run", is_flag=True, help="Only show what wo
 
 
 def vms_arguments(function: Function) -> Function:
-    """Give a verb several VMs as arguments, or --all of them."""
+    """Add the argument VM..., and the option --all, to a verb."""
     function = click.option("--all", "everything", is_flag=True, help="All VMs of this host.")(function)
     return click.argument("names", metavar="[VM]...", nargs=-1, shell_complete=complete.vm)(function)
 

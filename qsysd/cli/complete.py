@@ -1,4 +1,4 @@
-"""What the shells offer behind verbs and options: read from directories that every user can list."""
+"""Shell completion of verbs and names, from directories that every user can list."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def _defined(directory: str) -> set[str]:
 def vm_names(scope: paths.Scope) -> set[str]:
     """Return the names of all VMs.
 
-    The definitions are root's. Users of sudo complete as themselves: for them, the names are those of the
-    units that have qsysd's drop-in.
+    Only root can list the definitions. For other users, such as those of sudo, the names are those of the
+    units with a drop-in of qsysd.
     """
     if names := _defined(scope.definitions_dir):
         return names
@@ -52,22 +52,22 @@ def _matching(names: Iterable[str], incomplete: str, *, but: Iterable[str] = ())
 
 
 def vm(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
-    """Return the VMs whose names begin so, without those that were typed already."""
+    """Return the VMs whose names have this prefix, without those on the command line."""
     return _matching(vm_names(paths.Scope()), incomplete, but=ctx.params.get("names") or ())
 
 
 def image(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
-    """Return the images whose names begin so."""
+    """Return the images whose names have this prefix."""
     return _matching(image_names(paths.Scope()), incomplete, but=ctx.params.get("names") or ())
 
 
 def image_or_recipe(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
-    """Return the images whose names begin so, and those that are built when they are needed."""
+    """Return the images whose names have this prefix, and the recipes."""
     return _matching({*image_names(paths.Scope()), *RECIPES}, incomplete)
 
 
 def network(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
-    """Return the networks whose names begin so, and `none`."""
+    """Return the networks whose names have this prefix, and `none`."""
     return _matching({*_defined(paths.Scope().networks_dir), "none"}, incomplete)
 
 
@@ -87,7 +87,7 @@ def accelerator(_ctx: click.Context, _param: click.Parameter, incomplete: str) -
 
 
 def verb(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
-    """Return the verbs whose names begin so."""
+    """Return the verbs whose names have this prefix."""
     group = ctx.find_root().command
     for word in ctx.params.get("words") or ():
         found = group.get_command(ctx, word) if isinstance(group, click.Group) else None

@@ -15,7 +15,7 @@ ZSH_AUTOLOADED = 'if [[ $zsh_eval_context[-1] == loadautofunc ]]; then _qsysd_co
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def command(ctx: click.Context, shell: str) -> None:
-    """Print the completion script for a shell; the package installs them.
+    """Print the completion script of a shell. The Debian package installs the scripts.
 
     \b
     Example:

@@ -12,7 +12,7 @@ from qsysd.operations import guest
 @click.command("console")
 @vm_argument
 def command(name: str) -> None:
-    """Open the serial console of a VM; Ctrl-] leaves it.
+    """Connect to the serial console of a VM; Ctrl-] disconnects.
 
     \b
     Example:

@@ -43,14 +43,14 @@ Examples:
 )
 @click.option("--start/--no-start", default=True, help="Start the VM now.", show_default=True)
 @click.option("--enable/--no-enable", default=True, help="Start the VM at host boot.", show_default=True)
-@click.option("--wait", is_flag=True, help="Wait until the guest answers on SSH.")
+@click.option("--wait", is_flag=True, help="Wait until the guest's SSH server answers.")
 @click.option(
     "--wait-timeout",
     metavar="SECONDS",
     type=click.FloatRange(1),
     default=300.0,
     show_default="300",
-    help="Longest time that --wait waits.",
+    help="Timeout of --wait.",
 )
 @json_option
 def command(
@@ -64,11 +64,11 @@ def command(
     wait_timeout: float,
     as_json: bool,
 ) -> None:
-    """Create a VM and start it; all of it or nothing.
+    """Create a VM and start it. If a step fails, everything is removed again.
 
     The definition is written to /etc/qsysd/vms/NAME.yaml. MAC, UUID, address and machine type are chosen
-    once and kept. Without options a VM has 1G of memory, one processor, a disk of 10G on its image,
-    and a NIC on the network `default`.
+    once and kept. By default a VM has 1G of memory, one processor, an image with a disk of 10G, and a NIC
+    on the network `default`.
     """
     given, source = definition(name, file, document)
     created: Created = call(

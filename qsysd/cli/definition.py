@@ -53,13 +53,13 @@ _OPTIONS = (
         "--accel",
         metavar="auto|kvm|tcg",
         shell_complete=complete.accelerator,
-        help="Accelerator of the guest.",
+        help="Accelerator.",
     ),
-    click.option("--user", metavar="USER", help="Login of `qsysd ssh`; not created in the guest."),
+    click.option("--user", metavar="USER", help="User for `qsysd ssh`; it is not created in the guest."),
     click.option(
         "--depends-on", multiple=True, metavar="VM", shell_complete=complete.vm, help="Start after this VM."
     ),
-    click.option("--stop-timeout", metavar="TIME", help="Time that the guest has to power off: 90s, 5min."),
+    click.option("--stop-timeout", metavar="TIME", help="Time for a graceful shutdown: 90s, 5min."),
     click.option(
         "--qemu-arg", "qemu_args", multiple=True, metavar="ARG", help="Argument for QEMU. Repeatable."
     ),
@@ -90,7 +90,7 @@ def take_document(values: dict[str, Any]) -> Document:
 
 
 def definition_options(function: Callable[..., None]) -> Callable[..., None]:
-    """Give a verb the options of a definition; it gets them as one argument, `document`."""
+    """Add the options of a definition to a verb, which receives them as one argument, `document`."""
 
     @functools.wraps(function)
     def with_document(**values: object) -> None:

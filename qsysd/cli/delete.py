@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 def command(names: tuple[str, ...], everything: bool, yes: bool, dry_run: bool) -> None:
     """Delete VMs with their disks; a running VM is switched off first.
 
-    Shows what will be removed and asks. Drop-ins that are not qsysd's are kept and named.
+    Lists what will be removed, and asks for confirmation. Drop-ins that qsysd did not write are kept and
+    listed.
 
     \b
     Examples:
@@ -46,7 +47,7 @@ def command(names: tuple[str, ...], everything: bool, yes: bool, dry_run: bool) 
     for vm in done.deleted:
         click.echo(f"{vm}: deleted")
     for path in done.kept:
-        click.echo(f"{path} is not qsysd's and was kept")
+        click.echo(f"{path} was not written by qsysd and is kept")
     for error in done.failed.values():
         print_error(error)
     if done.failed:

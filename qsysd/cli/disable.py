@@ -6,7 +6,7 @@ from qsysd.cli.common import vms_command
 
 command = vms_command(
     "disable",
-    """Do not start VMs at host boot from now on; running VMs keep running.
+    """Do not start VMs at host boot. Does not stop running VMs.
 
     \b
     Example:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.command("doctor")
 @json_option
 def command(as_json: bool) -> None:
-    """Check what this host needs, and name the remedies; exits with 7 if something is missing.
+    """Check this host, and print a remedy for each problem; exit with 7 if something is missing.
 
     \b
     Example:

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 def command(name: str, file: TextIO | None) -> None:
     """Change the definition of a VM in your editor ($VISUAL, $EDITOR).
 
-    Errors are shown, and the file can be corrected. A running VM keeps what it was started with until
-    `qsysd restart`; `qsysd status` shows what is pending.
+    A definition with errors is not stored; the errors are printed, and the text can be edited again. A
+    running VM keeps its current configuration until `qsysd restart`; `qsysd status` shows what is pending.
 
     \b
     Examples:
@@ -59,7 +59,7 @@ def command(name: str, file: TextIO | None) -> None:
 
 
 def _keep_text(text: str, name: str) -> str:
-    """Write a text that was refused to a file; return where it is and how to try it again."""
+    """Write a text that was refused to a file; return its path and the command that uses it."""
     with tempfile.NamedTemporaryFile(
         "w", prefix=f"qsysd-{name}-", suffix=".yaml", encoding="utf-8", delete=False
     ) as file:

@@ -12,7 +12,7 @@ from qsysd.runtime import spawn
 
 
 def edit_text(text: str, name: str) -> str:
-    """Return the text as the caller's editor leaves it. Raises QsysdError when the editor fails."""
+    """Run the caller's editor on a text and return the result. Raise QsysdError if the editor fails."""
     editor = (os.environ.get("VISUAL") or os.environ.get("EDITOR") or "").strip()
     if not editor:
         editor = next((found for found in ("sensible-editor", "nano", "vi") if spawn.find(found)), "vi")
@@ -28,7 +28,7 @@ def edit_text(text: str, name: str) -> str:
             raise QsysdError(
                 f"the editor ended with status {status}; nothing was changed", hint=f"EDITOR is {editor!r}"
             )
-        # an editor may put a new file in the place of the old one
+        # Some editors replace the file by a new one.
         changed = files.read_text(file.name)
         if changed is None:
             raise QsysdError(f"the editor removed {file.name}; nothing was changed")

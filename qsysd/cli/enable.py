@@ -6,7 +6,7 @@ from qsysd.cli.common import vms_command
 
 command = vms_command(
     "enable",
-    """Start VMs at host boot from now on; VMs that are off stay off until then.
+    """Start VMs at host boot. Does not start them now.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""Verbs and options of other programs, and what to type here instead: for users of virsh, incus, docker."""
+"""Verbs and options of other programs (virsh, incus, docker), with those of qsysd as hints."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from qsysd.paths import is_name
 
-# {vm} becomes the name that was typed.
+# {vm} is replaced by the name on the command line.
 WORDS = {
     # virsh and virt-install
     "autostart": "qsysd enable {vm}",

@@ -6,7 +6,7 @@ from qsysd.cli.common import vms_command
 
 command = vms_command(
     "kill",
-    """Switch VMs off at once, without a shutdown of the guest.
+    """Switch VMs off immediately, without a shutdown of the guest.
 
     Also ends a stop that waits for a guest which ignores the power button.
 

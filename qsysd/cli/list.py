@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.argument("names", metavar="[VM]...", nargs=-1, shell_complete=complete.vm)
 @json_option
 def command(names: tuple[str, ...], as_json: bool) -> None:
-    """Show the VMs of this host: systemd's state of the unit, and QEMU's of the guest.
+    """List the VMs of this host, with the state of the unit from systemd and of the guest from QEMU.
 
     \b
     Examples:

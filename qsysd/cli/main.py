@@ -1,6 +1,6 @@
-"""The command `qsysd`: the table of its verbs, and how it ends.
+"""The command `qsysd`: the table of its verbs, error output and exit status.
 
-A verb's file is imported when the verb is used. It defines `command`.
+The module of a verb has the verb's name, defines `command`, and is imported when the verb is used.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ GROUPS = {
     "Definitions": {
         "create": "Create a VM and start it.",
         "edit": "Change the definition of a VM.",
-        "render": "Write the files that follow from definitions, or check them.",
+        "render": "Write or check the files that are rendered from definitions.",
         "delete": "Delete VMs with their disks.",
         "enable": "Start VMs at host boot.",
         "disable": "Do not start VMs at host boot.",
@@ -35,24 +35,24 @@ GROUPS = {
         "kill": "Switch VMs off without a shutdown of the guest.",
         "reset": "Press the reset button of VMs.",
         "pause": "Stop the processors of VMs.",
-        "resume": "Let the processors of paused VMs run again.",
+        "resume": "Resume the processors of paused VMs.",
     },
     "Display and access": {
-        "list": "Show the VMs of this host.",
-        "status": "Show a VM as systemd and QEMU see it.",
+        "list": "List the VMs of this host.",
+        "status": "Show the status of VMs.",
         "show": "Show the definition of a VM.",
-        "logs": "Show the journal of the unit and the guest's console.",
+        "logs": "Show the journal of the unit and the log of the console.",
         "ip": "Show the address of a VM.",
-        "ssh": "Log in to a guest, or run a command in it.",
-        "console": "Open the serial console of a VM.",
+        "ssh": "Log in to a guest by SSH, or run a command in it.",
+        "console": "Connect to the serial console of a VM.",
     },
     "Images": {
         "image": "Base images: build, import, list, info, rm.",
     },
     "Host": {
         "setup": "Prepare this host; safe to repeat.",
-        "doctor": "Check what this host needs, and name the remedies.",
-        "recover": "Repair what killed commands left.",
+        "doctor": "Check this host, and print remedies.",
+        "recover": "Repair VMs that killed commands left incomplete.",
         "completion": "Print the completion script for a shell.",
         "help": "Show the help of qsysd or of a verb.",
     },
@@ -113,7 +113,7 @@ Examples:
 def command(debug: bool) -> None:
     """Run QEMU virtual machines as ordinary systemd units.
 
-    A VM web1 is the unit qemu-vm@web1: systemctl, journalctl and qsysd show and drive the same thing.
+    A VM web1 is the unit qemu-vm@web1: systemctl, journalctl and qsysd work on the same unit.
     """
     if debug:
         os.environ["QSYSD_DEBUG"] = "1"
@@ -122,9 +122,9 @@ def command(debug: bool) -> None:
 def main() -> None:
     """Run the command line and exit with its status, one of those in qsysd.errors."""
     _open_streams()
-    # What others must read (units, images, the helper) must not depend on the caller's umask.
+    # Units, images and the helper must be readable whatever the caller's umask is.
     os.umask(0o022)
-    # SIGTERM and SIGHUP undo what is half done, as Ctrl-C does.
+    # As for Ctrl-C, operations in progress are undone.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     status = run()
@@ -165,7 +165,7 @@ def run() -> int:
         click.echo("interrupted", err=True)
         return INTERRUPTED
     except BrokenPipeError:
-        # the reader of our output has ended (qsysd list | head)
+        # The reader of the output has exited (qsysd list | head).
         return BROKEN_PIPE
     except Exception as error:
         return _failed(error)

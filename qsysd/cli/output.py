@@ -1,4 +1,4 @@
-"""What the verbs print: errors, JSON, tables, colours."""
+"""Output of the verbs: errors, JSON, tables, colours."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qsysd.errors import QsysdError
 
 
 def print_error(error: QsysdError) -> None:
-    """Print an error and what to do about it."""
+    """Print an error and its hint."""
     click.echo(f"error: {error.message}", err=True)
     if error.hint:
         click.echo(f"hint: {error.hint}", err=True)

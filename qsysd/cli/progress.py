@@ -1,4 +1,4 @@
-"""What a command reports while it works: lines on standard error, and one line about a wait that goes on."""
+"""Progress of a command on standard error: lines, and one line for a wait that continues."""
 
 from __future__ import annotations
 

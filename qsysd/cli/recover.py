@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 @click.command("recover")
 def command() -> None:
-    """Repair what killed commands left: each VM is whole or removed afterwards.
+    """Repair or remove VMs that killed commands left incomplete.
 
-    Every changing command, and each host boot, begins with it. Exits with 1 if something cannot be
-    repaired yet.
+    Every command that changes a VM does so first, as does every boot of the host. Exits with 1 if a VM
+    cannot be repaired.
 
     \b
     Example:

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 @click.command("render")
 @vms_arguments
-@click.option("--check", is_flag=True, help="Only show what differs; exit with 1 if anything does.")
+@click.option("--check", is_flag=True, help="Only show what differs; exit with 1 if a file differs.")
 @json_option
 def command(names: tuple[str, ...], everything: bool, check: bool, as_json: bool) -> None:
-    """Write the files that follow from definitions: environment files, drop-ins and seeds.
+    """Write the files that are rendered from definitions: environment files, drop-ins and seeds.
 
-    Needed after a definition was changed by hand, or restored from a backup. All VMs by default.
+    Necessary after a definition was changed by hand or restored from a backup. The default is all VMs.
 
     \b
     Examples:

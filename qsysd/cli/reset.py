@@ -6,7 +6,7 @@ from qsysd.cli.common import vms_command
 
 command = vms_command(
     "reset",
-    """Press the reset button: the guest boots again at once, without a shutdown.
+    """Press the reset button: the guest reboots immediately, without a shutdown.
 
     \b
     Example:

@@ -8,7 +8,7 @@ command = vms_command(
     "restart",
     """Stop VMs gracefully and start them again, with their current definitions.
 
-    A VM that is off is started.
+    VMs that are off are started.
 
     \b
     Examples:

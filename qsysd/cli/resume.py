@@ -6,9 +6,9 @@ from qsysd.cli.common import vms_command
 
 command = vms_command(
     "resume",
-    """Let the processors of paused VMs run again.
+    """Resume the processors of paused VMs.
 
-    A VM that an I/O error paused (for example a full disk of this host) repeats the request.
+    QEMU pauses a VM at an I/O error, for example when a disk of this host is full; the request is repeated.
 
     \b
     Example:

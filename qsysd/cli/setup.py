@@ -25,9 +25,9 @@ STEP_TEXTS = {
 
 @click.command("setup")
 def command() -> None:
-    """Prepare this host: directories, units, the network `default`. Safe to repeat.
+    """Prepare this host: create directories, units and the network `default`. Safe to repeat.
 
-    The package runs it when it is installed; `pip install` does not.
+    The installation of the Debian package runs it; `pip install` does not.
 
     \b
     Example:

@@ -16,9 +16,9 @@ from qsysd.operations import guest
 @click.argument("words", metavar="[-- COMMAND...]", nargs=-1, type=click.UNPROCESSED)
 @click.option("--user", "-l", metavar="USER", help="User in the guest; default: the definition's.")
 def command(name: str, words: tuple[str, ...], user: str | None) -> None:
-    """Log in to a guest, or run a command in it; exits with the command's status.
+    """Log in to a guest by SSH, or run a command in it and exit with its status.
 
-    Waits up to 5 minutes until the SSH server of a guest that boots answers.
+    While the guest boots, waits up to 5 minutes for its SSH server.
 
     \b
     Examples:

@@ -8,7 +8,7 @@ command = vms_command(
     "start",
     """Start VMs, in parallel, after the VMs that they depend on.
 
-    Returns when each QEMU answers; one that does not start is shown with QEMU's own words.
+    Returns when every QEMU answers QMP. For a VM that does not start, QEMU's own error is printed.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""A VM's state and its values in use as text, for `list` and `status`."""
+"""States and values of VMs as text, for `list` and `status`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def unit_state(vm: ListedVM) -> str:
-    """Return systemd's state, with the substate where that adds something."""
+    """Return systemd's state, with the substate where it differs in meaning."""
     return vm.active if vm.sub in ("running", "dead", "failed") else f"{vm.active} ({vm.sub})"
 
 

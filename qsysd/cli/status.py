@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @vms_arguments
 @json_option
 def command(names: tuple[str, ...], everything: bool, as_json: bool) -> None:
-    """Show VMs as systemd and QEMU see them, and what is pending.
+    """Show the status of VMs from systemd and QEMU, and pending changes.
 
     \b
     Examples:
@@ -40,7 +40,7 @@ def command(names: tuple[str, ...], everything: bool, as_json: bool) -> None:
 def _print(vm: VMStatus) -> None:
     unit = unit_state(vm) + (f", {vm.result}" if vm.result != "success" else "")
     if vm.crash_loop:
-        unit = f"failed, crash loop: it crashed too often in a row; qsysd start {vm.name} tries again"
+        unit = f"failed, crash loop: it crashed too often in a row; qsysd start {vm.name} starts it again"
     lines = [
         ("unit", f"{vm.unit}: {in_colour(unit)}"),
         ("guest", in_colour(vm.guest or "off")),

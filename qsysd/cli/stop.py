@@ -8,9 +8,9 @@ command = vms_command(
     "stop",
     """Shut VMs down gracefully, in parallel.
 
-    Presses the power button until the guest is off. A guest that is not off at its stop_timeout is
-    switched off: QEMU flushes its disks and quits. The same happens with systemctl stop, and when the
-    host shuts down.
+    Presses the power button repeatedly until the guest is off. A guest that is not off after its
+    stop_timeout is switched off: QEMU flushes its disks and quits. `systemctl stop` and a shutdown of
+    the host do the same.
 
     \b
     Examples:

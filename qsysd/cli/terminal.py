@@ -1,4 +1,4 @@
-"""A terminal connected to a serial console's socket."""
+"""The connection of a terminal to the socket of a serial console."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ LEAVE = b"\x1d"  # Ctrl-]
 
 
 def talk(path: str, name: str, *, peer: int) -> None:
-    """Connect standard input and output to the socket until Ctrl-], the end of input, or QEMU's end.
+    """Connect standard input and output to the socket until Ctrl-], the end of input, or the exit of QEMU.
 
-    peer: QEMU's process, which must be the one that listens.
-    Raises QsysdError when the socket cannot be connected to.
+    peer: the process id of QEMU, which must be the process that listens. Raise QsysdError if the connection
+    fails.
     """
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -35,9 +35,8 @@ def talk(path: str, name: str, *, peer: int) -> None:
             raise QsysdError(f"{name}: the console {path} does not belong to QEMU, process {peer}")
         terminal = sys.stdin.isatty()
         if terminal:
-            click.echo(
-                f"console of {name}: Enter shows a prompt, Ctrl-] leaves; one client at a time", err=True
-            )
+            message = f"connected to the console of {name}: Enter shows a prompt, Ctrl-] disconnects"
+            click.echo(f"{message}; one client at a time", err=True)
         before = termios.tcgetattr(sys.stdin) if terminal else None
         try:
             if terminal:

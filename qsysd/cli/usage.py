@@ -1,4 +1,4 @@
-"""Errors in a command line, in the form of all other errors: what is wrong, and what to type."""
+"""Errors in a command line, converted to qsysd's errors, with a hint."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SIMILAR = 0.75
 
 
 class Commands(click.Group):
-    """A group whose errors name the verb that was probably meant; without a verb it shows its help."""
+    """A group that suggests a verb of similar spelling, and prints its help without a verb."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Show the help when no arguments were given; click 8.2 ends with an error there."""
@@ -47,14 +47,14 @@ class Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Return the verb. Raises InvalidError with what to type for one that does not exist."""
+        """Return the verb. Raise InvalidError with a hint for an unknown one."""
         if not ctx.resilient_parsing and not args[0].startswith("-"):
             require_command(self, ctx, args)
         return super().resolve_command(ctx, args)
 
 
 def require_command(group: click.Group, context: click.Context, words: Sequence[str]) -> click.Command:
-    """Return the command of the verb in words[0]. Raises InvalidError with what to type instead."""
+    """Return the command of the verb in words[0]. Raise InvalidError with a hint for an unknown one."""
     command = group.get_command(context, words[0])
     if command is None:
         hint = foreign.instead(words[0], words[1:], image=context.parent is not None)
@@ -66,7 +66,7 @@ def require_command(group: click.Group, context: click.Context, words: Sequence[
 
 
 def usage_error(error: click.ClickException) -> InvalidError:
-    """Return click's error in our form."""
+    """Return an error of click as InvalidError."""
     context = getattr(error, "ctx", None)
     hint = f"{context.command_path} --help" if context else "qsysd help VERB shows the options"
     if isinstance(error, click.MissingParameter) and error.param is not None:
@@ -93,7 +93,7 @@ def _unknown_option(error: click.NoSuchOption, context: click.Context | None, hi
 
 
 def parameter_name(parameter: click.Parameter) -> str:
-    """Return an option as it is typed (`--name`), an argument as help shows it (`VM`)."""
+    """Return the name of an option (`--name`) or argument (`VM`), as help shows it."""
     is_option = isinstance(parameter, click.Option)
     return max(parameter.opts, key=len) if is_option else parameter.human_readable_name
 
@@ -104,5 +104,5 @@ def similar(word: str, known: Iterable[str]) -> str | None:
 
 
 def _sentence(text: str) -> str:
-    """Return a message of click's without its capital and its full stop."""
+    """Return a message of click without its initial capital and full stop."""
     return (text[:1].lower() + text[1:]).rstrip(".")

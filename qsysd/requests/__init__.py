@@ -1,1 +1,1 @@
-"""An operation as data: what is asked for, with plain arguments. Today it runs in the process that asks."""
+"""Requests: operations as data, which run in this process today and can travel to another one later."""

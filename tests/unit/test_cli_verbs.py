@@ -129,7 +129,7 @@ def test_yes_is_an_answer(qsysd_command: Run, deleted: list[list[str]]) -> None:
     assert deleted == [["web1"]]
     assert "web1: deleted\n" in result.output
     assert (
-        "/etc/systemd/system/qemu-vm@web1.service.d/60-mine.conf is not qsysd's and was kept\n"
+        "/etc/systemd/system/qemu-vm@web1.service.d/60-mine.conf was not written by qsysd and is kept\n"
         in result.output
     )
 
