@@ -26,7 +26,7 @@ def check_vm(spec: VMSpec, root: Section) -> None:
     addresses = [(nic.network, nic.address) for nic in spec.nics if nic.address]
     for what, found in (("MAC address", macs), ("address", addresses)):
         if len(set(found)) != len(found):
-            root.add("nics", f"two network cards have the same {what}")
+            root.add("nics", f"two NICs have the same {what}")
 
 
 def _has_value(root: Section, key: str) -> bool:

@@ -64,7 +64,7 @@ def _written(declared: Declaration, value: Any) -> Any:
 
 
 def dump(document: Mapping[str, Any]) -> str:
-    """Return a document as YAML, in the order of its keys. Raises InvalidError for what is not UTF-8."""
+    """Return a document as YAML, in the order of its keys. Raise InvalidError for what is not UTF-8."""
     yaml = yaml_library()
     try:
         text: str = yaml.dump(

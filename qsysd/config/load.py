@@ -26,7 +26,7 @@ def parse_vm(
     definition: YAML, or a plain mapping with the same keys. source: the file's name for messages, "" for a
     command line. name: the VM's name according to the file's name, if the two must agree. Keys that are
     missing come from `defaults`; `uuid`, `machine` and a NIC's `mac` are "" until create has chosen them.
-    Raises InvalidError with all problems.
+    Raise InvalidError with all problems.
     """
     problems = Problems(source)
     reader = Reader(problems, _overrides(defaults or Defaults()))
@@ -57,7 +57,7 @@ def _check_name(name: str, root: Section, file: str | None) -> None:
 
 
 def parse_network(definition: Definition, source: str, *, name: str | None = None) -> NetworkSpec:
-    """Return the spec of a network's definition. Raises InvalidError with all problems."""
+    """Return the spec of a network's definition. Raise InvalidError with all problems."""
     problems = Problems(source)
     reader = Reader(problems, {})
     root = reader.section(_root(definition, source), "", NetworkSpec)
@@ -68,7 +68,7 @@ def parse_network(definition: Definition, source: str, *, name: str | None = Non
 
 
 def parse_defaults(text: str, source: str) -> Defaults:
-    """Return the host's defaults; a file of comments only is valid. Raises InvalidError."""
+    """Return the host's defaults; a file of comments only is valid. Raise InvalidError."""
     node = compose(text, source)
     if node is None:
         return Defaults()

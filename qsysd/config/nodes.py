@@ -26,7 +26,7 @@ class Node(Protocol):
         """Return whether the value is empty."""
 
     def scalar(self) -> Scalar:
-        """Return a single value. Raises ValueError for a list or a mapping."""
+        """Return a single value. Raise ValueError for a list or a mapping."""
 
     def items(self) -> list[Node] | None:
         """Return the items of a list, None for anything else."""
@@ -55,7 +55,7 @@ class YamlNode:
         return bool(self.node.style)
 
     def scalar(self) -> Scalar:
-        """Return a single value. Raises ValueError for a list or a mapping."""
+        """Return a single value. Raise ValueError for a list or a mapping."""
         if self.node.id != "scalar":
             raise ValueError("must be a single value, not a list or a mapping")
         return Scalar(str(self.node.value), self.node.tag.rpartition(":")[2])
@@ -84,7 +84,7 @@ class PlainNode:
         return self.value is None
 
     def scalar(self) -> Scalar:
-        """Return a single value. Raises ValueError for a list or a mapping."""
+        """Return a single value. Raise ValueError for a list or a mapping."""
         if self.value is None:
             return Scalar("", "null")
         if isinstance(self.value, bool):
@@ -120,7 +120,7 @@ def yaml_library() -> Any:
 
 
 def compose(text: str, source: str) -> YamlNode | None:
-    """Return the root node of a YAML text, None for an empty one. Raises InvalidError.
+    """Return the root node of a YAML text, None for an empty one. Raise InvalidError.
 
     source: the file's name for messages.
     """
@@ -144,7 +144,7 @@ def compose(text: str, source: str) -> YamlNode | None:
 
 
 def require(text: str, source: str) -> YamlNode:
-    """Return the root node of a YAML text. Raises InvalidError, also for an empty text."""
+    """Return the root node of a YAML text. Raise InvalidError, also for an empty text."""
     node = compose(text, source)
     if node is None:
         raise InvalidError(

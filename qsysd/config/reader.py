@@ -1,6 +1,6 @@
-"""Reads a model from a tree of nodes by its declarations; all problems are collected.
+"""Reads a model from a tree of nodes by the model's declarations, and collects all problems.
 
-Nothing here names a key of a definition: that is all in `model`.
+This module contains no key of a definition: the keys are in `model`.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Section:
         try:
             key = node.scalar().text
         except ValueError:
-            self.problems.add(node, self.path, "a key must be a single word")
+            self.problems.add(node, self.path, "a key must be a single value, not a list or a mapping")
             return ""
         if key not in known:
             self.problems.add(node, self.path, unknown_key(key, known))
@@ -143,7 +143,7 @@ class Reader:
             return () if isinstance(declared.kind, ListOf) else default
 
     def _parse(self, node: Node, path: str, kind: Kind) -> Any:
-        """Return the value of a node. Raises ValueError with a message for people."""
+        """Return the value of a node. Raise ValueError with a message for the user."""
         if isinstance(kind, Parser):
             return kind.read(node.scalar())
         assert isinstance(kind, ListOf)

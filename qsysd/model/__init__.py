@@ -1,1 +1,1 @@
-"""What a VM and a network are: frozen dataclasses, one file per noun, which `config` fills and checks."""
+"""VMs and networks as frozen dataclasses, one file per noun. Each field is declared once (`model.field`)."""

@@ -31,7 +31,7 @@ class Change(StrEnum):
 
 @dataclasses.dataclass(frozen=True)
 class ListOf:
-    """A list of values, or of mappings that are described by a model of their own."""
+    """A list of values, or of mappings that a model describes; such a model has the field `name`."""
 
     item: Parser[Any] | type
 

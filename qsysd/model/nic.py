@@ -10,7 +10,7 @@ from qsysd.model.field import field
 
 @dataclass(frozen=True)
 class Nic:
-    """A network card, connected to a network by a TAP.
+    """A NIC, connected to a network by a TAP.
 
     mac: "" until create has chosen one. address: what DHCP gives to the NIC, and the only one that
     anti-spoofing lets it use; None until create has chosen one.

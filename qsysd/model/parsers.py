@@ -43,7 +43,7 @@ class Scalar:
 class Parser(Generic[T]):
     """How a value is read and written.
 
-    read: raises ValueError with a message for people. write: returns what a definition contains. schema:
+    read: raises ValueError with a message for the user. write: returns what a definition contains. schema:
     the JSON Schema of the values that a definition can contain; it may accept more than `read`.
     """
 
@@ -54,12 +54,10 @@ class Parser(Generic[T]):
 
 def _text(scalar: Scalar) -> str:
     if scalar.type == "null":
-        raise ValueError("an item without a value; write a text in quotes: ''")
+        raise ValueError("an empty item; write empty text as ''")
     if scalar.type in ("bool", "int", "float", "timestamp"):
-        kind = {"bool": "truth value", "timestamp": "time"}.get(scalar.type, "number")
-        raise ValueError(
-            f"{scalar.text} is a {kind} in YAML, not a text; write it in quotes: '{scalar.text}'"
-        )
+        kind = {"bool": "boolean", "timestamp": "time"}.get(scalar.type, "number")
+        raise ValueError(f"{scalar.text} is a {kind} in YAML, not text; write it in quotes: '{scalar.text}'")
     if _NOT_TEXT.search(scalar.text):
         raise ValueError("control characters, noncharacters and line breaks are not allowed")
     return scalar.text
@@ -161,7 +159,7 @@ def memory() -> Parser[int]:
     def read(scalar: Scalar) -> int:
         size = values.parse_size(scalar.text, default_unit="M")
         if size < MEMORY_MINIMUM_MIB * MIB:
-            raise ValueError(f"{scalar.text} is too little memory; the least is {MEMORY_MINIMUM_MIB}M")
+            raise ValueError(f"{scalar.text} is too little memory; the minimum is {MEMORY_MINIMUM_MIB}M")
         return size // MIB
 
     return Parser(read, lambda mib: values.format_size(mib * MIB), _size_schema(MEMORY_MINIMUM_MIB))
@@ -173,7 +171,7 @@ def size(unit: str) -> Parser[int]:
     def read(scalar: Scalar) -> int:
         size = values.parse_size(scalar.text, default_unit=unit)
         if size < MIB:
-            raise ValueError(f"{scalar.text} is too small for a disk; the least is 1M")
+            raise ValueError(f"{scalar.text} is too small for a disk; the minimum is 1M")
         return size
 
     return Parser(read, values.format_size, _size_schema(1))
@@ -212,7 +210,7 @@ def mac() -> Parser[str]:
         if not values.MAC.fullmatch(found):
             raise ValueError(f"{found!r} is not a MAC address; write for example '52:54:00:12:34:56'")
         if int(found[:2], 16) & 1:
-            raise ValueError(f"{found} is a multicast address, which no network card can have")
+            raise ValueError(f"{found} is a multicast address, which no NIC can have")
         return found
 
     digit = "[0-9A-Fa-f]"

@@ -129,7 +129,7 @@ def test_all_errors_of_a_file_at_once(host: LabHost) -> None:
         "memory: 0": "memory: 0 is too little memory",
         "cpus: many": "cpus: 'many' is not a whole number",
         "kernel: 0123": "kernel: ",
-        "user: yes": "user: yes is a truth value in YAML, not a text; write it in quotes: 'yes'",
+        "user: yes": "user: yes is a boolean in YAML, not text; write it in quotes: 'yes'",
         "nics: [{network: default, mac: zz}]": "nics[0].mac: 'zz' is not a MAC address",
         "disks: {}": "disks: must be a list",
     }

@@ -169,7 +169,7 @@ seed: yes
 def test_errors_of_a_command_line_name_no_file() -> None:
     with pytest.raises(InvalidError) as caught:
         load.parse_vm("name: web1\nimage: debian\nmemory: 1\n", "")
-    assert caught.value.message == "memory: 1 is too little memory; the least is 16M"
+    assert caught.value.message == "memory: 1 is too little memory; the minimum is 16M"
     assert caught.value.hint == "qsysd create --help"
 
 
@@ -220,21 +220,21 @@ def test_the_name_must_be_that_of_the_file() -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("user: no", "user: no is a truth value in YAML, not a text; write it in quotes: 'no'"),
-        ("user: on", "user: on is a truth value in YAML, not a text; write it in quotes: 'on'"),
-        ("cpu: 486", "cpu: 486 is a number in YAML, not a text; write it in quotes: '486'"),
-        ("machine: 7.2", "machine: 7.2 is a number in YAML, not a text; write it in quotes: '7.2'"),
+        ("user: no", "user: no is a boolean in YAML, not text; write it in quotes: 'no'"),
+        ("user: on", "user: on is a boolean in YAML, not text; write it in quotes: 'on'"),
+        ("cpu: 486", "cpu: 486 is a number in YAML, not text; write it in quotes: '486'"),
+        ("machine: 7.2", "machine: 7.2 is a number in YAML, not text; write it in quotes: '7.2'"),
         ("user: 2024-01-01",
-        "user: 2024-01-01 is a time in YAML, not a text; write it in quotes: '2024-01-01'"),
+        "user: 2024-01-01 is a time in YAML, not text; write it in quotes: '2024-01-01'"),
         ("kernel: /vmlinuz\nappend: 0123",
-        "append: 0123 is a number in YAML, not a text; write it in quotes: '0123'"),
+        "append: 0123 is a number in YAML, not text; write it in quotes: '0123'"),
         ("qemu_args: [-m, 1e3]", None),
         ("qemu_args: [-m, 1:30]",
-        "qemu_args[1]: 1:30 is a number in YAML, not a text; write it in quotes: '1:30'"),
-        ("qemu_args: [-m, ~]", "qemu_args[1]: an item without a value; write a text in quotes: ''"),
-        ("qemu_args:\n-", "qemu_args[0]: an item without a value; write a text in quotes: ''"),
+        "qemu_args[1]: 1:30 is a number in YAML, not text; write it in quotes: '1:30'"),
+        ("qemu_args: [-m, ~]", "qemu_args[1]: an empty item; write empty text as ''"),
+        ("qemu_args:\n-", "qemu_args[0]: an empty item; write empty text as ''"),
         ("depends_on: [no]",
-         "depends_on[0]: no is a truth value in YAML, not a text; write it in quotes: 'no'"),
+         "depends_on[0]: no is a boolean in YAML, not text; write it in quotes: 'no'"),
         ("cpus: 02", "cpus: 02 begins with a zero, which YAML reads as octal; write 2"),
         ("cpus: 0x2", "cpus: '0x2' is not a whole number"),
         ("cpus: 1_0", "cpus: '1_0' is not a whole number"),
@@ -247,12 +247,12 @@ def test_the_name_must_be_that_of_the_file() -> None:
         ("memory: 0512", "memory: '0512' begins with a zero, which YAML reads as octal; write 512"),
         ("memory: 1e3", "memory: '1e3' is not a size; write for example 512M or 2G"),
         ("memory: 1_024", "memory: '1_024' is not a size; write for example 512M or 2G"),
-        ("memory: 0", "memory: 0 is too little memory; the least is 16M"),
-        ("memory: 15M", "memory: 15M is too little memory; the least is 16M"),
+        ("memory: 0", "memory: 0 is too little memory; the minimum is 16M"),
+        ("memory: 15M", "memory: 15M is too little memory; the minimum is 16M"),
         ("memory: -1G", "memory: '-1G' is not a size; write for example 512M or 2G"),
         ("memory: .inf", "memory: '.inf' is not a size; write for example 512M or 2G"),
         ("memory: 1G\nmemory_limit: 1279M", "memory_limit: too small: at least 1280M, for QEMU itself"),
-        ("disks: [{size: 0}]", "disks[0].size: 0 is too small for a disk; the least is 1M"),
+        ("disks: [{size: 0}]", "disks[0].size: 0 is too small for a disk; the minimum is 1M"),
         ("stop_timeout: 1:30", "stop_timeout: '1:30' is not a time; write for example 90s or 2min"),
         ("stop_timeout: 0", "stop_timeout: must be between 1s and 24h"),
         ("stop_timeout: 25h", "stop_timeout: must be between 1s and 24h"),
@@ -290,12 +290,12 @@ def test_a_multicast_mac_is_refused() -> None:
 
 def test_two_nics_with_one_mac_are_refused() -> None:
     lines = f"nics:\n- {{mac: '{MAC}'}}\n- {{mac: '{MAC.upper()}'}}"
-    assert problem(lines).endswith("nics: two network cards have the same MAC address")
+    assert problem(lines).endswith("nics: two NICs have the same MAC address")
 
 
 def test_two_nics_with_one_address_are_refused() -> None:
     nics = "nics:\n- {address: 10.0.0.1}\n- {address: 10.0.0.1}"
-    assert problem(nics).endswith("nics: two network cards have the same address")
+    assert problem(nics).endswith("nics: two NICs have the same address")
     assert len(valid(f"{nics}\n  network: lan".replace("}\n  network", ", network") + "}").nics) == 2
 
 
@@ -400,8 +400,8 @@ def test_unknown_keys_are_refused_with_the_closest_known_key() -> None:
     assert problem("1: 2") == "web1.yaml:3: unknown key '1'"
     assert problem("yes: 2") == "web1.yaml:3: unknown key 'yes'"
     assert problem("<<: {memory: 1G}") == "web1.yaml:3: unknown key '<<'"
-    assert problem("? [a, b]\n: c") == "web1.yaml:3: a key must be a single word"
-    assert problem("? {a: b}\n: c") == "web1.yaml:3: a key must be a single word"
+    assert problem("? [a, b]\n: c") == "web1.yaml:3: a key must be a single value, not a list or a mapping"
+    assert problem("? {a: b}\n: c") == "web1.yaml:3: a key must be a single value, not a list or a mapping"
 
 
 def test_a_long_unknown_key_is_shortened_in_the_message() -> None:
