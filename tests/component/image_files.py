@@ -1,4 +1,4 @@
-"""Disk image files for the tests: sound ones, and those that try to reach out to other files.
+"""Disk image files for the tests: valid ones, and those that refer to other files.
 
 A maker of a file takes its path and the path of a file that is none of its business.
 """
@@ -23,7 +23,7 @@ def qemu_img(*words: str | Path) -> str:
 
 
 def info(path: str | Path) -> dict[str, object]:
-    """Return what qemu-img says of a file."""
+    """Return the output of qemu-img info."""
     return dict(json.loads(qemu_img("info", "--output=json", path)))
 
 
@@ -133,7 +133,7 @@ def empty(source: Path, target: str) -> None:
     source.touch()
 
 
-# What the refusal says → the files that it is said of.
+# Part of the error message → the files that are refused with it.
 HOSTILE: dict[str, list[Callable[[Path, str], None]]] = {
     "another file": [data_file],
     "backing file": [backing_on],

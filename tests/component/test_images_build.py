@@ -112,7 +112,7 @@ def test_a_built_image_boots(
     assert any(line.startswith("packing the image") for line in told)
 
 
-def test_the_image_is_sound_and_holds_the_tree(images: Images, tiny: StandIns, tmp_path: Path) -> None:
+def test_the_image_is_valid_and_contains_the_tree(images: Images, tiny: StandIns, tmp_path: Path) -> None:
     image = images.build("debian", size=1500 * MIB)
     assert info(image.path)["virtual-size"] == 1500 * MIB
     raw = tmp_path / "raw"
@@ -129,9 +129,7 @@ def test_the_image_is_sound_and_holds_the_tree(images: Images, tiny: StandIns, t
     assert "Links: 2" in show
 
 
-def test_what_mmdebstrap_is_asked_for(
-    images: Images, tiny: StandIns, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_arguments_of_mmdebstrap(images: Images, tiny: StandIns, monkeypatch: pytest.MonkeyPatch) -> None:
     mirror = [sources.Source("http://mirror.example/debian", "bookworm", ("main",))]
     monkeypatch.setattr(sources, "host_codename", lambda: "bookworm")
     monkeypatch.setattr(sources, "host_sources", lambda: mirror)
@@ -163,7 +161,7 @@ def test_default_suite_is_the_hosts_own(monkeypatch: pytest.MonkeyPatch, tiny: S
         ("debian", {"size": 100 * MIB}, "100 MiB is too small"),
     ],
 )
-def test_what_cannot_be_built(
+def test_a_recipe_or_size_that_is_not_valid_is_refused(
     images: Images, scope: Scope, tiny: StandIns, recipe: str, options: dict[str, object], words: str
 ) -> None:
     with pytest.raises(InvalidError, match=words):
@@ -172,7 +170,7 @@ def test_what_cannot_be_built(
     assert left(scope) == set()
 
 
-def test_a_taken_name(images: Images, tiny: StandIns, scope: Scope) -> None:
+def test_an_image_that_exists_is_not_built_again(images: Images, tiny: StandIns, scope: Scope) -> None:
     os.makedirs(scope.images_dir)
     Path(scope.image("debian")).touch()
     with pytest.raises(ExistsError):
@@ -191,7 +189,7 @@ def test_all_missing_tools_are_named_at_once(
     assert left(scope) == set()
 
 
-def test_a_disk_without_room(
+def test_a_build_without_enough_space_is_refused(
     images: Images, scope: Scope, tiny: StandIns, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(build, "SPACE_NEEDED", {True: 2**60, False: 2**60})
@@ -293,7 +291,9 @@ def mounts() -> str:
     return Path("/proc/self/mounts").read_text()
 
 
-def test_its_mounts_are_its_own(building: subprocess.Popen[str], tmp_path: Path) -> None:
+def test_the_mounts_of_a_build_are_not_visible_on_the_host(
+    building: subprocess.Popen[str], tmp_path: Path
+) -> None:
     assert "qsysd-image" in (tmp_path / "at-work.mounts").read_text() or build._available_memory() < 2**32
     assert str(tmp_path) not in mounts()
 

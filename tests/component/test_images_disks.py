@@ -91,7 +91,7 @@ def test_a_backing_file_name_that_cannot_exist_hides_no_other_vm(
     assert list(found.unknown) == (["bad"] if unknown else [])
 
 
-def test_a_chain_that_bites_its_tail_ends(images: Images, base: str, tmp_path: Path) -> None:
+def test_a_chain_of_backing_files_with_a_cycle_ends(images: Images, base: str, tmp_path: Path) -> None:
     a, b = str(tmp_path / "a"), str(tmp_path / "b")
     qemu_img("create", "-u", "-f", "qcow2", "-F", "qcow2", "-b", b, a, "1M")
     qemu_img("create", "-u", "-f", "qcow2", "-F", "qcow2", "-b", a, b, "1M")
@@ -125,7 +125,7 @@ def test_overlay_smaller_than_its_image(images: Images, base: str, tmp_path: Pat
     assert not (tmp_path / "disk").exists()
 
 
-def test_a_disk_is_never_written_over(images: Images, base: str, tmp_path: Path) -> None:
+def test_a_disk_is_never_overwritten(images: Images, base: str, tmp_path: Path) -> None:
     path = tmp_path / "disk"
     path.write_bytes(b"precious")
     with pytest.raises(ExistsError):
@@ -215,7 +215,9 @@ def test_a_few_missing_bytes_are_noticed(images: Images, disk: Path, tmp_path: P
     assert images.get("base").problem is not None
 
 
-def test_an_image_that_nobody_may_read(images: Images, base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_that_cannot_be_read_is_broken(
+    images: Images, base: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(path: str) -> formats.Header:
         raise PermissionError(13, "Permission denied", path)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import struct
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from image_files import BOOT_SIGNATURE, MIB, qemu_img
 from stand_ins import StandIns
 
 from qsysd.errors import InvalidError, QsysdError
+from qsysd.images import formats
 from qsysd.images.catalog import Images
 from qsysd.paths import Scope
 
@@ -39,3 +41,17 @@ def test_the_target_of_a_link_is_printed_without_control_characters(images: Imag
     (tmp_path / "link").symlink_to("/\x1b[31mred\x1b[0m")
     with pytest.raises(InvalidError, match=r"link is a link to /red$"):
         images.import_file(str(tmp_path / "link"), "base")
+
+
+def test_the_name_of_a_backing_file_is_printed_without_control_characters(tmp_path: Path) -> None:
+    name = b"/x\x1b]0;title\x07\nerror: nothing"
+    disk = tmp_path / "disk.qcow2"
+    qemu_img("create", "-f", "qcow2", disk, "1M")
+    with disk.open("r+b") as file:
+        file.seek(8)
+        file.write(struct.pack(">QI", 1000, len(name)))
+        file.seek(1000)
+        file.write(name)
+    with pytest.raises(formats.BrokenImageError, match="has a backing file") as caught:
+        formats.check_whole(str(disk))
+    assert caught.value.message == f"{disk} has a backing file, /xerror: nothing"

@@ -1,4 +1,4 @@
-"""The seed disk: what a guest finds on it, and a directory that may be its QEMU's own."""
+"""The seed disk: its contents, and a directory to which a compromised QEMU can write."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def directory(scope: Scope) -> Path:
     return path
 
 
-def test_a_disk_that_cloud_init_finds(scope: Scope, directory: Path) -> None:
+def test_the_seed_has_the_label_and_files_of_nocloud(scope: Scope, directory: Path) -> None:
     seed.write(vm(), scope)
     disk = (directory / "seed.iso").read_bytes()
     assert disk[LABEL].rstrip() == b"cidata"
@@ -41,7 +41,7 @@ def test_a_disk_that_cloud_init_finds(scope: Scope, directory: Path) -> None:
         assert name in disk
 
 
-def test_only_its_owner_can_read_it_and_nothing_else_is_left(scope: Scope, directory: Path) -> None:
+def test_only_its_owner_can_read_the_seed(scope: Scope, directory: Path) -> None:
     before = os.umask(0)
     try:
         seed.write(vm(), scope)
@@ -66,7 +66,7 @@ def test_a_guest_gets_its_name_its_keys_and_its_nics_by_mac() -> None:
     assert all(nic["dhcp4"] is True for nic in ethernets)
 
 
-def test_a_vm_that_is_made_anew_is_a_new_instance() -> None:
+def test_a_vm_that_is_created_again_is_a_new_instance() -> None:
     first, second = (
         yaml.safe_load(seed.documents(vm(uuid=uuid))["meta-data"]) for uuid in ("a" * 36, "b" * 36)
     )
@@ -74,7 +74,7 @@ def test_a_vm_that_is_made_anew_is_a_new_instance() -> None:
     assert first["local-hostname"] == "web1"
 
 
-def test_whatever_stands_in_a_definition_stands_on_the_disk() -> None:
+def test_the_values_of_a_definition_are_in_the_seed() -> None:
     for spec in any_vms(15, seed=12):
         documents = seed.documents(spec)
         assert documents["user-data"].startswith("#cloud-config\n")
@@ -86,7 +86,7 @@ def test_whatever_stands_in_a_definition_stands_on_the_disk() -> None:
 
 @pytest.mark.parametrize("name", ["seed.iso", "seed.iso.part"])
 @pytest.mark.parametrize("plant", ["link", "hard link", "dangling", "pipe"])
-def test_what_a_broken_out_qemu_planted_is_not_written_through(
+def test_links_planted_by_a_compromised_qemu_are_not_followed(
     scope: Scope, directory: Path, tmp_path: Path, name: str, plant: str
 ) -> None:
     victim = tmp_path / "victim"
@@ -108,7 +108,7 @@ def test_what_a_broken_out_qemu_planted_is_not_written_through(
     assert (directory / "seed.iso").stat().st_nlink == 1
 
 
-def test_a_qemu_that_plants_a_link_in_the_middle_is_too_late(
+def test_a_link_planted_during_the_write_is_not_followed(
     scope: Scope, directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = os.unlink
@@ -126,14 +126,14 @@ def test_a_qemu_that_plants_a_link_in_the_middle_is_too_late(
     assert not (tmp_path / "made").exists()
 
 
-def test_a_directory_in_its_place_is_told(scope: Scope, directory: Path) -> None:
+def test_a_directory_in_place_of_the_seed_is_an_error(scope: Scope, directory: Path) -> None:
     (directory / "seed.iso").mkdir()
     with pytest.raises(QsysdError, match=r"seed\.iso cannot be written: Is a directory"):
         seed.write(vm(), scope)
     assert os.listdir(directory) == ["seed.iso"]
 
 
-def test_what_a_killed_command_left_is_written_over(scope: Scope, directory: Path) -> None:
+def test_files_of_a_killed_command_are_overwritten(scope: Scope, directory: Path) -> None:
     left = Path(scope.seed_scratch("web1"), "files", "user-data")
     left.parent.mkdir(parents=True)
     left.write_text("older", encoding="utf-8")
@@ -141,7 +141,7 @@ def test_what_a_killed_command_left_is_written_over(scope: Scope, directory: Pat
     assert b"older" not in (directory / "seed.iso").read_bytes()
 
 
-def test_a_tool_that_fails_is_quoted_and_leaves_the_old_disk(
+def test_a_tool_that_fails_keeps_the_old_seed_and_its_error_is_printed(
     scope: Scope, directory: Path, stand_ins: StandIns
 ) -> None:
     (directory / "seed.iso").write_bytes(b"old")

@@ -1,4 +1,4 @@
-"""Definitions on disk: written whole or not at all, whatever the disk says, and read whatever is there."""
+"""Definitions on disk: written atomically, also on a full disk, and read whatever the directory contains."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def names_in(directory: Path) -> list[str]:
 # writing
 
 
-def test_a_file_is_written_with_its_mode_whatever_the_umask(tmp_path: Path) -> None:
+def test_a_file_is_written_with_its_mode_regardless_of_the_umask(tmp_path: Path) -> None:
     before = os.umask(0o077)
     try:
         write_atomic(f"{tmp_path}/open", "é\n", 0o644)
@@ -63,7 +63,7 @@ def test_a_file_is_written_with_its_mode_whatever_the_umask(tmp_path: Path) -> N
     assert names_in(tmp_path) == ["closed", "open"]
 
 
-def test_a_file_is_never_open_to_more_than_it_will_be(tmp_path: Path) -> None:
+def test_a_file_is_never_readable_for_more_users_than_in_the_end(tmp_path: Path) -> None:
     # the mode of what is replaced does not matter
     (tmp_path / "x").touch(0o666)
     (tmp_path / "x.part").touch(0o666)
@@ -79,9 +79,7 @@ def test_a_reader_sees_the_old_file_or_the_new_one(tmp_path: Path) -> None:
     assert read_text(f"{tmp_path}/x") == "new"
 
 
-def test_what_is_written_is_on_the_disk_before_it_gets_its_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_contents_are_synced_before_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
     sync, rename = os.fsync, os.rename
 
@@ -122,8 +120,8 @@ def test_directories_that_change_together_are_synced_once_and_at_the_end(
     assert synced.count(str(tmp_path)) == 1
 
 
-def test_a_file_that_cannot_grow_leaves_the_old_one_and_nothing_else(tmp_path: Path) -> None:
-    # the limit is the process's own, so it gets one of its own
+def test_a_write_beyond_the_size_limit_keeps_the_old_file(tmp_path: Path) -> None:
+    # the limit applies to a process: a separate one is started
     program = """
 import resource, signal
 from qsysd.errors import QsysdError
@@ -150,7 +148,7 @@ except QsysdError as error:
 
 
 @pytest.mark.needs_root
-def test_a_full_disk_leaves_the_old_file_and_says_what_to_do(tmp_path: Path) -> None:
+def test_a_full_disk_keeps_the_old_file_and_gives_a_hint(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     with wire.namespace():
@@ -165,7 +163,7 @@ def test_a_full_disk_leaves_the_old_file_and_says_what_to_do(tmp_path: Path) -> 
         wire.run("umount", str(disk))
 
 
-def test_no_permission_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lack_of_permission_gives_a_hint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> int:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
@@ -212,7 +210,7 @@ def test_names(definitions: Store, scope: Scope) -> None:
     assert definitions.names() == ["a", "web1", "web2"]
 
 
-def test_what_an_editor_leaves_beside_a_definition_is_no_vm(definitions: Store, scope: Scope) -> None:
+def test_backup_files_of_editors_are_not_vms(definitions: Store, scope: Scope) -> None:
     for name in (".#web1", "web1.bak", "Web1", "web1~", "", "web 1", "-x", ".web1"):
         Path(scope.definitions_dir, f"{name}.yaml").touch()
     Path(scope.definitions_dir, "web1.yaml.part").touch()
@@ -220,12 +218,12 @@ def test_what_an_editor_leaves_beside_a_definition_is_no_vm(definitions: Store, 
     assert definitions.names() == []
 
 
-def test_a_host_that_was_never_set_up_has_no_vms(scope: Scope) -> None:
+def test_a_host_before_setup_has_no_vms(scope: Scope) -> None:
     assert Store(scope).names() == []
     assert Store(scope).network_names() == []
 
 
-def test_an_unknown_vm_is_answered_with_a_near_one(definitions: Store, scope: Scope) -> None:
+def test_an_unknown_vm_gives_the_most_similar_name(definitions: Store, scope: Scope) -> None:
     Path(scope.definition("web1")).touch()
     with pytest.raises(NotFoundError, match="VM 'web11' does not exist") as caught:
         definitions.require("web11")
@@ -238,7 +236,7 @@ def test_an_unknown_vm_is_answered_with_a_near_one(definitions: Store, scope: Sc
 @pytest.mark.parametrize(
     "name", ["../networks/default", "../../../etc/passwd", "x/../web1", "./web1", "web1/", "", ".", "web1\0"]
 )
-def test_only_a_name_names_a_vm(definitions: Store, scope: Scope, name: str) -> None:
+def test_a_path_is_not_accepted_as_the_name_of_a_vm(definitions: Store, scope: Scope, name: str) -> None:
     Path(scope.network_definition("default")).touch()
     Path(scope.definition("web1")).touch()
     assert not definitions.exists(name)
@@ -250,14 +248,14 @@ def test_only_a_name_names_a_vm(definitions: Store, scope: Scope, name: str) -> 
         definitions.load_network(name)
 
 
-def test_a_broken_definition_is_told_whole(definitions: Store, scope: Scope) -> None:
+def test_an_invalid_definition_is_reported_with_its_line(definitions: Store, scope: Scope) -> None:
     write(definitions, vm())
     Path(scope.definition("web2")).write_text("name: web2\nmemory: x\n", encoding="utf-8")
     with pytest.raises(InvalidError, match=r"web2\.yaml:2: memory: 'x' is not a size"):
         definitions.load("web2")
 
 
-def test_a_definition_survives(definitions: Store, scope: Scope) -> None:
+def test_a_definition_that_is_written_is_read_unchanged(definitions: Store, scope: Scope) -> None:
     write(definitions, vm())
     assert definitions.load("web1") == vm()
     assert stat.S_IMODE(os.stat(scope.definition("web1")).st_mode) == 0o600
@@ -283,7 +281,7 @@ def test_only_what_differs_is_written(definitions: Store, scope: Scope) -> None:
     other = render.vm(vm(memory_mib=1024, seed=False), scope)
     assert definitions.differences("web1", other) == [scope.environment("web1")]
     assert definitions.write_rendered("web1", other) == [scope.environment("web1")]
-    # keys and addresses are nobody else's business
+    # keys and addresses are not for other users
     assert stat.S_IMODE(os.stat(scope.environment("web1")).st_mode) == 0o600
 
 
@@ -326,7 +324,7 @@ def test_a_drop_in_or_a_seed_of_another_rendering_makes_a_vm_stale(definitions: 
 # what others claim
 
 
-def test_claims_are_what_the_definitions_say(definitions: Store, scope: Scope) -> None:
+def test_claims_equal_the_definitions(definitions: Store, scope: Scope) -> None:
     specs = {spec.name: spec for spec in any_vms(20, seed=12)}
     for number, spec in enumerate(specs.values()):
         write(definitions, spec)
@@ -340,14 +338,14 @@ def test_claims_are_what_the_definitions_say(definitions: Store, scope: Scope) -
     assert "web1" not in [each.name for each in of_others(definitions, "web1")]
 
 
-def test_a_definition_changed_by_hand_claims_what_it_says_now(definitions: Store, scope: Scope) -> None:
+def test_a_definition_changed_by_hand_claims_its_new_values(definitions: Store, scope: Scope) -> None:
     write(definitions, vm())
     definitions.write_rendered("web1", render.vm(vm(), scope))
     write(definitions, vm(depends_on=("web2",)))
     assert of_others(definitions)[0].depends_on == ("web2",)
 
 
-def test_a_broken_definition_claims_what_it_had(definitions: Store, scope: Scope) -> None:
+def test_an_invalid_definition_claims_its_last_valid_values(definitions: Store, scope: Scope) -> None:
     write(definitions, vm())
     definitions.write_rendered("web1", render.vm(vm(), scope))
     Path(scope.definition("web1")).write_text("name: [\n", encoding="utf-8")
@@ -357,7 +355,7 @@ def test_a_broken_definition_claims_what_it_had(definitions: Store, scope: Scope
     assert of_others(definitions) == [Claims("web1", "", (), (), 0)]
 
 
-# the list's short way
+# summaries
 
 
 def test_a_summary_needs_no_yaml(definitions: Store, scope: Scope) -> None:
@@ -374,7 +372,7 @@ def test_a_summary_needs_no_yaml(definitions: Store, scope: Scope) -> None:
     )
 
 
-def test_a_summary_is_what_the_definition_says(definitions: Store, scope: Scope) -> None:
+def test_a_summary_equals_the_definition(definitions: Store, scope: Scope) -> None:
     for spec in any_vms(20, seed=11):
         definitions.write_rendered(spec.name, render.vm(spec, scope))
         found = definitions.summary(spec.name)
@@ -397,15 +395,13 @@ def test_a_summary_is_what_the_definition_says(definitions: Store, scope: Scope)
         "QSYSD_CPUS=1e3",
     ],
 )
-def test_a_summary_of_a_broken_file_has_at_least_the_name(
-    definitions: Store, scope: Scope, text: str
-) -> None:
+def test_a_summary_of_an_invalid_file_has_the_name(definitions: Store, scope: Scope, text: str) -> None:
     Path(scope.environment("web1")).write_text(text, encoding="utf-8")
     found = definitions.summary("web1")
     assert (found.name, found.memory_mib, found.cpus, found.disks) == ("web1", None, None, ())
 
 
-def test_a_summary_of_a_file_that_is_no_text_has_at_least_the_name(definitions: Store, scope: Scope) -> None:
+def test_a_summary_of_a_binary_file_has_the_name(definitions: Store, scope: Scope) -> None:
     Path(scope.environment("web1")).write_bytes(b"\xff")
     assert definitions.summary("web1").name == "web1"
     assert definitions.summary("web2").memory_mib is None
@@ -418,7 +414,7 @@ def test_definitions_are_written_as_they_are_read(definitions: Store) -> None:
     assert remove("nothing") is False
 
 
-def test_names_are_in_the_order_in_which_people_count(definitions: Store) -> None:
+def test_names_are_in_natural_order(definitions: Store) -> None:
     names = ["a", "web2", "web2-1", "web2b", "web10", "web10-2", "web10-11"]
     for name in reversed(names):
         Path(definitions.scope.definition(name)).touch()
@@ -442,7 +438,7 @@ def test_names_are_in_the_order_in_which_people_count(definitions: Store) -> Non
         ("", Started("", None, None, "")),
     ],
 )
-def test_a_note_of_a_start_is_read_in_the_old_and_the_new_form(
+def test_the_record_of_a_start_is_read_in_the_old_and_the_new_form(
     definitions: Store, text: str, started: Started
 ) -> None:
     os.makedirs(definitions.scope.started_dir)

@@ -1,4 +1,4 @@
-"""systemd over D-Bus: a private bus, and a systemd on it that is quick, slow, broken or gone."""
+"""systemd over D-Bus: a private bus with a scripted systemd that is fast, slow, fails or exits."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def start(client: Systemd, *words: str, timeout: float = LONG) -> list[str]:
 
 
 @pytest.mark.parametrize("result", ["done", "failed", "canceled", "timeout", "dependency", "skipped"])
-def test_a_job_ends_as_systemd_says(client: Systemd, result: str) -> None:
+def test_a_job_has_the_result_of_systemd(client: Systemd, result: str) -> None:
     (found,) = client.run_jobs("StopUnit", [unit(result)], timeout=LONG)
     assert found == JobResult(unit(result), result)
     assert found.done is (result in ("done", "skipped"))
@@ -65,7 +65,7 @@ def test_a_job_that_ends_before_its_reply_is_not_missed(client: Systemd) -> None
     assert start(client, "early", "ok", "early-2") == ["done", "done", "done"]
 
 
-def test_jobs_run_side_by_side_and_come_back_in_order(client: Systemd) -> None:
+def test_jobs_run_in_parallel_and_their_results_are_in_order(client: Systemd) -> None:
     words = ["ok-1", "failed-1", "early-1", "canceled-1", "nosuch-1", "ok-2"]
     assert start(client, *words) == ["done", "failed", "done", "canceled", "not-found", "done"]
 
@@ -79,13 +79,13 @@ def test_no_units_are_no_jobs(client: Systemd) -> None:
     assert start(client) == []
 
 
-def test_a_job_without_end_is_given_up_at_the_deadline(client: Systemd) -> None:
+def test_a_job_that_does_not_end_is_waiting_after_the_timeout(client: Systemd) -> None:
     assert start(client, "never", "ok", timeout=0.2) == ["waiting", "done"]
     # and the next wait is not confused by it
     assert start(client, "ok-3") == ["done"]
 
 
-def test_waiting_is_told(client: Systemd, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wait_is_reported(client: Systemd, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs_module, "TICK", 0.05)
     told: list[float] = []
     client.run_jobs("StartUnit", [unit("never")], timeout=0.5, tick=told.append)
@@ -93,7 +93,7 @@ def test_waiting_is_told(client: Systemd, monkeypatch: pytest.MonkeyPatch) -> No
     assert told == sorted(told)
 
 
-def test_something_can_be_done_when_all_jobs_are_enqueued(client: Systemd, shared_bus: Bus) -> None:
+def test_a_function_is_called_when_all_jobs_are_enqueued(client: Systemd, shared_bus: Bus) -> None:
     client.run_jobs(
         "StopUnit",
         [unit("done-k1"), unit("done-k2")],
@@ -108,7 +108,7 @@ def test_something_can_be_done_when_all_jobs_are_enqueued(client: Systemd, share
     ]
 
 
-def test_a_refused_unit_does_not_hinder_the_others(client: Systemd) -> None:
+def test_a_refused_unit_does_not_affect_the_others(client: Systemd) -> None:
     results = client.run_jobs("StartUnit", [unit("masked"), unit("ok")], timeout=LONG)
     assert results == [
         JobResult(unit("masked"), "refused", "Unit qemu-vm@masked.service is masked."),
@@ -117,11 +117,11 @@ def test_a_refused_unit_does_not_hinder_the_others(client: Systemd) -> None:
     assert not results[0].done
 
 
-def test_somebody_elses_signal_ends_no_job(client: Systemd) -> None:
+def test_a_signal_of_another_sender_ends_no_job(client: Systemd) -> None:
     assert start(client, "forged") == ["failed"]
 
 
-def test_two_clients_see_their_own_jobs(client: Systemd, shared_bus: Bus) -> None:
+def test_each_client_waits_for_its_own_jobs(client: Systemd, shared_bus: Bus) -> None:
     other = Systemd(shared_bus.address)
     assert start(client, "ok-a") == ["done"]
     assert start(other, "failed-a") == ["failed"]
@@ -132,7 +132,7 @@ def test_two_clients_see_their_own_jobs(client: Systemd, shared_bus: Bus) -> Non
 
 
 @pytest.mark.parametrize("word", ["denied", "polkit"])
-def test_no_permission_says_what_to_do(client: Systemd, word: str) -> None:
+def test_a_lack_of_permission_gives_a_hint(client: Systemd, word: str) -> None:
     with pytest.raises(QsysdError, match=r"^systemd: StartUnit: (Permission|Interactive)") as caught:
         start(client, word)
     assert caught.value.code == 1
@@ -160,14 +160,14 @@ def test_a_call_without_an_answer_ends_at_its_deadline(
     assert caught.value.hint == "systemd is busy or hangs: systemctl status"
 
 
-def test_no_bus_says_what_to_do(tmp_path: Path) -> None:
+def test_a_missing_bus_gives_a_hint(tmp_path: Path) -> None:
     with pytest.raises(HostError, match="the system bus cannot be reached") as caught:
         Systemd(f"unix:path={tmp_path}/nothing").version()
     assert caught.value.code == 7
     assert caught.value.hint
 
 
-def test_a_bus_without_systemd_says_what_to_do(bus: Bus) -> None:
+def test_a_bus_without_systemd_gives_a_hint(bus: Bus) -> None:
     bus.systemd.kill()
     bus.systemd.wait()
     with pytest.raises(HostError) as caught:
@@ -175,7 +175,7 @@ def test_a_bus_without_systemd_says_what_to_do(bus: Bus) -> None:
     assert caught.value.hint == "qsysd needs a host booted by systemd"
 
 
-def test_systemd_that_leaves_in_the_middle_of_a_call(bus: Bus) -> None:
+def test_systemd_that_exits_during_a_call_is_an_error(bus: Bus) -> None:
     client = Systemd(bus.address)
     client.version()
     timer = threading.Timer(0.1, bus.systemd.kill)
@@ -185,13 +185,13 @@ def test_systemd_that_leaves_in_the_middle_of_a_call(bus: Bus) -> None:
     timer.join()
 
 
-def test_a_bus_that_goes_while_a_job_is_waited_for(bus: Bus) -> None:
+def test_a_bus_that_exits_during_a_job_is_an_error(bus: Bus) -> None:
     client = Systemd(bus.address)
     with pytest.raises(HostError, match="the system bus cannot be reached"):
         client.run_jobs("StartUnit", [unit("never")], timeout=LONG, enqueued=bus.daemon.kill)
 
 
-def test_a_bus_that_goes_between_two_calls(bus: Bus) -> None:
+def test_a_bus_that_exits_between_two_calls_is_an_error(bus: Bus) -> None:
     client = Systemd(bus.address)
     assert start(client, "ok") == ["done"]
     bus.daemon.kill()
@@ -200,7 +200,7 @@ def test_a_bus_that_goes_between_two_calls(bus: Bus) -> None:
         client.version()
 
 
-def test_a_bus_that_comes_back_is_used_again_and_its_signals_are_heard(
+def test_a_restarted_bus_is_used_again_with_its_signals(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -243,7 +243,7 @@ def test_a_job_is_waited_for_over_a_restart_of_the_bus(
         assert start(client, "ok", "failed") == ["done", "failed"]
 
 
-def test_a_process_outlives_its_bus(bus: Bus) -> None:
+def test_a_process_does_not_exit_with_its_bus(bus: Bus) -> None:
     # in a process of its own, and with the system's bus: that is the one whose end GDBus makes ours
     package = os.path.dirname(os.path.dirname(os.path.dirname(systemd.__file__)))
     program = f"""
@@ -270,22 +270,22 @@ except HostError as error:
 # failed states, and files that have changed
 
 
-def test_reset_failed_is_quiet_for_a_unit_that_is_not_loaded(client: Systemd) -> None:
+def test_reset_failed_ignores_a_unit_that_is_not_loaded(client: Systemd) -> None:
     client.reset_failed(unit("nosuch"))
 
 
-def test_reset_failed_still_tells_of_other_errors(client: Systemd) -> None:
+def test_reset_failed_reports_other_errors(client: Systemd) -> None:
     with pytest.raises(QsysdError, match="Permission denied"):
         client.reset_failed(unit("denied"))
 
 
-def test_what_is_not_loaded_is_never_reloaded_for(client: Systemd, shared_bus: Bus) -> None:
+def test_a_unit_that_is_not_loaded_needs_no_reload(client: Systemd, shared_bus: Bus) -> None:
     before = shared_bus.calls().count("Reload")
     assert client.refresh([unit("brandnew"), unit("stale-unloaded")]) is False
     assert shared_bus.calls().count("Reload") == before
 
 
-def test_what_is_loaded_and_fresh_is_not_reloaded_for(client: Systemd, shared_bus: Bus) -> None:
+def test_a_loaded_unit_without_changes_needs_no_reload(client: Systemd, shared_bus: Bus) -> None:
     shared_bus.load(unit("fresh"))
     before = shared_bus.calls().count("Reload")
     assert client.refresh([unit("fresh")]) is False
@@ -343,7 +343,7 @@ def unit_files(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_unit_that_only_shares_the_mark_of_all_is_not_reloaded_for(unit_files: Path) -> None:
+def test_a_flag_that_all_units_have_needs_no_reload(unit_files: Path) -> None:
     client = Marked(unit_files, used=["50-qsysd.conf"], mark="1234")
     # When it was written says nothing: systemd may have read it at the unit's first start.
     os.utime(unit_files / f"{unit('web1')}.d" / "50-qsysd.conf")
@@ -352,7 +352,7 @@ def test_a_unit_that_only_shares_the_mark_of_all_is_not_reloaded_for(unit_files:
 
 
 @pytest.mark.parametrize("change", ["another drop-in", "one more", "one less", "template", "own drop-in"])
-def test_a_marked_unit_whose_files_have_changed_is_reloaded_for(unit_files: Path, change: str) -> None:
+def test_a_flagged_unit_with_changed_files_needs_a_reload(unit_files: Path, change: str) -> None:
     own = unit_files / f"{unit('web1')}.d"
     used = ["50-qsysd.conf"]
     if change == "another drop-in":
@@ -371,7 +371,7 @@ def test_a_marked_unit_whose_files_have_changed_is_reloaded_for(unit_files: Path
     assert client.reloads == 1
 
 
-def test_a_drop_in_in_a_new_directory_is_reloaded_for(unit_files: Path) -> None:
+def test_a_drop_in_in_a_new_directory_needs_a_reload(unit_files: Path) -> None:
     client = Marked(unit_files, used=[], mark="1234")
     # As after `systemctl revert`: it was loaded without, and systemd sees no need for a reload.
     client.values |= {"NeedDaemonReload": False, "Environment": []}
@@ -404,7 +404,7 @@ def test_the_loaded_units_are_listed_in_one_call(bus: Bus) -> None:
     assert client.main_pid(state) == 4711
 
 
-def test_all_processes_are_asked_for_at_once(bus: Bus) -> None:
+def test_main_processes_are_requested_at_once(bus: Bus) -> None:
     client = Systemd(bus.address)
     bus.load(unit("one"))
     bus.load(unit("two"))
@@ -418,7 +418,7 @@ def test_all_processes_are_asked_for_at_once(bus: Bus) -> None:
         client.main_pids([gone])
 
 
-def test_what_bounds_a_stop(bus: Bus) -> None:
+def test_the_limits_of_a_stop(bus: Bus) -> None:
     client = Systemd(bus.address)
     bus.load(unit("props"))
     (plan,) = client.stop_plans([client.state(unit("props"))])

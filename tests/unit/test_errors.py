@@ -1,4 +1,4 @@
-"""Errors: their exit statuses, and the way over a wire and back."""
+"""Errors: their exit statuses, and their conversion to plain values and back."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_exit_statuses_are_as_documented() -> None:
     assert [(name, str(kind.code)) for name, kind in KINDS.items()] == documented
 
 
-def test_every_kind_is_known_on_the_wire() -> None:
+def test_every_kind_of_error_is_converted() -> None:
     kinds = {
         kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, QsysdError)
     }
@@ -36,7 +36,7 @@ def test_every_kind_is_known_on_the_wire() -> None:
 
 @pytest.mark.parametrize("kind", KINDS.values())
 @pytest.mark.parametrize("hint", [None, "", "try qsysd doctor"])
-def test_an_error_survives_the_wire(kind: type[QsysdError], hint: str | None) -> None:
+def test_an_error_is_converted_to_plain_values_and_back(kind: type[QsysdError], hint: str | None) -> None:
     error = kind("it failed: é\n2nd line", hint=hint)
     again = QsysdError.from_dict(json.loads(json.dumps(error.to_dict())))
     assert type(again) is kind
@@ -44,7 +44,7 @@ def test_an_error_survives_the_wire(kind: type[QsysdError], hint: str | None) ->
     assert str(again) == error.message
 
 
-def test_a_code_of_its_own_survives_the_wire() -> None:
+def test_a_separate_exit_status_is_kept() -> None:
     error = HostError("x", code=1)
     assert (error.code, HostError.code) == (1, 7)
     assert QsysdError.from_dict(error.to_dict()).code == 1
@@ -58,7 +58,7 @@ def test_an_error_of_an_unknown_kind_is_an_error() -> None:
     assert QsysdError.from_dict({"kind": "TimeoutExpired", "message": "x"}).code == TimeoutExpired.code
 
 
-def test_a_kind_that_only_one_module_knows_arrives_as_the_nearest_that_all_know() -> None:
+def test_a_kind_of_one_module_becomes_its_nearest_general_kind() -> None:
     again = QsysdError.from_dict(BrokenImageError("it is truncated").to_dict())
     assert type(again) is StateError
     again = QsysdError.from_dict(MonitorBusy("another client").to_dict())

@@ -1,4 +1,4 @@
-"""The disk that is written by hand: a GPT as the UEFI specification has it, and GRUB's two sectors."""
+"""The bootable disk: a GPT by the UEFI specification, and the two patched sectors of GRUB."""
 
 from __future__ import annotations
 
@@ -117,6 +117,6 @@ def test_protective_entry_of_a_disk_above_two_tebibytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("boot", "core"), [(BOOT[:-1], CORE), (BOOT, b"x" * (2014 * 512 + 1))])
-def test_what_does_not_fit_is_refused(tmp_path: Path, boot: bytes, core: bytes) -> None:
+def test_a_boot_loader_that_does_not_fit_is_refused(tmp_path: Path, boot: bytes, core: bytes) -> None:
     with pytest.raises(ValueError, match="does not fit"):
         disk.write(str(tmp_path / "disk"), 8 * MIB, boot, core)

@@ -1,4 +1,4 @@
-"""Where an image's packages come from, on hosts of different kinds."""
+"""The package archives for an image, on different hosts."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_one_line_sources_serve_another_suite(tmp_path: Path) -> None:
     ]
 
 
-def test_a_vendors_archive_is_not_taken_for_debians(tmp_path: Path) -> None:
+def test_the_archive_of_a_vendor_is_not_used_as_debians(tmp_path: Path) -> None:
     root = host(
         tmp_path, {"etc/apt/sources.list.d/v.list": "deb https://vendor.example/apt bookworm stable\n"}
     )

@@ -1,4 +1,4 @@
-"""Sizes, times and addresses as people write them."""
+"""Sizes, times and addresses as text."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_sizes(text: str, size: int) -> None:
     "\uff11G",
      "1M\n2", "B", "inf", "nan", "1.1.1M"],
 )  # fmt: skip
-def test_what_is_no_size(text: str) -> None:
+def test_a_text_that_is_not_a_size_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is not a size"):
         values.parse_size(text, default_unit="M")
 
@@ -42,7 +42,7 @@ def test_a_size_with_a_leading_zero_is_refused_with_the_way_to_write_it() -> Non
         values.parse_size("000", default_unit="M")
 
 
-def test_a_size_without_end_is_a_size_or_refused() -> None:
+def test_a_very_long_size_is_read_or_refused() -> None:
     for digits in (20, 400, 5000):
         try:
             assert values.parse_size("9" * digits, default_unit="M") > 10**19
@@ -50,7 +50,7 @@ def test_a_size_without_end_is_a_size_or_refused() -> None:
             assert "size" in str(error)
 
 
-def test_a_size_survives_being_written_and_read() -> None:
+def test_a_size_that_is_written_is_read_unchanged() -> None:
     chance = random.Random(1)
     for _ in range(500):
         size = chance.randrange(2 ** chance.randrange(1, 70))
@@ -67,7 +67,7 @@ def test_sizes_are_written_in_the_largest_unit_that_divides_them() -> None:
     [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (187 * MIB, "187 MiB"), (1.25 * 1024**3, "1.2 GiB"),
      (5 * 1024**4, "5.0 TiB"), (5000 * 1024**4, "5000.0 TiB")],
 )  # fmt: skip
-def test_sizes_for_reading(size: float, text: str) -> None:
+def test_sizes_are_rounded_for_output(size: float, text: str) -> None:
     assert values.human_size(size) == text
 
 
@@ -92,7 +92,7 @@ def test_durations(text: str, seconds: int) -> None:
 @pytest.mark.parametrize(
     "text", ["", "s", "-1", "1.5h", "090", "1d", "1h30m", "12:30", "1e3", "5S", "infinity", "\uff15s"]
 )
-def test_what_is_no_duration(text: str) -> None:
+def test_a_text_that_is_not_a_duration_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is not a time"):
         values.parse_duration(text)
 
@@ -102,7 +102,7 @@ def test_what_is_no_duration(text: str) -> None:
     [(0, "0 s"), (0.9, "0 s"), (42, "42 s"), (60, "1 min"), (185, "3 min 5 s"), (7800, "2 h 10 min"),
      (3605, "1 h"), (86400 * 4 + 3700, "4 d 1 h"), (86400 + 59, "1 d")],
 )  # fmt: skip
-def test_durations_for_reading(seconds: float, text: str) -> None:
+def test_durations_are_rounded_for_output(seconds: float, text: str) -> None:
     assert values.human_duration(seconds) == text
 
 
@@ -131,6 +131,6 @@ def test_new_macs_are_valid_local_unicast_and_differ() -> None:
         ("\x1bZ\x1bcx", "cx"),
     ],
 )
-def test_what_a_guest_says_cannot_play_with_a_terminal(text: str, shown: str) -> None:
+def test_text_of_a_guest_is_printed_without_control_characters(text: str, shown: str) -> None:
     assert values.printable(text) == shown
     values.printable(text).encode()
