@@ -101,13 +101,13 @@ def modules(run: Run, *words: str) -> set[str]:
 
 
 @pytest.mark.parametrize("words", ["--version", "--help", "zzz", "start --help"])
-def test_what_does_nothing_loads_nothing(run: Run, words: str) -> None:
+def test_help_and_version_import_no_heavy_library(run: Run, words: str) -> None:
     found = modules(run, *words.split())
     assert not found & HEAVY
 
 
 @pytest.mark.parametrize("words", ["list", "list --json", "start web1", "stop web1", "kill web1"])
-def test_what_is_done_often_loads_little(run: Run, words: str) -> None:
+def test_frequent_verbs_import_no_heavy_library(run: Run, words: str) -> None:
     create(run)
     found = modules(run, *words.split())
     assert not found & HEAVY
@@ -187,7 +187,7 @@ def test_the_life_of_a_vm(run: Run, host: OwnHost) -> None:
     assert "no VMs; create one" in run("list").stderr
 
 
-def test_what_is_shown_is_for_people_what_is_told_is_beside_it(run: Run) -> None:
+def test_warnings_are_printed_on_standard_error(run: Run) -> None:
     done = run(*CREATE, "--memory", "900T", "--no-start")
     assert done.stdout.startswith("web1: created at ")
     assert done.stderr.startswith("warning: with web1, the running and enabled VMs have 900")
@@ -210,7 +210,7 @@ def test_exit_statuses(run: Run, words: str, status: int) -> None:
     assert bool(done.stderr) is bool(status)
 
 
-def test_nothing_is_written_where_nothing_can_be_asked(run: Run) -> None:
+def test_delete_without_a_terminal_deletes_nothing(run: Run) -> None:
     create(run)
     done = run("delete", "web1", stdin="y\n")
     assert done.returncode == 2
@@ -221,7 +221,7 @@ def test_nothing_is_written_where_nothing_can_be_asked(run: Run) -> None:
 # how it ends
 
 
-def test_a_reader_that_has_enough_is_no_trouble(run: Run) -> None:
+def test_a_closed_pipe_ends_a_command_silently(run: Run) -> None:
     create(run)
     shell = f"{' '.join(command_line('list', '--json'))} | head -n 1; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(
@@ -232,7 +232,7 @@ def test_a_reader_that_has_enough_is_no_trouble(run: Run) -> None:
 
 
 @pytest.mark.parametrize(("redirection", "status"), [(">/dev/full", 1), (">&-", 0), ("2>&-", 0), ("<&-", 0)])
-def test_outputs_that_are_full_or_closed(run: Run, redirection: str, status: int) -> None:
+def test_full_and_closed_streams_end_with_an_exit_status(run: Run, redirection: str, status: int) -> None:
     create(run)
     shell = f"{' '.join(command_line('list'))} {redirection}"
     done = subprocess.run(
@@ -244,7 +244,7 @@ def test_outputs_that_are_full_or_closed(run: Run, redirection: str, status: int
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_polite_end_undoes_what_is_half_done(
+def test_a_signal_undoes_an_incomplete_create(
     run: Run, host: OwnHost, stand_ins: StandIns, number: signal.Signals
 ) -> None:
     # in the middle of making the disk
@@ -264,7 +264,7 @@ def test_a_polite_end_undoes_what_is_half_done(
     assert not os.path.exists(host.scope.vm_dir("web1"))
 
 
-def test_a_bus_that_is_gone_is_told(run: Run, host: OwnHost) -> None:
+def test_a_missing_bus_is_an_error(run: Run, host: OwnHost) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "qsysd", "list"],
         capture_output=True,
@@ -277,7 +277,7 @@ def test_a_bus_that_is_gone_is_told(run: Run, host: OwnHost) -> None:
     assert "hint: " in done.stderr
 
 
-def test_odd_bytes_on_the_command_line_are_refused(run: Run) -> None:
+def test_bytes_that_are_not_utf8_are_refused_on_the_command_line(run: Run) -> None:
     for words in (
         [*CREATE, "--append", "\udcff"],
         ["show", "\udcff"],
@@ -290,7 +290,7 @@ def test_odd_bytes_on_the_command_line_are_refused(run: Run) -> None:
 
 
 @pytest.mark.parametrize("locale", ["C", "POSIX", "C.UTF-8", "xx_XX"])
-def test_any_locale_will_do(run: Run, locale: str) -> None:
+def test_output_does_not_depend_on_the_locale(run: Run, locale: str) -> None:
     create(run, "--ssh-key", str(write_key()))
     done = run("show", "web1", LANG=locale, LC_ALL=locale)
     assert done.returncode == 0
@@ -321,13 +321,13 @@ def at_once(*lines: tuple[str, ...]) -> list[subprocess.CompletedProcess[str]]:
     return done
 
 
-def test_two_people_make_one_vm(run: Run, host: OwnHost) -> None:
+def test_parallel_creates_of_one_name_create_one_vm(run: Run, host: OwnHost) -> None:
     done = at_once(CREATE, CREATE, CREATE)
     assert sorted(each.returncode for each in done) == [0, 4, 4]
     assert edit.render(host, ["web1"], check=True).differences == {"web1": []}
 
 
-def test_two_people_delete_one_vm(run: Run, host: OwnHost) -> None:
+def test_parallel_deletes_of_one_vm_succeed_once(run: Run, host: OwnHost) -> None:
     create(run)
     done = at_once(("delete", "web1", "--yes"), ("delete", "web1", "--yes"))
     assert sorted(each.returncode for each in done) == [0, 3]
@@ -354,7 +354,7 @@ def test_a_vm_is_deleted_while_others_work_on_it(run: Run, host: OwnHost) -> Non
     assert not os.path.exists(host.scope.environment("web1"))
 
 
-def test_vms_are_made_and_deleted_side_by_side(run: Run, host: OwnHost) -> None:
+def test_different_vms_are_created_and_deleted_in_parallel(run: Run, host: OwnHost) -> None:
     names = [f"web{number}" for number in range(1, 7)]
     done = at_once(*[("create", name, "--image", "tiny", "--disk", "1M") for name in names])
     assert [each.returncode for each in done] == [0] * 6, [each.stderr for each in done]
@@ -387,14 +387,14 @@ def test_bash_completes(run: Run, words: str, offered: set[str]) -> None:
     assert set(done.stdout.split()) == offered, done.stderr
 
 
-def test_what_a_command_prints_stays_out_of_the_way_of_the_rest(run: Run, host: OwnHost) -> None:
+def test_create_prints_nothing_but_json(run: Run, host: OwnHost) -> None:
     outcome: Any = json.loads(run(*CREATE, "--json").stdout)
     assert outcome["name"] == "web1"
     assert outcome["ip"] == host.store.summary("web1").addresses[0]
 
 
 @pytest.mark.parametrize("editor", ["'", '"', "vi '"])
-def test_an_editor_that_is_no_command_is_an_error(run: Run, editor: str) -> None:
+def test_an_invalid_editor_is_an_error(run: Run, editor: str) -> None:
     create(run, "--no-start")
     done = run("edit", "web1", EDITOR=editor)
     assert done.returncode == 1
@@ -402,7 +402,7 @@ def test_an_editor_that_is_no_command_is_an_error(run: Run, editor: str) -> None
     assert "a bug in qsysd" not in done.stderr
 
 
-def test_a_text_that_is_refused_is_kept_for_another_attempt(run: Run, host: OwnHost) -> None:
+def test_a_refused_definition_is_kept_in_a_file(run: Run, host: OwnHost) -> None:
     create(run, "--no-start")
     before = Path(host.scope.definition("web1")).read_text(encoding="utf-8")
     editor = Path("editor")
@@ -418,7 +418,7 @@ def test_a_text_that_is_refused_is_kept_for_another_attempt(run: Run, host: OwnH
     assert Path(host.scope.definition("web1")).read_text(encoding="utf-8") == before
 
 
-def test_intents_that_are_none_stop_no_command(run: Run, host: OwnHost) -> None:
+def test_invalid_intents_block_no_command(run: Run, host: OwnHost) -> None:
     create(run)
     names = plant_strange(host.scope)
     for words in ("list", "status web1", "stop web1", "start web1", "setup", "recover", "render"):

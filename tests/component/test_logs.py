@@ -30,7 +30,7 @@ def append(path: Path, text: str) -> None:
         file.write(text)
 
 
-def test_a_console_is_followed_behind_its_tail(log: Path) -> None:
+def test_a_console_is_followed_from_the_end_of_its_tail(log: Path) -> None:
     console = ConsoleLog(str(log))
     assert console.tail(2) == []
     assert console.new_lines() == []
@@ -103,7 +103,7 @@ def run(*words: str) -> Result:
 
 
 @pytest.mark.usefixtures("vms")
-def test_logs_of_several_vms_are_each_named() -> None:
+def test_logs_of_several_vms_have_titles() -> None:
     assert run("web1", "web2").output == (
         "── web1: unit and QEMU (journalctl -u qemu-vm@web1) ──\nstarted\n"
         "── web1: the guest's console ──\nlogin of web1\n"

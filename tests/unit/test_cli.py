@@ -41,7 +41,7 @@ def test_help(words: str, option: str) -> None:
 
 
 @pytest.mark.parametrize("words", [words for words in COMMANDS if words != "image"])
-def test_help_holds_an_example_that_is_right(words: str) -> None:
+def test_help_has_examples_whose_options_exist(words: str) -> None:
     text = CliRunner().invoke(command, [*words.split(), "--help"], prog_name="qsysd").output
     lines = text.splitlines()
     (begin,) = [index for index, line in enumerate(lines) if line.strip() in ("Example:", "Examples:")]
@@ -62,7 +62,7 @@ def test_help_holds_an_example_that_is_right(words: str) -> None:
         assert {word for word in used if word.startswith("-")} <= known, example
 
 
-def test_help_shows_each_verb_with_its_line() -> None:
+def test_help_lists_each_verb_with_its_description() -> None:
     text = CliRunner().invoke(command, ["--help"]).output
     for verb, line in VERBS.items():
         assert re.search(f"^  {verb}(, [a-z]+)?  +{re.escape(line)}$", text, re.MULTILINE)
@@ -70,7 +70,7 @@ def test_help_shows_each_verb_with_its_line() -> None:
         assert line.endswith(".")
 
 
-def test_help_loads_no_verb(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_help_imports_no_verb(monkeypatch: pytest.MonkeyPatch) -> None:
     verbs = {f"qsysd.cli.{verb}" for verb in VERBS}
     for name in verbs & set(sys.modules):
         monkeypatch.delitem(sys.modules, name)
@@ -78,12 +78,12 @@ def test_help_loads_no_verb(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not verbs & set(sys.modules)
 
 
-def test_each_verb_is_named_as_it_is_called() -> None:
+def test_a_command_has_the_name_of_its_verb() -> None:
     for verb in VERBS:
         assert COMMANDS[verb].name == verb
 
 
-def test_without_a_verb_there_is_help() -> None:
+def test_without_a_verb_the_help_is_printed() -> None:
     assert "Usage: qsysd" in CliRunner().invoke(command, [], prog_name="qsysd").output
 
 
@@ -115,7 +115,9 @@ def test_the_version() -> None:
         ("image zzz", "unknown verb 'zzz'"),
     ],
 )
-def test_usage_errors(qsysd_command: Run, calls: list[Any], words: str, message: str) -> None:
+def test_a_usage_error_exits_with_2_and_calls_no_operation(
+    qsysd_command: Run, calls: list[Any], words: str, message: str
+) -> None:
     result = qsysd_command(*words.split())
     shown = result.output + str(result.exception or "")
     assert message in shown
@@ -169,7 +171,7 @@ def test_usage_errors(qsysd_command: Run, calls: list[Any], words: str, message:
         ("start", "missing VM", "qsysd start VM... or qsysd start --all; qsysd list shows the VMs"),
     ],
 )
-def test_usage_errors_have_the_form_of_all_errors(
+def test_a_usage_error_has_a_message_and_a_hint(
     monkeypatch: pytest.MonkeyPatch, words: str, message: str, hint: str
 ) -> None:
     assert run_main(monkeypatch, *words.split()) == (2, f"error: {message}\nhint: {hint}\n")
@@ -195,7 +197,9 @@ def test_usage_errors_have_the_form_of_all_errors(
         ("shutdown $(id)", "qsysd stop VM"),
     ],
 )
-def test_an_unknown_verb_names_what_to_type(monkeypatch: pytest.MonkeyPatch, words: str, hint: str) -> None:
+def test_an_unknown_verb_has_a_hint_with_a_command(
+    monkeypatch: pytest.MonkeyPatch, words: str, hint: str
+) -> None:
     status, shown = run_main(monkeypatch, *words.split())
     assert status == 2
     assert shown.startswith("error: unknown verb ")
@@ -203,7 +207,7 @@ def test_an_unknown_verb_names_what_to_type(monkeypatch: pytest.MonkeyPatch, wor
 
 
 @pytest.mark.parametrize("verb", DESTRUCTIVE)
-def test_similar_spelling_never_leads_to_a_verb_that_destroys(verb: str) -> None:
+def test_a_destructive_verb_is_never_suggested(verb: str) -> None:
     """Each word that is one letter away from such a verb."""
     near = {verb[:index] + verb[index + 1 :] for index in range(len(verb))}
     near |= {verb[:index] + letter + verb[index:] for index in range(len(verb) + 1) for letter in "aelst"}
@@ -211,7 +215,7 @@ def test_similar_spelling_never_leads_to_a_verb_that_destroys(verb: str) -> None
     assert {similar(word, [*VERBS, *ALIASES]) for word in near - {*VERBS}} & {*DESTRUCTIVE} == set()
 
 
-def test_each_foreign_word_is_answered_with_verbs_that_exist() -> None:
+def test_hints_for_foreign_verbs_name_verbs_that_exist() -> None:
     for word, text in {**foreign.WORDS, **foreign.IMAGE_WORDS}.items():
         for named in re.findall(r"qsysd ([a-z]+)(?: ([a-z]+))?", text):
             assert named[0] in VERBS, word
@@ -232,11 +236,11 @@ def test_an_alias_is_the_verb_itself(qsysd_command: Run, alias: str, verb: str) 
 
 
 @pytest.mark.parametrize("words", ["", "ssh", "image", "image build"])
-def test_help_verb_shows_what_the_option_shows(qsysd_command: Run, words: str) -> None:
+def test_the_verb_help_prints_the_same_as_the_option(qsysd_command: Run, words: str) -> None:
     assert qsysd_command("help", *words.split()).output == qsysd_command(*words.split(), "--help").output
 
 
-def test_groups_hold_each_verb_once_and_the_readme_shows_them() -> None:
+def test_each_verb_is_in_one_group_and_in_the_readme() -> None:
     assert sorted(verb for verbs in GROUPS.values() for verb in verbs) == sorted(VERBS)
     readme = Path(__file__).parents[2].joinpath("README.md").read_text(encoding="utf-8")
     shown = CliRunner().invoke(command, ["--help"]).output
@@ -290,7 +294,7 @@ def test_groups_hold_each_verb_once_and_the_readme_shows_them() -> None:
         ),
     ],
 )
-def test_a_wrong_image_is_one_error_with_what_to_type(
+def test_a_wrong_image_name_is_one_error_with_a_hint(
     monkeypatch: pytest.MonkeyPatch, host: OwnHost, name: str, status: int, error: str, hint: str
 ) -> None:
     monkeypatch.setattr(create, "_check_free", lambda host, name: None)
@@ -315,7 +319,9 @@ def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
 
 @pytest.mark.parametrize("kind", KINDS.values())
 @pytest.mark.usefixtures("host")
-def test_each_kind_of_error_has_its_status(monkeypatch: pytest.MonkeyPatch, kind: type[QsysdError]) -> None:
+def test_each_kind_of_error_has_its_exit_status(
+    monkeypatch: pytest.MonkeyPatch, kind: type[QsysdError]
+) -> None:
     failing(monkeypatch, kind("it failed", hint="do this"))
     assert run_main(monkeypatch, "setup") == (kind.code, "error: it failed\nhint: do this\n")
 
@@ -334,7 +340,7 @@ def test_each_kind_of_error_has_its_status(monkeypatch: pytest.MonkeyPatch, kind
         (ExistsError("taken", code=1), 1, "error: taken"),
     ],
 )
-def test_whatever_happens_ends_in_words_and_a_status(
+def test_every_exception_ends_with_a_message_and_an_exit_status(
     monkeypatch: pytest.MonkeyPatch, error: BaseException, status: int, words: str
 ) -> None:
     failing(monkeypatch, error)
@@ -345,7 +351,7 @@ def test_whatever_happens_ends_in_words_and_a_status(
 
 
 @pytest.mark.usefixtures("host")
-def test_a_traceback_is_shown_to_those_who_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_traceback_is_printed_with_debug_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QSYSD_DEBUG", "")
     failing(monkeypatch, HostError("no bus"))
     status, shown = run_main(monkeypatch, "--debug", "setup")
@@ -358,7 +364,7 @@ def test_a_traceback_is_shown_to_those_who_ask(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     ("words", "status"), [(["--help"], 0), (["--version"], 0), (["zzz"], 2), (["show", "web9"], 3)]
 )
-def test_statuses_of_whole_commands(monkeypatch: pytest.MonkeyPatch, words: list[str], status: int) -> None:
+def test_exit_statuses_of_commands(monkeypatch: pytest.MonkeyPatch, words: list[str], status: int) -> None:
     assert run_main(monkeypatch, *words)[0] == status
 
 
@@ -368,7 +374,7 @@ def test_statuses_of_whole_commands(monkeypatch: pytest.MonkeyPatch, words: list
     "enable web1", "edit web1 -f -",
      "render", "setup", "doctor", "recover", "console web1", "image rm tiny --yes", "image build debian"],
 )  # fmt: skip
-def test_what_needs_root_says_so_before_anything_else(
+def test_a_verb_for_root_fails_first_for_other_users(
     qsysd_command: Run, monkeypatch: pytest.MonkeyPatch, host: OwnHost, words: str
 ) -> None:
     Path(host.scope.image("tiny")).touch()

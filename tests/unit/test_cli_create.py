@@ -74,13 +74,13 @@ def definition(*words: str) -> VMSpec:
         ("--kernel /boot/vmlinuz", "kernel", Kernel("/boot/vmlinuz")),
     ],
 )
-def test_options_of_create(words: str, field: str, value: object) -> None:
+def test_an_option_of_create_sets_its_field(words: str, field: str, value: object) -> None:
     spec = definition("web3", "--image", "tiny", *words.split())
     assert getattr(spec, field) == value
     assert (spec.name, spec.image) == ("web3", "tiny")
 
 
-def test_a_kernels_command_line_is_taken_as_it_is() -> None:
+def test_a_kernel_command_line_is_not_changed() -> None:
     append = "console=ttyS0 init=\"/bin/sh -c 'x'\" a,b $HOME % #c: \\"
     spec = definition("web3", "--kernel", "/k", "--initrd", "/i", "--append", append)
     assert spec.kernel == Kernel("/k", "/i", append)
@@ -89,7 +89,7 @@ def test_a_kernels_command_line_is_taken_as_it_is() -> None:
         assert definition("web3", "--kernel", "/k", "--append", odd).kernel == Kernel("/k", None, odd)
 
 
-def test_bytes_that_are_no_text_are_refused() -> None:
+def test_a_value_that_is_not_utf8_is_refused() -> None:
     with pytest.raises(InvalidError, match="not UTF-8"):
         definition("web3", "--kernel", "/k", "--append", "quiet \udcff")
 
@@ -110,7 +110,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     return found
 
 
-def test_create_says_what_it_made(qsysd_command: Run, made: list[dict[str, Any]]) -> None:
+def test_create_prints_name_state_and_address(qsysd_command: Run, made: list[dict[str, Any]]) -> None:
     result = qsysd_command("create", "web3", "--image", "tiny")
     assert (result.exit_code, result.output) == (0, "web3: running at 10.83.0.10\n")
     assert made[0]["start"] is made[0]["enable"] is True
@@ -120,7 +120,9 @@ def test_create_says_what_it_made(qsysd_command: Run, made: list[dict[str, Any]]
     assert made[1]["start"] is made[1]["enable"] is False
 
 
-def test_create_takes_keys_from_files(qsysd_command: Run, made: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_create_reads_ssh_keys_from_files(
+    qsysd_command: Run, made: list[dict[str, Any]], tmp_path: Path
+) -> None:
     (tmp_path / "x.pub").write_text(f"{KEY}\n", encoding="utf-8")
     qsysd_command("create", "web3", "--image", "tiny", "--ssh-key", str(tmp_path / "x.pub"))
     assert made[0]["ssh_keys"] == [KEY]
@@ -132,7 +134,7 @@ def test_create_takes_keys_from_files(qsysd_command: Run, made: list[dict[str, A
     assert len(made) == 1
 
 
-def test_create_takes_a_definition_from_a_file_or_from_standard_input(
+def test_create_reads_a_definition_from_a_file_or_standard_input(
     qsysd_command: Run, made: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     text = "name: web3\nimage: tiny\nmemory: 2G\n"
@@ -144,7 +146,7 @@ def test_create_takes_a_definition_from_a_file_or_from_standard_input(
 
 
 @pytest.mark.parametrize("words", ["web3", "--memory 1G", "--disk 1G", "--depends-on x", "--network none"])
-def test_with_a_file_everything_stands_in_the_file(
+def test_a_file_excludes_options_of_the_definition(
     qsysd_command: Run, made: list[dict[str, Any]], words: str
 ) -> None:
     result = qsysd_command("create", "-f", "-", *words.split(), stdin="name: web3\nimage: tiny\n")
@@ -152,7 +154,7 @@ def test_with_a_file_everything_stands_in_the_file(
     assert made == []
 
 
-def test_create_waits(qsysd_command: Run, made: list[dict[str, Any]]) -> None:
+def test_create_prints_when_ssh_answered(qsysd_command: Run, made: list[dict[str, Any]]) -> None:
     result = qsysd_command("create", "web3", "--image", "tiny", "--wait")
     assert result.output == ("web3: running at 10.83.0.10\nweb3: answers on SSH after 4 s; qsysd ssh web3\n")
     result = qsysd_command("create", "web3", "--image", "tiny", "--wait", "--wait-timeout", "5")

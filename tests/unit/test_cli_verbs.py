@@ -36,14 +36,14 @@ pytest_plugins = ("cli_fixtures",)
 
 
 @pytest.mark.parametrize("verb", DONE)
-def test_a_verb_works_on_several_vms_each_once(qsysd_command: Run, calls: list[Any], verb: str) -> None:
+def test_a_verb_handles_each_vm_once(qsysd_command: Run, calls: list[Any], verb: str) -> None:
     result = qsysd_command(verb, "web2", "web1", "web2")
     assert result.exit_code == 0
     assert calls == [(verb, ["web2", "web1"])]
     assert result.output == f"web2: {DONE[verb]}\nweb1: {DONE[verb]}\n"
 
 
-def test_all_of_them(qsysd_command: Run, calls: list[Any], host: OwnHost) -> None:
+def test_all_means_every_vm_also_without_any(qsysd_command: Run, calls: list[Any], host: OwnHost) -> None:
     assert qsysd_command("stop", "--all").exit_code == 0
     assert calls == [("stop", ["web1", "web2"])]
     for name in host.store.names():
@@ -51,7 +51,9 @@ def test_all_of_them(qsysd_command: Run, calls: list[Any], host: OwnHost) -> Non
     assert qsysd_command("stop", "--all").exit_code == 0
 
 
-def test_one_that_fails_does_not_hide_the_others(qsysd_command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outcomes_are_printed_for_all_vms_when_one_fails(
+    qsysd_command: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     timeout = TimeoutExpired("web1: not started", hint="qsysd logs web1")
     last = HostError("web3: no bridge")
     results = [failed("web1", timeout), Outcome("web2", State.STARTED), failed("web3", last)]
@@ -93,7 +95,7 @@ def deleted(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     return found
 
 
-def test_delete_names_what_goes_and_does_nothing_without_an_answer(
+def test_delete_lists_contents_and_fails_without_a_terminal(
     qsysd_command: Run, deleted: list[list[str]]
 ) -> None:
     result = qsysd_command("delete", "web1", stdin="y\n")
@@ -110,7 +112,7 @@ def test_delete_names_what_goes_and_does_nothing_without_an_answer(
 
 
 @pytest.mark.parametrize("answer", ["y", "n", "", "maybe"])
-def test_delete_asks_a_person(
+def test_delete_asks_for_confirmation_on_a_terminal(
     qsysd_command: Run, deleted: list[list[str]], monkeypatch: pytest.MonkeyPatch, answer: str
 ) -> None:
     monkeypatch.setattr("qsysd.cli.common.is_terminal", lambda: True)
@@ -123,7 +125,7 @@ def test_delete_asks_a_person(
     assert (result.exit_code == 0) is (answer == "y")
 
 
-def test_yes_is_an_answer(qsysd_command: Run, deleted: list[list[str]]) -> None:
+def test_delete_with_yes_does_not_ask(qsysd_command: Run, deleted: list[list[str]]) -> None:
     result = qsysd_command("delete", "web1", "-y")
     assert result.exit_code == 0
     assert deleted == [["web1"]]
@@ -134,14 +136,14 @@ def test_yes_is_an_answer(qsysd_command: Run, deleted: list[list[str]]) -> None:
     )
 
 
-def test_a_dry_run_only_shows(qsysd_command: Run, deleted: list[list[str]]) -> None:
+def test_a_dry_run_deletes_nothing(qsysd_command: Run, deleted: list[list[str]]) -> None:
     result = qsysd_command("delete", "--all", "--dry-run", "--yes")
     assert result.exit_code == 0
     assert "web2: this will be removed:" in result.output
     assert deleted == []
 
 
-def test_one_unknown_name_and_none_is_deleted(qsysd_command: Run, deleted: list[list[str]]) -> None:
+def test_nothing_is_deleted_if_one_name_is_unknown(qsysd_command: Run, deleted: list[list[str]]) -> None:
     result = qsysd_command("delete", "web1", "web3", "--yes")
     assert isinstance(result.exception, NotFoundError)
     assert deleted == []
@@ -150,7 +152,7 @@ def test_one_unknown_name_and_none_is_deleted(qsysd_command: Run, deleted: list[
 
 
 @pytest.mark.parametrize("name", ["../networks/default", "/etc", "web1/../web2", "web*", "", "."])
-def test_no_path_can_be_deleted(
+def test_delete_refuses_paths_and_patterns(
     qsysd_command: Run, deleted: list[list[str]], host: OwnHost, name: str
 ) -> None:
     Path(host.scope.network_definition("default")).touch()
@@ -159,7 +161,7 @@ def test_no_path_can_be_deleted(
     assert deleted == []
 
 
-def test_removing_an_image_asks_too(
+def test_image_rm_asks_for_confirmation(
     qsysd_command: Run, host: OwnHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     removed: list[Sequence[str]] = []
@@ -181,7 +183,9 @@ def test_removing_an_image_asks_too(
 # edit and render
 
 
-def test_edit_takes_a_file_and_says_what_waits(qsysd_command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_edit_reads_a_file_and_reports_a_pending_restart(
+    qsysd_command: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     edited: list[str] = []
 
     def call(host: Host, name: str, text: str, *, before: str) -> edit.Edited:
@@ -196,7 +200,7 @@ def test_edit_takes_a_file_and_says_what_waits(qsysd_command: Run, monkeypatch: 
     assert edited == ["cpus: 4", "cpus: 2"]
 
 
-def test_render_check_tells_what_differs_by_its_status(qsysd_command: Run, rendered: OwnHost) -> None:
+def test_render_check_exits_with_1_if_a_file_differs(qsysd_command: Run, rendered: OwnHost) -> None:
     host = rendered
     assert qsysd_command("render", "--check").exit_code == 0
     Path(host.scope.environment("web2")).write_text("", encoding="utf-8")
@@ -213,7 +217,7 @@ def test_render_check_tells_what_differs_by_its_status(qsysd_command: Run, rende
 # what shows something
 
 
-def test_a_list(qsysd_command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_list_prints_a_table_and_json(qsysd_command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     off = listed(name="database-of-web1", active="activating", sub="auto-restart", guest=None, pid=None,
     ip=None, enabled=False,
                  image=None, memory_mib=None, cpus=None)  # fmt: skip
@@ -261,13 +265,13 @@ def test_states_are_coloured_and_counted_on_a_terminal(
     assert [len(line) for line in click.unstyle(shown).splitlines()[:3]] == [65, 62, 62]
 
 
-def test_an_empty_list(qsysd_command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_list_without_vms_prints_a_hint(qsysd_command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(query, "list_vms", lambda host, names: [])
     assert "no VMs; create one" in qsysd_command("list").output
     assert json.loads(qsysd_command("list", "--json").output) == []
 
 
-def test_a_definition_is_shown_as_it_is(qsysd_command: Run, host: OwnHost) -> None:
+def test_show_prints_the_definition_unchanged(qsysd_command: Run, host: OwnHost) -> None:
     path = Path(host.scope.definition("web1"))
     path.write_text("# mine\nname: web1\nimage: debian\ncpus: 2", encoding="utf-8")
     assert qsysd_command("show", "web1").output == "# mine\nname: web1\nimage: debian\ncpus: 2"
@@ -279,7 +283,7 @@ def test_a_definition_is_shown_as_it_is(qsysd_command: Run, host: OwnHost) -> No
 
 
 @pytest.mark.usefixtures("rendered")
-def test_an_address(qsysd_command: Run) -> None:
+def test_ip_prints_the_address(qsysd_command: Run) -> None:
     assert qsysd_command("ip", "web1").output == "10.83.0.10\n"
     assert json.loads(qsysd_command("ip", "web1", "--json").output) == {
         "name": "web1",
@@ -288,7 +292,9 @@ def test_an_address(qsysd_command: Run) -> None:
     assert isinstance(qsysd_command("ip", "web3").exception, NotFoundError)
 
 
-def test_findings(qsysd_command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_prints_findings_and_exits_with_7_if_something_is_missing(
+    qsysd_command: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     findings = [
         doctor.Finding(doctor.Level.OK, "QEMU", "7.2"),
         doctor.Finding(doctor.Level.WARNING, "KVM", "none", "switch it on"),
@@ -303,14 +309,14 @@ def test_findings(qsysd_command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert json.loads(result.output)[2]["remedy"] == "apt install nftables"
 
 
-def test_set_up_says_what_it_did(qsysd_command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_setup_prints_its_steps(qsysd_command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(setup, "setup", lambda host: SetUp([Step(Action.INSTALLED_UNIT, "x")], ["web1"]))
     assert qsysd_command("setup").output == "installed x\nto apply: qsysd restart web1\n"
     monkeypatch.setattr(setup, "setup", lambda host: SetUp([], []))
     assert qsysd_command("setup").output == "this host is ready\n"
 
 
-def test_a_table_is_as_wide_as_it_must_be(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_column_is_as_wide_as_its_widest_cell(capsys: pytest.CaptureFixture[str]) -> None:
     print_table(("A", "LONG HEAD"), [("x", "y"), ("wide cell", "")])
     assert capsys.readouterr().out == "A          LONG HEAD\nx          y\nwide cell\n"
 
@@ -319,7 +325,7 @@ def test_a_table_is_as_wide_as_it_must_be(capsys: pytest.CaptureFixture[str]) ->
 
 
 @pytest.mark.usefixtures("rendered")
-def test_ssh_hands_over_its_words(qsysd_command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ssh_passes_the_command_and_its_status(qsysd_command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[list[str]] = []
     waited: list[str] = []
     monkeypatch.setattr(unit_states, "require_running", lambda host, name: 4711)
@@ -335,7 +341,7 @@ def test_ssh_hands_over_its_words(qsysd_command: Run, monkeypatch: pytest.Monkey
     assert any(word.startswith("ConnectTimeout=") for word in ran[0])
 
 
-def test_ssh_takes_the_guests_key_once_and_per_vm(rendered: OwnHost) -> None:
+def test_ssh_accepts_a_host_key_once_per_vm(rendered: OwnHost) -> None:
     command_line = guest._ssh_command(rendered, vm(), None, [])
     options = [word for word, before in zip(command_line[1:], command_line, strict=False) if before == "-o"]
     assert f"HostKeyAlias=qsysd-{vm().uuid}" in options

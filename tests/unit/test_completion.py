@@ -56,7 +56,9 @@ def test_verbs_and_names_are_completed(
     assert sorted(completions(monkeypatch, line)) == sorted(offered)
 
 
-def test_users_of_sudo_complete_vm_names(monkeypatch: pytest.MonkeyPatch, rendered: OwnHost) -> None:
+def test_vm_names_are_completed_for_users_who_cannot_read_definitions(
+    monkeypatch: pytest.MonkeyPatch, rendered: OwnHost
+) -> None:
     """The definitions are root's: the names are those of units with qsysd's drop-in."""
     for name in ("web10", "deleted", "$(id)"):
         Path(rendered.scope.drop_in_dir(name)).mkdir()
@@ -74,9 +76,7 @@ def test_users_of_sudo_complete_vm_names(monkeypatch: pytest.MonkeyPatch, render
     assert completions(monkeypatch, "qsysd start ") == ["web1", "web2", "web10"]
 
 
-def test_completion_without_the_permission_to_look_offers_nothing(
-    monkeypatch: pytest.MonkeyPatch, host: OwnHost
-) -> None:
+def test_completion_without_permission_offers_nothing(monkeypatch: pytest.MonkeyPatch, host: OwnHost) -> None:
     def refuse(path: str) -> list[str]:
         raise PermissionError(13, "Permission denied")
 
@@ -84,7 +84,7 @@ def test_completion_without_the_permission_to_look_offers_nothing(
     assert completions(monkeypatch, "qsysd start ") == []
 
 
-def test_odd_files_are_not_offered(monkeypatch: pytest.MonkeyPatch, host: OwnHost) -> None:
+def test_files_with_other_names_are_not_completed(monkeypatch: pytest.MonkeyPatch, host: OwnHost) -> None:
     for name in (".#web1", "$(id)", "a b"):
         Path(host.scope.definitions_dir, f"{name}.yaml").touch()
     assert completions(monkeypatch, "qsysd start ") == ["web1", "web2"]

@@ -42,7 +42,7 @@ def test_a_terminal_of_unknown_size_shows_the_whole_line(monkeypatch: pytest.Mon
     assert shown.getvalue().endswith("the guest boots")
 
 
-def test_without_a_terminal_a_wait_is_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_terminal_a_wait_is_reported_every_10_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     progress, shown = shown_by(monkeypatch, terminal=False)
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
