@@ -31,6 +31,13 @@ def tap(vm: str, nic: str) -> str:
     return f"qv_{sha256_digits(f'{vm} {nic}'.encode())[:12]}"
 
 
+def nic_of_tap(vm: str, interface: str) -> str:
+    """Return the name of the NIC of a VM that has this TAP; "" where the TAP's name does not contain it."""
+    last = interface.rpartition("-")[2]
+    nic = f"net{last}" if last.isdigit() else last
+    return nic if tap(vm, nic) == interface else ""
+
+
 def bridge(network: str) -> str:
     """Return the name of a network's bridge: `qb-default`, or `qb_<digest>` for a long name."""
     return _interface("qb", network, "")

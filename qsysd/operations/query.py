@@ -9,17 +9,26 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from qsysd import interface_names, paths
+from qsysd import interface_names
 from qsysd.errors import QsysdError
 from qsysd.host import intents
 from qsysd.host.context import Host
 from qsysd.host.listing import ListedVM, listed
 from qsysd.images import formats
+from qsysd.store import description
+from qsysd.systemd import UnitState
+from qsysd.systemd.bus import SERVICE, UNIT
 
 if TYPE_CHECKING:
     from qsysd.model.nic import Nic
 
 STATUS_MONITOR_TIMEOUT = 2.0
+_PROPERTIES = {
+    "Result": SERVICE,
+    "NRestarts": SERVICE,
+    "MemoryCurrent": SERVICE,
+    "ActiveEnterTimestampMonotonic": UNIT,
+}
 
 
 @dataclass(frozen=True)
@@ -72,7 +81,9 @@ def list_vms(host: Host, names: Sequence[str] | None = None) -> list[ListedVM]:
 
 def status(host: Host, names: Sequence[str] | None) -> list[VMStatus]:
     """Return the status of VMs. Raises NotFoundError."""
-    return [_status(host, vm) for vm in listed(host, names, timeout=STATUS_MONITOR_TIMEOUT)]
+    vms = listed(host, names, timeout=STATUS_MONITOR_TIMEOUT)
+    loaded = host.systemd.states([vm.unit for vm in vms])
+    return [_status(host, vm, loaded.get(vm.unit)) for vm in vms]
 
 
 # How a QEMU ends that systemd restarts: Restart=on-abnormal in systemd.service(5).
@@ -88,24 +99,16 @@ def _is_crash_loop(active: str, result: str, restarts: int) -> bool:
     return active == "failed" and (result == "start-limit-hit" or (result in _CRASHES and restarts > 0))
 
 
-def _status(host: Host, vm: ListedVM) -> VMStatus:
+def _status(host: Host, vm: ListedVM, loaded: UnitState | None) -> VMStatus:
     name = vm.name
-    properties = host.systemd.properties(paths.unit(name))
+    properties = host.systemd.selected(loaded, _PROPERTIES) if loaded else {}
     details: dict[str, Any] = {}
     try:
-        spec = host.store.load(name)
+        details = _defined(host, name)
+        details["disks"] = _disks(host, name)
+        details["pending"] = pending(host, name, running=vm.pid is not None)
     except QsysdError as error:
-        details["problem"] = error.message
-    else:
-        details |= {
-            "uuid": spec.uuid,
-            "machine": spec.machine,
-            "accel": spec.accel.value,
-            "user": spec.user,
-            "disks": _disks(host, name),
-            "nics": [_nic(name, nic) for nic in spec.nics],
-            "pending": pending(host, name, running=vm.pid is not None),
-        }
+        details = {"problem": error.message}
     started = host.store.started(name) if vm.pid else None
     active_since = properties.get("ActiveEnterTimestampMonotonic", 0) / 1e6
     memory = properties.get("MemoryCurrent", 2**64 - 1)
@@ -119,6 +122,29 @@ def _status(host: Host, vm: ListedVM) -> VMStatus:
         accelerator=started.accelerator if started else "",
         memory_current=None if memory >= 2**63 else int(memory),
     )
+
+
+def _defined(host: Host, name: str) -> dict[str, Any]:
+    """Return the fields of a VM's status that are in its definition. Raise as `Store.load` does."""
+    described = description.of_rendered(host.store, name)
+    if described:
+        return {
+            "uuid": described.uuid,
+            "machine": described.machine,
+            "accel": described.accel,
+            "user": described.user,
+            "nics": [
+                NicStatus(nic, port.network, port.mac, port.address, port.tap) for nic, port in described.nics
+            ],
+        }
+    spec = host.store.load(name)
+    return {
+        "uuid": spec.uuid,
+        "machine": spec.machine,
+        "accel": spec.accel.value,
+        "user": spec.user,
+        "nics": [_nic(name, nic) for nic in spec.nics],
+    }
 
 
 def _nic(vm: str, nic: Nic) -> NicStatus:
@@ -151,14 +177,13 @@ def pending(host: Host, name: str, *, running: bool) -> list[str]:
 
     Raises InvalidError where the definition itself is not valid.
     """
-    from qsysd.host import rendering
-
     found = []
-    _, rendered = rendering.of_definition(host, name)
-    if host.store.differences(name, rendered):
+    described = description.of_rendered(host.store, name)
+    digest, differs = (described.digest, False) if described else _rendering(host, name)
+    if differs:
         found.append(f"render: rendered files differ from the definition; qsysd render {name} writes them")
     started = host.store.started(name) if running else None
-    if started and started.digest != rendered.digest:
+    if started and started.digest != digest:
         found.append(
             f"restart: QEMU runs with an older rendering; the new one takes effect after qsysd restart {name}"
         )
@@ -168,6 +193,15 @@ def pending(host: Host, name: str, *, running: bool) -> list[str]:
         if (intent.kind, intent.name) == ("vm", name)
     ]
     return found
+
+
+def _rendering(host: Host, name: str) -> tuple[str, bool]:
+    """Return the digest of what a definition renders to, and whether files differ from that."""
+    # With YAML and templates it takes longer than all else.
+    from qsysd.host import rendering
+
+    _, rendered = rendering.of_definition(host, name)
+    return rendered.digest, bool(host.store.differences(name, rendered))
 
 
 def show(host: Host, name: str) -> str:

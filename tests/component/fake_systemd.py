@@ -146,7 +146,9 @@ class FakeSystemd(Systemd):
     def get(self, path: str, interface: str, name: str) -> Any:
         self._called("Get", path, name)
         values = {"MainPID": self.main_process, "Version": "252.1", "SystemState": "running"}
-        return {**values, "TimeoutStopUSec": self.stop_timeout * 1_000_000, "After": []}[name]
+        service = {"Result": "success", "NRestarts": 0, "MemoryCurrent": 2**64 - 1}
+        timing = {"TimeoutStopUSec": self.stop_timeout * 1_000_000, "ActiveEnterTimestampMonotonic": 0}
+        return {**values, **service, **timing, "After": []}[name]
 
     def get_all(self, objects: Sequence[str], interface: str, name: str) -> Sequence[Any]:
         return [self.get(path, interface, name) for path in objects]
