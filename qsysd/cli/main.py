@@ -109,7 +109,7 @@ Examples:
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(__version__, prog_name="qsysd")
-@click.option("--debug", is_flag=True, help="Show tracebacks, and each command that is run.")
+@click.option("--debug", is_flag=True, help="Print tracebacks, external commands and request IDs.")
 def command(debug: bool) -> None:
     """Run QEMU virtual machines as ordinary systemd units.
 
