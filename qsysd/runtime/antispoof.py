@@ -170,7 +170,7 @@ def exists() -> bool:
 
 
 def protected_taps() -> set[str]:
-    """Return the TAPs that the rules let send. Raises HostError where nft fails."""
+    """Return the TAPs with elements, none if the rules are not the current ones. Raises HostError."""
     import re
 
     try:
@@ -179,6 +179,8 @@ def protected_taps() -> set[str]:
         if exists():
             raise
         return set()
+    if "@addresses" not in table:
+        return set()  # the rules were flushed, or are those of an earlier version
     sets = dict(re.findall(r"^\tset (\w+) \{\n(.*?)^\t\}$", table, re.MULTILINE | re.DOTALL))
     return {tap for name in ("addresses", "macs") for tap in re.findall(r'"([^"]+)" \.', sets.get(name, ""))}
 

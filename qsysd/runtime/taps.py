@@ -140,7 +140,7 @@ def restore_missing_rules(scope: Scope) -> list[str]:
 
 
 def _unprotected() -> list[str]:
-    """Return the TAPs that have no anti-spoofing elements, and so cannot send. Raises HostError."""
+    """Return the TAPs without anti-spoofing rules or elements. Raises HostError."""
     taps = [found[1].tap for text in existing_taps().values() if (found := parse_alias(text))]
     return sorted(set(taps) - antispoof.protected_taps()) if taps else []
 

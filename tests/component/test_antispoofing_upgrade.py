@@ -104,3 +104,13 @@ def test_a_stop_that_an_earlier_version_has_begun_ends_after_the_migration(
     bridges.up(net.scope, net.environment)
     nftables.run(earlier_elements("add", WEB1) + earlier_elements("delete", WEB1))
     assert_protected(net, earlier)
+
+
+def test_the_periodic_check_replaces_rules_that_an_earlier_version_loads_after_the_migration(
+    net: NetworkHost, earlier: tuple[Guest, Guest]
+) -> None:
+    bridges.up(net.scope, net.environment)
+    rules = Path(__file__).with_name("earlier_antispoof.nft").read_text(encoding="utf-8")
+    nftables.run(rules)
+    assert taps.restore_missing_rules(net.scope) == sorted([WEB1.tap, FREE.tap])
+    assert_protected(net, earlier)

@@ -135,6 +135,14 @@ def test_rules_that_were_flushed_are_restored_without_a_start(net: NetworkHost) 
     assert taps.restore_missing_rules(net.scope) == [] and rules() == ""
 
 
+def test_rules_that_were_flushed_are_restored_although_their_sets_remain(net: NetworkHost) -> None:
+    guest = net.plug(WEB1)
+    run("nft", "flush", "table", *antispoof.TABLE.split())
+    assert taps.restore_missing_rules(net.scope) == [WEB1.tap]
+    assert "@addresses" in anti_spoofing()
+    assert guest.gateway_mac(GATEWAY) == bridges.mac("default")
+
+
 def test_elements_of_a_tap_that_no_longer_exists_are_dropped(net: NetworkHost) -> None:
     net.plug(WEB1)
     before = anti_spoofing()
