@@ -181,14 +181,15 @@ def test_qemus_own_words_are_shown(vm: OwnHost, monkeypatch: pytest.MonkeyPatch)
     assert error.hint == "qsysd logs web1"
 
 
-def test_a_file_that_qemu_is_not_shown_is_told_as_such(vm: OwnHost, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = "qemu-system-x86_64: -cdrom /srv/x.iso: Could not open '/srv/x.iso': No such file or directory"
-    vm.fake.results[UNIT] = "failed"
-    monkeypatch.setattr(journal, "failure", lambda host, unit: words)
-    error = one(power.start(vm, ["web1"]))
+def test_a_file_that_qemus_root_does_not_contain_is_named(vm: OwnHost, tmp_path: Path) -> None:
+    path = tmp_path / "x.iso"
+    path.touch()
+    text = f"name: web5\nimage: tiny\nseed: false\nqemu_args: [-cdrom, {path}, -append, /no/file]\n"
+    create.create(vm, text, start=False)
+    vm.fake.results[paths.unit("web5")] = "failed"
+    error = one(power.start(vm, ["web5"]))
     assert isinstance(error, QsysdError)
-    assert words in error.message
-    assert "BindReadOnlyPaths= in a drop-in" in error.message
+    assert f"QEMU can open {path} only if BindReadOnlyPaths= in a drop-in shows it" in error.message
 
 
 @pytest.mark.parametrize(
