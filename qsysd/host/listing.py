@@ -1,4 +1,4 @@
-"""VMs as systemd and QEMU see them: asked at this moment, never cached, 100 VMs within 100 ms."""
+"""VMs as systemd and QEMU see them: asked at this moment, never cached."""
 
 from __future__ import annotations
 
