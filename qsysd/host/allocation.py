@@ -1,4 +1,4 @@
-"""What a new VM gets once and keeps: UUID, machine type, MACs, addresses, the size of its disk."""
+"""What a new VM is given once and keeps: UUID, machine type, MACs, addresses, the size of its disk."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def complete_nics(host: Host, spec: VMSpec, others: Sequence[Claims]) -> tuple[N
         if address is None:
             subnet = host.store.load_network(nic.network).subnet
             claimed = [used for name, used in taken if name == nic.network and used]
-            # dnsmasq gives nobody an address that another MAC still holds
+            # dnsmasq does not offer an address that is leased to another MAC.
             leased = [lease.address for lease in network.leases(host.scope, nic.network)]
             address = network.allocate(subnet, [*claimed, *leased])
             taken.add((nic.network, address))

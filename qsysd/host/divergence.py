@@ -1,4 +1,4 @@
-"""Where what is on disk, what is defined and what runs do not agree. For `doctor`."""
+"""Differences between what is on disk, what is defined and what runs. For `doctor`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from qsysd.store.claims import Claims, of_others
 
 
 class Divergence(NamedTuple):
-    """Something that does not agree, and what to do about it."""
+    """A difference, and what to do about it."""
 
     vm: str
     message: str
@@ -26,7 +26,7 @@ class Divergence(NamedTuple):
 
 
 def find(host: Host) -> Iterator[Divergence]:
-    """Yield all that does not agree on this host."""
+    """Yield all differences on this host."""
     yield from _without_parts(host)
     claims = of_others(host.store)
     yield from _duplicates(host, claims)

@@ -1,4 +1,4 @@
-"""ssh keys: those of the person at the command, and one of the host's own for `qsysd ssh`."""
+"""SSH keys: those of the caller, and the host's own for `qsysd ssh`."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _create_host_key(scope: Scope) -> None:
 
 
 def callers_homes() -> list[str]:
-    """Return the home directories of the person at the command: also of the one behind sudo."""
+    """Return the home directories of the caller: also of the user who ran sudo."""
     homes = [os.path.expanduser("~")]
     behind = os.environ.get("SUDO_UID") or os.environ.get("PKEXEC_UID")
     if behind and behind.isdigit():

@@ -23,9 +23,9 @@ STOP_MARGIN = 10.0
 
 
 def prepare(host: Host, states: Iterable[UnitState]) -> None:
-    """Make sure that a start counts as the first one, and uses what is on disk.
+    """Reset the count of starts of units, and let systemd read changed files.
 
-    A unit that systemd has not in memory needs neither.
+    A unit that is not loaded needs neither.
     """
     units = [state.name for state in states if state.load != NOT_LOADED]
     for unit in units:
@@ -162,10 +162,10 @@ def stop_limit(host: Host, states: Sequence[UnitState]) -> float:
 
 
 def stop_plan(host: Host, names: Sequence[str], states: Sequence[UnitState]) -> tuple[list[str], float]:
-    """Return VMs in the order to stop them, and the seconds after which systemd has ended all for sure.
+    """Return VMs in the order to stop them, and the seconds after which systemd has ended all of them.
 
-    systemd orders a job by those that it has already: a VM that others depend on is not to begin
-    before their jobs are there.
+    systemd orders a new job only by the jobs that it already has: the job of a VM that others depend on must
+    be enqueued after theirs.
     """
     plans = host.systemd.stop_plans(states)
     # TimeoutStopSec counts for ExecStop, and again for SIGTERM and for SIGKILL.
@@ -181,9 +181,9 @@ def stop_plan(host: Host, names: Sequence[str], states: Sequence[UnitState]) -> 
 
 
 def power_off(host: Host, names: Sequence[str]) -> None:
-    """Switch VMs off without their guests' consent; quiet for those that are off.
+    """Switch VMs off without a shutdown of their guests; VMs that are off are left alone.
 
-    The job to stop comes first, so that systemd does not take the death for a crash. Raises
+    The stop job is enqueued before the signal, so that systemd does not treat QEMU's end as a crash. Raise
     QsysdError when one cannot be ended.
     """
     units = [paths.unit(name) for name in names]
@@ -215,9 +215,9 @@ def power_off(host: Host, names: Sequence[str]) -> None:
 
 
 def reload_dhcp(host: Host, network: str) -> None:
-    """Let a network's dnsmasq forget entries: it reads new ones by itself, but drops none.
+    """Let the dnsmasq of a network drop entries: it reads new ones by itself, but drops none.
 
-    By a signal, as the unit's ExecReload does, and not by a job: a reload job waits for the stop jobs of all
+    By a signal, as the unit's ExecReload does, not by a job: a reload job waits for the stop jobs of all
     VMs on the network, and all their start jobs wait for it. A guest that ignores its power button would
     delay them for its stop_timeout.
     """

@@ -1,1 +1,1 @@
-"""One function an operation: plain values in, plain values out; it prints nothing and never exits."""
+"""The verbs: plain values in, frozen dataclasses out. An operation prints nothing and never exits."""

@@ -1,7 +1,7 @@
 """Start, stop and the like: jobs of systemd for the unit, QMP for what is inside it.
 
 docs/states.md has the table of verbs and states; what is done for each is decided here.
-Each verb takes several VMs and works on them in parallel; one that fails does not hinder the others.
+Each verb works on several VMs in parallel; one that fails keeps no other from it.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def kill(host: Host, names: Sequence[str] | None) -> list[Outcome]:
 
 
 def _render_stale(host: Host, names: Sequence[str]) -> dict[str, Outcome]:
-    """Render definitions that were changed by hand: a person expects the file's words to be in force.
+    """Render definitions that were changed by hand, so that they take effect.
 
     Return the outcome of each VM whose definition is not valid.
     """
@@ -130,7 +130,7 @@ def _render_stale(host: Host, names: Sequence[str]) -> dict[str, Outcome]:
 
 
 def ask(host: Host, name: str, action: Callable[[Monitor], State]) -> Outcome:
-    """Do something over the monitor of a running VM."""
+    """Run an action on the monitor of a running VM."""
     from qsysd.qemu.monitor import Monitor
     from qsysd.runtime.qmp import MonitorError, socket_path
 
@@ -174,7 +174,7 @@ def pause(host: Host, names: Sequence[str] | None) -> list[Outcome]:
 
 
 def resume(host: Host, names: Sequence[str] | None) -> list[Outcome]:
-    """Let a paused guest go on; after an I/O error the disk's request is tried again."""
+    """Let the processors of a paused guest run; after an I/O error, the request of the disk is repeated."""
 
     def action(monitor: Monitor) -> State:
         if monitor.run_state() == "running":
@@ -204,7 +204,7 @@ def enable(host: Host, names: Sequence[str] | None) -> list[Outcome]:
 
 
 def disable(host: Host, names: Sequence[str] | None) -> list[Outcome]:
-    """Do not start VMs at host boot any more; one that runs goes on."""
+    """Do not start VMs at host boot from now on; a running VM keeps running."""
     return _enabling(host, names, State.DISABLED)
 
 
