@@ -1,4 +1,4 @@
-"""What no single field of a definition can show."""
+"""Checks across the fields of a definition."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The steps that change or examine one host; the verbs in `operations` are made of them."""
+"""Steps that change or examine one host. The verbs in `operations` consist of them."""

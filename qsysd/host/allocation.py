@@ -66,7 +66,7 @@ def keep_nic_names(old: VMSpec, new: VMSpec, definition: Mapping[str, Any]) -> V
 
 
 def complete_nics(host: Host, spec: VMSpec, others: Sequence[Claims]) -> tuple[Nic, ...]:
-    """Return a VM's NICs, each with a MAC and, where its network gives them, an address of its own."""
+    """Return the NICs of a VM, each with a MAC and, if its network has a subnet, an address."""
     known: list[Nic | Port] = [*spec.nics, *(port for other in others for port in other.ports)]
     taken = {(nic.network, nic.address) for nic in known if nic.address}
     macs = {nic.mac for nic in known}

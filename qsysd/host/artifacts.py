@@ -1,4 +1,4 @@
-"""What a VM consists of on disk."""
+"""The files of a VM."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Base images: built where they do not exist, and the VMs that use them."""
+"""Base images: build missing ones, and find the VMs that use them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from qsysd.names import in_order
 def users(host: Host, name: str) -> Users:
     """Return the VMs whose disks or definitions use an image.
 
-    A VM with a disk that cannot be read uses the image that its definition names, and no other.
+    For a VM with a disk that cannot be read, this is the image in its definition.
     """
     overlays = {vm: _disks(host, vm) for vm in host.store.names()}
     named = [vm for vm in host.store.names() if host.store.summary(vm).image == name]
@@ -43,7 +43,7 @@ def ensure(host: Host, name: str) -> bool:
             f"image {name} does not exist",
             hint=image_names.instead(name, [*host.images.names(), *image_names.RECIPES]),
         )
-    host.progress(f"image {name} does not exist on this host yet: building it, once")
+    host.progress(f"image {name} does not exist on this host: building it")
     build(host, name)
     return True
 

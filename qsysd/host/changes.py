@@ -1,4 +1,4 @@
-"""What every verb that changes a host does first: privilege, recovery, locks."""
+"""Privileges, recovery and locks of verbs that change a host."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from qsysd import paths
 from qsysd.host import intents, locks, selection
 from qsysd.host.context import Host
 
-# Of the directories in which images.staging creates images: that package is not imported for the question.
+# Suffix of the staging directories of images; importing that package takes too long for this check.
 STAGING_SUFFIX = ".part"
 
 
@@ -30,8 +30,8 @@ def changing(
     the locks, so that `kill` gets through while a `stop` waits. ready: whether the host must be set up.
     images: base images that must not change meanwhile. addresses: whether addresses are allocated.
 
-    What killed commands left is recovered before the locks are taken. Locks are taken in the order VMs,
-    images, ADDRESSES. Raise QsysdError for every user but root, HostError, TimeoutExpired, InvalidError.
+    Changes of killed commands are recovered first. The order of the locks is VMs, images, ADDRESSES.
+    Raise QsysdError for every user but root, HostError, TimeoutExpired, InvalidError.
     """
     vms = begin(host, names, ready=ready)
     with (
@@ -74,9 +74,9 @@ def begin(host: Host, names: Sequence[str] | None, *, ready: bool = False) -> li
 
 
 def recover(host: Host) -> None:
-    """Repair what killed commands left, if anything."""
+    """Recover the changes of killed commands, if any."""
     if intents.pending(host.scope) or _has_staging(host):
-        # A seam: recovery imports all that a delete needs, and there is almost never anything to repair.
+        # A seam: recovery imports everything that a delete needs, and is rarely needed.
         from qsysd.host import recovery
 
         recovery.recover(host)

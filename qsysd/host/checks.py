@@ -65,7 +65,7 @@ def check_references(host: Host, spec: VMSpec, others: Sequence[Claims]) -> None
                 f"file {path} does not exist", hint="kernel and initrd are absolute paths of files"
             )
         if path and not os.stat(path).st_mode & 0o004:
-            raise InvalidError(f"{path} cannot be read by the VM's own user", hint=f"chmod o+r {path}")
+            raise InvalidError(f"{path} cannot be read by the VM's user", hint=f"chmod o+r {path}")
     _check_order(spec, others)
     check_unique(host, spec, others)
 

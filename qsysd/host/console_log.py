@@ -1,4 +1,4 @@
-"""The logs of guests' consoles, also as they grow."""
+"""The logs of guests' consoles."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Place:
 class ConsoleLog:
     """The log of a guest's console, across restarts of the VM.
 
-    QEMU owns the directory: no link is followed and no pipe waited for.
+    QEMU can write to the directory: links are not followed, and opening does not block.
     """
 
     def __init__(self, path: str, place: Place | None = None) -> None:
@@ -43,7 +43,7 @@ class ConsoleLog:
         return Place(self._inode, self._position)
 
     def tail(self, count: int) -> list[str]:
-        """Return the last lines, at most `count`; `new_lines` continues behind them. Raises QsysdError."""
+        """Return the last lines, at most `count`; `new_lines` continues after them. Raises QsysdError."""
         file = self._open()
         if file is None:
             return []
@@ -57,7 +57,7 @@ class ConsoleLog:
         return _lines(data)[-count:] if count else []
 
     def new_lines(self) -> list[str]:
-        """Return the whole lines that were written since the last call. Raises QsysdError."""
+        """Return the complete lines that were written since the last call. Raises QsysdError."""
         file = self._open()
         if file is None:
             return []
@@ -66,7 +66,7 @@ class ConsoleLog:
             if status.st_ino != self._inode:
                 self._inode, self._position, self._rest = status.st_ino, 0, b""
             elif status.st_size < self._position:
-                self._position = status.st_size  # trimmed: what it holds has been shown
+                self._position = status.st_size  # trimmed: its lines were returned before
             data = os.pread(file, READ_MAX, self._position)
         finally:
             os.close(file)

@@ -1,4 +1,4 @@
-"""The parts of one host that operations work with."""
+"""A host, as operations use it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Host:
         """The base images."""
         if self._images is not None:
             return self._images
-        # Few verbs use images, and the package is large.
+        # A seam: few verbs use images, and the package is large.
         from qsysd.images.catalog import Images
 
         return Images(self.scope)
@@ -48,7 +48,7 @@ class Host:
     def require_root(self) -> None:
         """Raise QsysdError for every user but root."""
         if os.geteuid() != 0:
-            raise QsysdError("this needs root", hint="run it with sudo, or as root")
+            raise QsysdError("root privileges are required", hint="run the command with sudo, or as root")
 
     def require_ready(self) -> None:
         """Raise QsysdError for every user but root, and HostError on a host that was never set up."""

@@ -31,9 +31,9 @@ def address(host: Host, name: str) -> str:
 
 
 def wait(host: Host, name: str, timeout: float) -> float:
-    """Return, with the seconds it took, when the guest's SSH server answers. timeout: seconds.
+    """Wait until the SSH server of the guest answers; return the seconds that it took. timeout: seconds.
 
-    Raise TimeoutExpired with what was seen last, and StateError when the VM goes off meanwhile.
+    Raise TimeoutExpired with the last progress of the boot, StateError if the VM goes off.
     """
     where = address(host, name)
     started = time.monotonic()
@@ -71,7 +71,7 @@ def wait_once(host: Host, name: str) -> None:
 
 
 def _last_console_line(host: Host, name: str) -> str:
-    """Return the last line on the guest's console that is not blank, "" where it cannot be read."""
+    """Return the last line of the guest's console that is not blank, "" if it cannot be read."""
     try:
         lines = console_log.console_tail(host, name, 10)
     except QsysdError:
@@ -89,7 +89,7 @@ def _answers(where: str) -> bool:
 
 
 def _boot_progress(host: Host, name: str, where: str) -> str:
-    """Return how far the guest has booted, as text."""
+    """Return the progress of the guest's boot, as text."""
     pid = host.systemd.main_pid(host.systemd.state(paths.unit(name)))
     state = guest_state(host, name, pid, 1.0) if pid else "off"
     if state != "running":

@@ -1,4 +1,4 @@
-"""The run states of guests: asked from their QEMUs, all at once."""
+"""The run states of guests, queried from their QEMUs in parallel."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from contextlib import ExitStack, contextmanager, suppress
 from qsysd.host.context import Host
 from qsysd.runtime.qmp import MonitorError, RunStateQuery, socket_path
 
-QUESTIONS = 200  # at once: a process may have 1024 files open
+QUESTIONS = 200  # in parallel: a process can have 1024 open files
 
 
 def guest_state(host: Host, name: str, pid: int, timeout: float) -> str:
-    """Return QMP's run state: running, paused, io-error, …; `unknown` when QEMU does not answer in time.
+    """Return QMP's run state: running, paused, io-error, …; `unknown` if QEMU does not answer in time.
 
     pid: QEMU's. timeout: seconds.
     """
@@ -22,7 +22,7 @@ def guest_state(host: Host, name: str, pid: int, timeout: float) -> str:
 
 
 def guest_states(host: Host, pids: Mapping[str, int], timeout: float) -> dict[str, str]:
-    """Return the run states of VMs by name, asked all at once. pids: those of their QEMUs by VM name."""
+    """Return the run states of VMs by name, queried in parallel. pids: of their QEMUs by VM name."""
     states: dict[str, str] = {}
     names = list(pids)
     for start in range(0, len(names), QUESTIONS):
@@ -33,7 +33,7 @@ def guest_states(host: Host, pids: Mapping[str, int], timeout: float) -> dict[st
 
 @contextmanager
 def asked(host: Host, names: Iterable[str], timeout: float) -> Iterator[dict[str, RunStateQuery]]:
-    """Ask those of the VMs that have a monitor; close the connections afterwards."""
+    """Send queries to the VMs that have a monitor; close the connections afterwards."""
     with ExitStack() as connections:
         questions: dict[str, RunStateQuery] = {}
         for name in names:
@@ -46,9 +46,9 @@ def asked(host: Host, names: Iterable[str], timeout: float) -> Iterator[dict[str
 
 
 def _is_socket(path: str) -> bool:
-    """Return whether a monitor exists, and is not a link that a compromised QEMU has put in its place.
+    """Return whether a monitor exists and is not a link, which a compromised QEMU can create.
 
-    Root connects before it has QEMU's pid, and must not connect to what such a link leads to.
+    Root connects before it has QEMU's PID, and must not follow such a link.
     """
     try:
         return stat.S_ISSOCK(os.lstat(path).st_mode)
@@ -57,7 +57,7 @@ def _is_socket(path: str) -> bool:
 
 
 def answers(questions: Mapping[str, RunStateQuery], pids: Mapping[str, int]) -> dict[str, str]:
-    """Return the run states that were answered. pids: those of the QEMUs that may answer, by VM name."""
+    """Return the run states of VMs that answered. pids: of QEMUs that may answer, by VM name."""
     states: dict[str, str] = {}
     for name, question in questions.items():
         if name in pids:

@@ -1,8 +1,8 @@
-"""All or nothing: durable intents.
+"""Durable intents, for changes that are all or nothing.
 
-A command that changes what is on disk writes an intent before its first side effect and removes it
-after the last. An intent whose command is dead means that the change is incomplete: module `recovery`
-repairs it, with the next changing command or at host boot.
+A command writes an intent before its first change and removes it after the last. If an intent exists
+whose command does not run, the change is incomplete: module `recovery` completes or undoes it with the
+next changing command or at host boot.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from qsysd.paths import Scope, is_name
 
 
 class Intent(NamedTuple):
-    """A change that did not end: its command was killed, or is still at work.
+    """An incomplete change: its command was killed, or is still running.
 
-    kind: of what is changed, `vm`. All three are in the name of the file `path`; its contents are for
-    people only.
+    kind: of the changed object, `vm`. kind, name and verb are in the file name of `path`; the contents of
+    the file are informative only.
     """
 
     kind: str
@@ -35,12 +35,12 @@ class Intent(NamedTuple):
 
 
 def pending(scope: Scope) -> list[Intent]:
-    """Return the intents on disk, those of commands that are at work now included."""
+    """Return the intents on disk, including those of running commands."""
     return [found for found in map(_parse, _entries(scope)) if found]
 
 
 def unrecognized(scope: Scope) -> list[str]:
-    """Return the paths among the intents that are none: directories, names of another form."""
+    """Return the paths in the directory of intents that are not intents."""
     if os.path.lexists(scope.intents_dir) and not os.path.isdir(scope.intents_dir):
         return [scope.intents_dir]
     return [path for path in _entries(scope) if not _parse(path) and os.path.lexists(path)]
@@ -56,7 +56,7 @@ def _entries(scope: Scope) -> list[str]:
 
 
 def _parse(path: str) -> Intent | None:
-    """Return the intent that a file is: `KIND.NAME.VERB.json`, or the older form `NAME.json`."""
+    """Return the intent of a file `KIND.NAME.VERB.json`, or of the older form `NAME.json`; else None."""
     words = os.path.basename(path).removesuffix(".json").split(".")
     if not path.endswith(".json") or not all(map(is_name, words)) or not _is_file(path):
         return None
@@ -74,7 +74,7 @@ def _is_file(path: str) -> bool:
 
 
 def _verb_inside(path: str) -> str:
-    """Return the verb in an intent of the older form. One that was cut off is a create."""
+    """Return the verb in an intent of the older form; `create` if it is truncated."""
     import json
 
     try:
@@ -92,7 +92,7 @@ def begin(host: Host, vm: str, verb: str) -> Intent:
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
         descriptor = os.open(path, flags, 0o600)
         with open(descriptor, "w", encoding="utf-8") as file:
-            # The name says all; this is for people.
+            # Informative only: the name of the file is sufficient.
             file.write(f'{{"pid": {os.getpid()}, "time": {time.time():.0f}}}\n')
             file.flush()
             os.fsync(file.fileno())
@@ -105,7 +105,7 @@ def begin(host: Host, vm: str, verb: str) -> Intent:
 
 
 def _make_way(path: str) -> None:
-    """Move aside what is not a file; `doctor` reports it under its new name."""
+    """Rename what is not a file; `doctor` reports it under its new name."""
     if os.path.lexists(path) and not _is_file(path):
         number = next(number for number in itertools.count(1) if not os.path.lexists(f"{path}.{number}"))
         os.rename(path, f"{path}.{number}")
@@ -114,7 +114,7 @@ def _make_way(path: str) -> None:
 def end(intent: Intent) -> None:
     """Remove an intent, durably: its change is complete, or undone.
 
-    One that a power cut brought back would have the next host boot repair what is whole.
+    If it reappeared after a power cut, the next host boot would remove a complete VM.
     """
     remove(intent.path)
 
@@ -123,8 +123,9 @@ def end(intent: Intent) -> None:
 def intent(host: Host, vm: str, verb: str, undo: Callable[[], None]) -> Iterator[None]:
     """Change a VM all or nothing; the VM's exclusive lock must be held.
 
-    An error or Ctrl-C inside runs `undo` and is raised again; a kill leaves the intent for `recovery`.
-    All directories that were changed through module `files` are durable before the intent is removed.
+    After an error or Ctrl-C, `undo` is called and the error is raised again. After a kill the intent
+    remains for `recovery`. Directories that were changed by module `files` are synced before the intent is
+    removed.
     """
     begun = begin(host, vm, verb)
     try:
@@ -135,8 +136,8 @@ def intent(host: Host, vm: str, verb: str, undo: Callable[[], None]) -> Iterator
             with SyncedTogether():
                 undo()
         except Exception as error:
-            # The intent stays, so that the next command repeats the undo; the first error is raised.
-            host.progress(f"{vm}: the failed {verb} could not be undone yet: {error}")
+            # The intent is kept, so that the next command repeats the undo. The first error is raised.
+            host.progress(f"{vm}: the failed {verb} could not be undone: {error}")
         else:
             end(begun)
         raise

@@ -1,4 +1,4 @@
-"""Why a start failed, from the journal (journalctl(1))."""
+"""The reason of a failed start, from the journal (journalctl(1))."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ _TIMEOUT = 20.0
 
 
 def failure(host: Host, unit: str) -> str:
-    """Return why the last start of a unit failed: QEMU's own messages, else those of its other steps.
+    """Return why the last start of a unit failed: QEMU's messages, otherwise those of other steps.
 
-    An empty string when the journal has none.
+    Return "" if the journal contains none.
     """
     properties = host.systemd.properties(unit)
     if properties.get("Result") == "start-limit-hit":
-        return "it crashed too often in a row (crash loop), so systemd does not restart it"
+        return "it crashed too often (crash loop), so systemd does not restart it"
     if not properties.get("AssertResult", True):
         return "its environment file is missing; qsysd render writes it"
     invocation = bytes(properties.get("InvocationID", b"")).hex()
     if not invocation:
         return ""
-    # Without --sync, lines that journald has not yet written would be missing.
+    # Without --sync, lines that journald has not written yet are missing.
     spawn.run(["journalctl", "--sync"], check=False, timeout=_TIMEOUT)
     lines = _messages(invocation)
     qemu = [text for _, text in lines if text.startswith("qemu-system-") and "warning:" not in text]
-    # A step that fails is followed by those that clean up, which may report the same again.
+    # A failed step is followed by the cleanup, which may report the same error again.
     chosen = qemu or [text for pid, text in lines if pid == lines[0][0]]
     return "\n".join(map(values.printable, chosen[-3:]))
 
 
 def _messages(invocation: str) -> list[tuple[str, str]]:
-    """Return the latest lines that a unit's processes wrote in one invocation, each with its process id."""
+    """Return the last lines that a unit's processes wrote in one invocation, each with the PID."""
     arguments = ["-q", "-o", "json", "--output-fields=MESSAGE,_PID", "-n", "50", "--no-pager"]
     done = spawn.run(
         ["journalctl", *arguments, f"_SYSTEMD_INVOCATION_ID={invocation}"], check=False, timeout=_TIMEOUT

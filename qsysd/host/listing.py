@@ -13,18 +13,18 @@ from qsysd.names import in_order
 from qsysd.store import Summary
 from qsysd.systemd import UnitState, not_loaded
 
-LIST_MONITOR_TIMEOUT = 0.5  # seconds; a hung QEMU shows as such and does not hold up the list
+LIST_MONITOR_TIMEOUT = 0.5  # seconds; a QEMU that hangs is shown as `unknown` and does not delay the list
 NO_DEFINITION = "no definition"
 NO_DISK = "no disk"
 
 
 @dataclass(frozen=True)
 class ListedVM:
-    """A line of the list. active, sub: systemd's; guest: QMP's run state, None when QEMU does not run.
+    """A VM in the list. active, sub: systemd's; guest: QMP's run state, None if QEMU does not run.
 
-    memory_mib, cpus: what QEMU runs with, of a VM that is off what it will start with; pending_memory_mib,
-    pending_cpus: what a running VM gets at its next start where that differs. problem: what of it does not
-    exist, `no definition` or `no disk`.
+    memory_mib, cpus: the values in use, or those of the next start if the VM is off. pending_memory_mib,
+    pending_cpus: the values of the next start of a running VM, if they differ. problem: `no definition` or
+    `no disk`, if one of these does not exist.
     """
 
     name: str
@@ -46,15 +46,15 @@ class ListedVM:
 def listed(
     host: Host, names: Sequence[str] | None = None, *, timeout: float = LIST_MONITOR_TIMEOUT
 ) -> list[ListedVM]:
-    """Return the VMs of this host, or those named. Raise NotFoundError for a name that is none.
+    """Return the named VMs, or all VMs of this host. Raise NotFoundError for an unknown name.
 
-    What is left of a VM without a definition counts as a VM. timeout: seconds that each QEMU has to answer.
+    Remains of a VM without a definition are listed, too. timeout: seconds that each QEMU has to answer.
     """
     named = [] if names is None else selection.resolve(host, names)
     for name in named:
         unit_states.require_traces(host, name)
     chosen = named or host.store.names()
-    # The QEMUs answer while systemd is asked.
+    # QEMU processes answer in parallel to the query to systemd.
     with guest_states.asked(host, chosen[: guest_states.QUESTIONS], timeout) as questions:
         patterns = map(paths.unit, named) if named else [paths.UNIT_PATTERN]
         units = host.systemd.active_units(*patterns)
@@ -101,7 +101,7 @@ def _listed(
 
 
 def _problem(host: Host, summary: Summary) -> str | None:
-    """Return what of a VM does not exist, unless a command is about to create or delete it."""
+    """Return which part of a VM does not exist, unless a command is creating or deleting it."""
     name = summary.name
     if not host.store.exists(name):
         return NO_DEFINITION

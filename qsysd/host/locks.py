@@ -1,6 +1,6 @@
-"""Locks of VMs, images and the host: flock(2) on files that are never unlinked.
+"""Locks of VMs, images and the host: flock(2) on files that are never removed.
 
-A lock dies with its holder and needs no cleaning up.
+The kernel releases a lock when its holder exits.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from qsysd.files import hint
 from qsysd.host.context import Host
 from qsysd.paths import Scope
 
-LOCK_TIMEOUT = 600.0  # seconds; longer than any stop takes
-TELL_AFTER = 2.0  # seconds of waiting after which the person is told what for
+LOCK_TIMEOUT = 600.0  # seconds; more than a stop takes
+TELL_AFTER = 2.0  # seconds of waiting until it is reported
 _POLL = 0.01
 
 
@@ -49,9 +49,9 @@ def of_image(name: str) -> str:
 def locked(host: Host, names: Iterable[str], *, exclusive: bool = True) -> Iterator[None]:
     """Hold the locks of some names.
 
-    Changing what is on disk takes them exclusively; starting, stopping and the like share them, so
-    that `kill` gets through while a `stop` waits. All are taken in one order, so no two commands
-    wait for each other; who takes locks inside others goes from SETUP to VMs, images and ADDRESSES.
+    Changes on disk need exclusive locks. Starting, stopping and similar verbs use shared locks, so that
+    `kill` can proceed while a `stop` waits. Locks are always taken in the same order, to avoid deadlocks:
+    SETUP, VMs, images, ADDRESSES.
     Raises TimeoutExpired.
     """
     by_file = {host.scope.lock(name): name for name in names}
@@ -65,7 +65,7 @@ def locked(host: Host, names: Iterable[str], *, exclusive: bool = True) -> Itera
 
 @contextmanager
 def lock_if_free(host: Host, name: str) -> Iterator[bool]:
-    """Hold the exclusive lock of a name unless another command does; yield whether it is held."""
+    """Take the exclusive lock of a name if it is free; yield whether it was taken."""
     descriptor = _open_lock(host.scope, name)
     try:
         yield _try_lock(descriptor, exclusive=True)
@@ -80,8 +80,8 @@ def _wait_for_lock(host: Host, descriptor: int, name: str, exclusive: bool) -> N
         waited = time.monotonic() - started
         if waited > LOCK_TIMEOUT:
             raise TimeoutExpired(
-                f"{name}: another qsysd command has been at work for {LOCK_TIMEOUT / 60:.0f} min",
-                hint="see what it waits for: ps -C qsysd",
+                f"{name}: another qsysd command has been running for {LOCK_TIMEOUT / 60:.0f} min",
+                hint="to find it: ps -C qsysd",
             )
         if waited > TELL_AFTER and not told:
             host.progress(f"{name}: waiting for another qsysd command to end")

@@ -30,9 +30,9 @@ class State(StrEnum):
 class Outcome:
     """The result of a verb on one VM.
 
-    before, after: the unit's states, as `list` shows them: systemd's active state, and for enable and
-    disable whether the VM starts at host boot; "" where it was not asked for. needed_by: the VM that depends
-    on this one, where only that made it start. error: for FAILED only.
+    before, after: the states of the unit, as in `list`: systemd's ActiveState, for enable and disable whether
+    the VM starts at host boot; "" if unknown. needed_by: the VM that depends on this one, if it was started
+    for that reason only. error: for FAILED only.
     """
 
     name: str

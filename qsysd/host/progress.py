@@ -1,16 +1,16 @@
-"""Reports of what an operation does while it works."""
+"""Reports of the progress of an operation."""
 
 from __future__ import annotations
 
 
 class Progress:
-    """The receiver of an operation's progress and warnings; this one drops them."""
+    """The receiver of an operation's progress and warnings; this class ignores them."""
 
     def __call__(self, line: str) -> None:
         """Report a line of progress or a warning."""
 
     def waiting(self, what: str, seconds: float = 0.0, state: str = "", detail: str = "") -> None:
-        """Report a wait that continues; "" ends it. Called again and again.
+        """Report a wait; called repeatedly, and with "" at its end.
 
-        seconds: of waiting so far; state: how far it has come; detail: a text that changes quickly.
+        seconds: since its start. state: its progress. detail: a text that changes often.
         """

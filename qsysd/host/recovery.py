@@ -1,7 +1,7 @@
-"""Repair what killed commands left, by the verb that was killed.
+"""Recover the changes of killed commands, by their verbs.
 
-Every changing command, and each host boot, begins with it. Each VM is repaired by itself: one that
-cannot be repaired keeps its intent and is named, and the others are repaired nevertheless.
+Every changing command does so first, and so does each host boot. If a VM cannot be repaired, its intent is
+kept and reported, and other VMs are repaired.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from qsysd.host.unit_jobs import reload_dhcp
 
 
 class Repair(NamedTuple):
-    """How what a killed verb left is repaired. result: what it comes to, for people."""
+    """The repair after a killed verb. result: its description in messages."""
 
     function: Callable[[Host, str], None]
     result: str
 
 
-_REMOVE = Repair(remove_everything, "what it left has been removed")
+_REMOVE = Repair(remove_everything, "the VM was removed")
 
-# (kind, verb) → its repair. An intent that is not in the table is of another version of qsysd: it is left
-# alone, and `doctor` reports it.
+# (kind, verb) → its repair. Intents that are not in the table were written by another version of qsysd: they
+# are ignored here and reported by `doctor`.
 REPAIRS: dict[tuple[str, str], Repair] = {
     ("vm", "create"): _REMOVE,
     ("vm", "delete"): _REMOVE,
@@ -37,26 +37,26 @@ REPAIRS: dict[tuple[str, str], Repair] = {
 
 
 def is_known(intent: Intent) -> bool:
-    """Return whether this version of qsysd can repair what an intent is for."""
+    """Return whether this version of qsysd can repair the VM of an intent."""
     return (intent.kind, intent.verb) in REPAIRS
 
 
 class Recovered(NamedTuple):
-    """An intent whose command was killed. error: what prevents its repair; the intent then stays."""
+    """An intent whose command was killed. error: what prevented the repair; the intent is kept then."""
 
     intent: Intent
     error: Exception | None = None
 
 
 def as_error(error: Exception) -> QsysdError:
-    """Return an error as one of qsysd's."""
+    """Return an error as a QsysdError."""
     return error if isinstance(error, QsysdError) else QsysdError(f"{type(error).__name__}: {error}")
 
 
 def recover(host: Host) -> list[Recovered]:
-    """Repair what killed commands left, and tell it; return what was found.
+    """Recover the changes of killed commands, and report it; return the intents that were found.
 
-    A VM whose lock is held belongs to a command that is still at work, and is left to it.
+    Intents of VMs that are locked are ignored: their commands are still running.
     """
     found = [result for intent in intents.pending(host.scope) if (result := _recovered(host, intent))]
     for intent, error in found:
@@ -79,24 +79,24 @@ def recover(host: Host) -> list[Recovered]:
 
 
 def _recovered(host: Host, intent: Intent) -> Recovered | None:
-    """Repair one VM; return None if there is nothing to repair, or not by this version."""
+    """Repair one VM; return None if this is not necessary, or not possible with this version."""
     if not is_known(intent):
         return None
     try:
         with locks.lock_if_free(host, intent.name) as free:
-            # With the lock held, the intent may not exist any more: its command has just ended well.
+            # The command may have completed before the lock was taken.
             if not free or not os.path.lexists(intent.path):
                 return None
             with SyncedTogether():
                 REPAIRS[intent.kind, intent.verb].function(host, intent.name)
             intents.end(intent)
-    except Exception as error:  # whatever a broken VM can raise: it must not block the others
+    except Exception as error:  # any error of a broken VM must not block the others
         return Recovered(intent, error)
     return Recovered(intent)
 
 
 def _reload_all_dhcp(host: Host) -> None:
-    """Let dnsmasq drop entries that a killed command removed without telling it."""
+    """Reload dnsmasq: a killed command may have removed entries without doing so."""
     for name in host.store.network_names():
         try:
             reload_dhcp(host, name)

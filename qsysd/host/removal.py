@@ -1,6 +1,6 @@
-"""Remove what belongs to VMs, whole: for delete, for the undo of a failed create, and for recovery.
+"""Remove everything that belongs to VMs: for delete, after a failed create, and for recovery.
 
-It relies on nothing that is in a VM's files: any of them may be missing, damaged, or a directory.
+It does not depend on the contents of a VM's files, which may be missing, damaged, or directories.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from qsysd.runtime.ports import is_mac, parse_alias
 
 
 def remove_everything(host: Host, name: str) -> None:
-    """Remove all that belongs to a VM, whatever part of it exists. Raises what prevents it."""
+    """Remove everything that exists of a VM. Raises what prevents it."""
     for error in remove_all(host, [name]).values():
         raise error
 
 
 def remove_all(host: Host, names: Sequence[str]) -> dict[str, Exception]:
-    """Remove all that belongs to VMs; return what prevented it, by VM. No VM keeps another from it."""
+    """Remove everything that exists of VMs; return what prevented it, by VM. The other VMs are removed."""
     failed = _with_mounts(host, names)
     names = [name for name in names if name not in failed]
     units = [paths.unit(name) for name in names]
@@ -38,10 +38,10 @@ def remove_all(host: Host, names: Sequence[str]) -> dict[str, Exception]:
             continue
         try:
             reload |= _forget_addresses(host, name)
-            # The unit's last step may have been killed, or never ran.
+            # The last step of the unit may have been killed, or did not run.
             taps.unplug(host.scope, [], name)
             _remove_files(host, name)
-        except Exception as error:  # whatever is wrong with this VM: the others are removed
+        except Exception as error:  # any error of this VM must not keep the others
             failed[name] = error
     for unit in units:
         host.systemd.reset_failed(unit)
@@ -52,7 +52,7 @@ def remove_all(host: Host, names: Sequence[str]) -> dict[str, Exception]:
 
 
 def _with_mounts(host: Host, names: Sequence[str]) -> dict[str, Exception]:
-    """Return the VMs that cannot be removed while something is mounted in their directory."""
+    """Return the VMs that cannot be removed because of a mount in their directory."""
     failed: dict[str, Exception] = {}
     for name in names:
         try:
@@ -67,9 +67,9 @@ def _disable(host: Host, units: Sequence[str]) -> None:
     try:
         host.systemd.disable(units)
     except (HostError, TimeoutExpired):
-        raise  # no systemd: nothing is removed
+        raise  # without systemd nothing is removed
     except QsysdError as error:
-        # For example without the unit's template.
+        # For example, the unit template does not exist.
         host.progress(f"warning: {error.message}; the links in {host.scope.wants_dir} are removed directly")
     for unit in units:
         _remove(os.path.join(host.scope.wants_dir, unit))
@@ -91,11 +91,11 @@ def _power_off(host: Host, names: Sequence[str]) -> dict[str, Exception]:
 
 
 def _remove_files(host: Host, name: str) -> None:
-    """Remove a VM's files, the definition last: until then the VM can be named and deleted."""
+    """Remove a VM's files, the definition last: until then the VM can be deleted again."""
     scope = host.scope
     rendered = (scope.drop_in(name), scope.environment(name), scope.definition(name))
     for path in rendered:
-        _remove(f"{path}.part")  # what a killed write left
+        _remove(f"{path}.part")  # of a write that was killed
     for path in (
         scope.started_record(name),
         scope.known_hosts(name),
@@ -103,20 +103,20 @@ def _remove_files(host: Host, name: str) -> None:
         scope.seed_scratch(name),
     ):
         _remove(path)
-    # systemd removes it, but not without the unit's template.
+    # systemd removes it, unless the unit template does not exist.
     _remove(scope.runtime(name))
     root = scope.root_dir(name)
     if not roots.remove(root):
-        host.progress(f"warning: {root} holds files or mounts that are not qsysd's; they were left in place")
+        host.progress(f"warning: {root} contains files or mounts that are not qsysd's; they were kept")
     for path in rendered:
         _remove(path)
-    with suppress(OSError):  # a person's own drop-ins, or a link to theirs
+    with suppress(OSError):  # it contains drop-ins of the administrator, or is a link
         os.rmdir(scope.drop_in_dir(name))
         sync_directory(scope.unit_dir)
 
 
 def files(host: Host, name: str) -> Iterator[str]:
-    """Yield the paths that are files of a VM, outside its own directory; not all of them need exist."""
+    """Yield the paths of a VM's files outside its directory; not all of them need exist."""
     scope = host.scope
     yield from (scope.definition(name), scope.environment(name), scope.drop_in(name))
     yield from (scope.started_record(name), scope.known_hosts(name))
@@ -124,7 +124,7 @@ def files(host: Host, name: str) -> Iterator[str]:
 
 
 def _remove(path: str) -> None:
-    """Remove whatever has this name."""
+    """Remove a file or a directory tree."""
     if os.path.isdir(path) and not os.path.islink(path):
         trees.remove(path)
         sync_directory(os.path.dirname(path))
@@ -132,13 +132,13 @@ def _remove(path: str) -> None:
         try:
             remove(path)
         except OSError as error:
-            # Its directory is none, so it does not exist.
+            # Its parent is not a directory, so it does not exist.
             if error.errno not in (errno.ENOTDIR, errno.ELOOP):
                 raise
 
 
 def _forget_addresses(host: Host, vm: str) -> set[str]:
-    """Take a VM's host entries and leases out of its networks; return those networks."""
+    """Remove a VM's host entries and leases from its networks; return those networks."""
     found: set[str] = set()
     for name in host.store.network_names():
         path = host.scope.dhcp_host(name, vm)
@@ -147,8 +147,8 @@ def _forget_addresses(host: Host, vm: str) -> set[str]:
             try:
                 _release_all(host, name, vm)
             except QsysdError as error:
-                # For example without its bridge; nobody gets the address until the lease runs out.
-                host.progress(f"warning: {vm}: its leases on network {name} stay: {error.message}")
+                # For example, the bridge does not exist; the address stays unused until the lease expires.
+                host.progress(f"warning: {vm}: its leases on network {name} were kept: {error.message}")
             _remove(path)
         network.remove_host(host.scope, name, vm)
     return found
@@ -162,7 +162,7 @@ def _plugged(*, but: str) -> set[str]:
 
 def _release_all(host: Host, name: str, vm: str) -> None:
     """End a VM's leases on a network, and those of NICs that were removed from definitions."""
-    # A definition may have been copied: the lease is the other VM's, too.
+    # If the definition was copied, the lease also belongs to the other VM.
     others = set(os.listdir(host.scope.dhcp_hosts_dir(name))) - {vm}
     shared = {entry for other in others for entry in network.hosts(host.scope, name, other)}
     # A NIC that was removed from a definition has its TAP and uses its address until its VM is restarted.

@@ -1,4 +1,4 @@
-"""What follows from a definition: host entries, seed, drop-in, environment file. Compared, and written."""
+"""The rendering of a definition: host entries, seed, drop-in, environment file. Compare and write it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from qsysd.store.claims import Claims, of_others, rendered_ports
 
 
 def of_definition(host: Host, name: str) -> tuple[VMSpec, Rendered]:
-    """Return a VM's spec and what its definition renders to.
+    """Return a VM's spec and its rendering.
 
     Raises NotFoundError, and InvalidError also for a definition that `create` has not completed.
     """
@@ -34,12 +34,12 @@ def of_definition(host: Host, name: str) -> tuple[VMSpec, Rendered]:
 
 
 def write(host: Host, spec: VMSpec, rendered: Rendered | None = None) -> list[str]:
-    """Bring all that follows from a definition in line with it; return the paths of the files that differed.
+    """Write the rendering of a VM; return the paths of the files that differed.
 
-    rendered: what the spec renders to, if that is known.
+    rendered: the rendering of the spec, if known.
 
-    The environment file is written last, so that a command that is killed here leaves a VM that
-    `Store.is_stale` names, and the next `start` or `render` does the rest.
+    The environment file is written last: after a kill, `Store.is_stale` is true and the next `start` or
+    `render` writes the rest.
     """
     scope = host.scope
     rendered = rendered or render.vm(spec, scope)
@@ -73,9 +73,9 @@ def _entries(known: Iterable[Port], name: str) -> list[tuple[str, str]]:
 
 
 def render_each(host: Host, names: Sequence[str]) -> tuple[dict[str, list[str]], dict[str, QsysdError]]:
-    """Write what definitions render to; return per VM the files that differed, and what prevented it.
+    """Write the renderings of VMs; return the files that differed, and the errors, by VM.
 
-    The VMs' exclusive locks must be held. systemd reads changed drop-ins once for all of them.
+    The VMs' exclusive locks must be held. systemd is reloaded at most once.
     """
     changed: dict[str, list[str]] = {}
     errors: dict[str, QsysdError] = {}

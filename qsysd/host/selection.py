@@ -9,9 +9,9 @@ from qsysd.host.context import Host
 
 
 def resolve(host: Host, names: Sequence[str] | None) -> list[str]:
-    """Return the named VMs, each once, whether they exist or not; None means all VMs of this host.
+    """Return the named VMs, each once, without checking that they exist; None means all VMs of this host.
 
-    Raise InvalidError for no name at all: an empty list is a mistake of the caller and never means all VMs.
+    Raise InvalidError for an empty list.
     """
     if names is None:
         return host.store.names()

@@ -26,13 +26,13 @@ def error(host: Host, name: str, result: JobResult, timeout: float) -> QsysdErro
     if result.refusal:
         return QsysdError(f"{name}: {result.refusal}", hint=f"systemctl status {result.unit}")
     if result.result == "dependency":
-        return QsysdError(f"{name} did not start: a unit that it needs did not", hint=hint)
+        return QsysdError(f"{name} did not start: a unit that it depends on failed", hint=hint)
     try:
         # systemd does not report a missing program in the unit's own journal.
         spawn.require(machine_types.PROGRAM)
     except HostError as missing:
         return HostError(f"{name} did not start: {missing.message}", hint=missing.hint)
-    message = journal.failure(host, paths.unit(name)) or f"systemd says {result.result}"
+    message = journal.failure(host, paths.unit(name)) or f"result of the job: {result.result}"
     if hidden := _hidden_files(host, name):
         message += f" (QEMU can open {', '.join(hidden)} only if BindReadOnlyPaths= in a drop-in shows it)"
     return QsysdError(f"{name} did not start: {message}", hint=hint)

@@ -184,7 +184,7 @@ def power_off(host: Host, names: Sequence[str]) -> None:
     """Switch VMs off without a shutdown of their guests; VMs that are off are left alone.
 
     The stop job is enqueued before the signal, so that systemd does not treat QEMU's end as a crash. Raise
-    QsysdError when one cannot be ended.
+    QsysdError when one cannot be stopped.
     """
     units = [paths.unit(name) for name in names]
     running = [
@@ -209,7 +209,7 @@ def power_off(host: Host, names: Sequence[str]) -> None:
         )
     for result in results:
         if not result.done:
-            raise QsysdError(f"{result.unit} cannot be ended", hint=f"systemctl status {result.unit}")
+            raise QsysdError(f"{result.unit} cannot be stopped", hint=f"systemctl status {result.unit}")
     for unit in units:
         host.systemd.reset_failed(unit)
 

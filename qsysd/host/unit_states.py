@@ -1,4 +1,4 @@
-"""The states of VMs' units, asked from systemd at this moment, and whether VMs exist."""
+"""The states of the units of VMs, and the existence of VMs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def require(host: Host, names: Iterable[str]) -> None:
 
 
 def require_traces(host: Host, name: str) -> None:
-    """Raise NotFoundError unless a VM is defined, or something is left of one without a definition."""
+    """Raise NotFoundError unless a VM is defined, or parts of it exist without a definition."""
     if host.store.exists(name) or name in host.store.undefined():
         return
     if not paths.is_name(name) or not is_running(host, name):
@@ -53,12 +53,12 @@ def require_running(host: Host, name: str) -> int:
 
 
 def is_running(host: Host, name: str) -> bool:
-    """Return whether a VM's unit is anything but off."""
+    """Return whether a VM's unit is not off."""
     return host.systemd.state(paths.unit(name)).active not in OFF
 
 
 def describe(state: UnitState) -> str:
-    """Return a unit's state in a word or two."""
+    """Return the state of a unit as text."""
     if state.sub.startswith("auto-restart"):
         return "between a crash and its restart"
     return {"deactivating": "stopping", "activating": "starting", "inactive": "off"}.get(
@@ -67,7 +67,7 @@ def describe(state: UnitState) -> str:
 
 
 def enabled_names(host: Host) -> set[str]:
-    """Return the VMs that start at host boot, by systemd's links."""
+    """Return the VMs that start at host boot, from systemd's links."""
     try:
         entries = os.listdir(host.scope.wants_dir)
     except OSError:

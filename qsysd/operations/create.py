@@ -1,4 +1,4 @@
-"""create: all of a VM, or nothing."""
+"""create: a VM, all or nothing."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from qsysd.model.vm import VMSpec
 from qsysd.store import claims
 
 Scalar = str | int | float | bool | None
-# No key of a definition is nested deeper.
+# Definitions are not nested deeper.
 Value = Scalar | Mapping[str, Scalar] | Sequence[Scalar | Mapping[str, Scalar]]
 
 
@@ -109,7 +109,7 @@ def _check_wait(spec: VMSpec, *, start: bool) -> None:
     if not spec.nics:
         raise InvalidError(
             "--wait needs a VM with a network",
-            hint=f"leave out --wait, and use: qsysd console {spec.name}",
+            hint=f"omit --wait, and use: qsysd console {spec.name}",
         )
 
 
@@ -141,7 +141,7 @@ def _check_free(host: Host, name: str) -> None:
         if os.path.lexists(path):
             raise ExistsError(
                 f"{path} exists, though VM {name!r} does not",
-                hint=f"remove what is left of a VM: qsysd delete {name}",
+                hint=f"remove the remains of a VM: qsysd delete {name}",
             )
 
 

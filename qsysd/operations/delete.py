@@ -78,7 +78,7 @@ class Deleted:
 
 
 def delete(host: Host, names: Sequence[str] | None, *, dry_run: bool = False) -> Deleted:
-    """Delete VMs with their disks. One that cannot be deleted keeps no other from it.
+    """Delete VMs with their disks. If one cannot be deleted, the others are.
 
     dry_run: whether only to return what would be removed. Raise, before anything is removed, NotFoundError
     when one of the VMs does not exist, and StateError while something is mounted in the directory of one.
@@ -121,7 +121,7 @@ def _delete(host: Host, names: Sequence[str]) -> dict[str, Exception]:
 
 def _as_error(name: str, error: Exception) -> QsysdError:
     message = error.message if isinstance(error, QsysdError) else f"{type(error).__name__}: {error}"
-    hint = getattr(error, "hint", None) or f"fix it, and run it again: qsysd delete {name}"
+    hint = getattr(error, "hint", None) or f"fix it, and run again: qsysd delete {name}"
     return QsysdError(f"{name} was not deleted: {message}", hint=hint)
 
 
@@ -136,7 +136,7 @@ def _foreign_drop_ins(host: Host, vm: str) -> list[str]:
     return [os.path.join(directory, name) for name in names if name not in (ours, f"{ours}.part")]
 
 
-# what is removed
+# contents
 
 
 def _contents(host: Host, names: Sequence[str]) -> list[Contents]:
@@ -169,7 +169,7 @@ def _items(host: Host, vm: str) -> tuple[list[Item], int]:
     directory = host.scope.vm_dir(vm)
     found = [Item(path, Kind.DIRECTORY) for path in files(host, vm) if _is_directory(path)]
     if _is_directory(directory):
-        # Sockets end with QEMU.
+        # Sockets are removed with QEMU.
         entries = [entry for entry in os.scandir(directory) if not _is_socket(entry)]
         entries.sort(key=lambda entry: natural_key(entry.name))
         found += map(_item, entries[:LISTED_MAX])

@@ -1,4 +1,4 @@
-"""Change definitions: edit, and render again what follows from them."""
+"""edit and render: change definitions, and write their renderings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from qsysd.store import claims
 
 @dataclass(frozen=True)
 class Edited:
-    """A definition that was replaced. restart: whether the VM runs, and uses it from its next restart on."""
+    """A definition that was replaced. restart: whether it takes effect at a restart, because the VM runs."""
 
     name: str
     restart: bool
@@ -35,13 +35,12 @@ class Rendered:
 def edit(host: Host, name: str, text: str, *, before: str) -> Edited:
     """Replace a VM's definition.
 
-    before: the text that was edited; when the definition is no longer that, somebody else changed it.
-    What the model declares as never changing must stay. Raise InvalidError, and
-    QsysdError when two people edited at once.
+    before: the text that was edited. Raise QsysdError if the definition has been changed since then, and
+    InvalidError, also for a change that an existing VM does not support.
     """
     with changing(host, [name], addresses=True):
         if host.store.require(name) != before:
-            raise QsysdError(f"{name} was changed by somebody else meanwhile", hint=f"qsysd edit {name}")
+            raise QsysdError(f"{name} was changed by another command meanwhile", hint=f"qsysd edit {name}")
         old = load.parse_vm(before, host.scope.definition(name), name=name, defaults=host.store.defaults())
         new = load.parse_vm(text, f"{name}.yaml", name=name, defaults=host.store.defaults())
         new = allocation.keep_nic_names(old, new, load.load_plain(text, f"{name}.yaml"))
@@ -60,7 +59,7 @@ def edit(host: Host, name: str, text: str, *, before: str) -> Edited:
 
 
 def _warn_of_first_boot(host: Host, old: VMSpec, new: VMSpec) -> None:
-    """Name the changes that cloud-init does not apply to a guest that has booted before."""
+    """Report the changes that cloud-init does not apply to a guest that has booted before."""
     if old.ssh_keys != new.ssh_keys:
         host.progress(
             f"note: {new.name}: ssh_keys takes effect at the guest's first boot only; "
@@ -71,7 +70,7 @@ def _warn_of_first_boot(host: Host, old: VMSpec, new: VMSpec) -> None:
 
 
 def _check_kept(old: VMSpec, new: VMSpec) -> None:
-    """Raise InvalidError with all changes that an existing VM cannot take on."""
+    """Raise InvalidError with all changes that an existing VM does not support."""
     refused = [changed for changed in changed_fields(old, new) if changed.is_refused]
     if refused:
         problems = (f"{changed.path} of {new.name} {_why_refused(changed.change)}" for changed in refused)
@@ -85,9 +84,9 @@ def _why_refused(change: Change) -> str:
 
 
 def render(host: Host, names: Sequence[str] | None, *, check: bool = False) -> Rendered:
-    """Write the files of VMs that differ from what their definitions render to.
+    """Write the files of VMs that differ from the renderings of their definitions.
 
-    check: whether only to compare them. A definition that is not valid keeps no other from being rendered.
+    check: whether only to compare them. A definition that is not valid does not prevent rendering others.
     """
     if check:
         host.require_root()

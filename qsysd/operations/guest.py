@@ -25,7 +25,7 @@ class Console:
 
 
 def addresses(host: Host, name: str) -> list[str]:
-    """Return the addresses that a VM's networks give it. Raise NotFoundError."""
+    """Return the addresses of a VM on its networks. Raise NotFoundError."""
     host.store.require(name)
     return list(host.store.summary(name).addresses)
 
@@ -36,9 +36,9 @@ def address(host: Host, name: str) -> str:
 
 
 def wait(host: Host, name: str, *, timeout: float = guest_ssh.WAIT_TIMEOUT) -> float:
-    """Return, with the seconds it took, when the guest's SSH server answers. timeout: seconds.
+    """Wait until the SSH server of the guest answers; return the seconds that it took. timeout: seconds.
 
-    Raise TimeoutExpired with what was seen last, and StateError when the VM goes off meanwhile.
+    Raise TimeoutExpired with the last progress of the boot, StateError if the VM goes off.
     """
     return guest_ssh.wait(host, name, timeout)
 
@@ -65,8 +65,8 @@ def ssh(host: Host, name: str, *, user: str | None = None, command: Sequence[str
 def _ssh_command(host: Host, spec: VMSpec, user: str | None, command: Sequence[str]) -> list[str]:
     """Return the ssh command line into a guest.
 
-    The host's own key is offered beside the caller's. The guest's host key is accepted on first use and
-    kept per VM, under a name that a new VM at the same address does not share.
+    The key of the host is offered in addition to the caller's. The host key of the guest is accepted at first
+    use and stored per VM, under a name that depends on the UUID.
     """
     arguments = [
         "ssh",

@@ -43,7 +43,7 @@ def import_file(
     cloud_init: bool = True,
     kind: str | None = None,
 ) -> Image:
-    """Make an image of a disk file. kind: its format, None to detect it.
+    """Create an image from a disk file. kind: its format, None to detect it.
 
     Raises InvalidError, ExistsError, QsysdError, TimeoutExpired.
     """
@@ -74,10 +74,10 @@ def remove(host: Host, names: Sequence[str], *, dry_run: bool = False) -> Remove
         for name in names:
             files.append(host.images.require(name))
             if used[name].vms:
-                host.images.remove(name, used[name].vms)  # raises: nothing is removed yet
+                host.images.remove(name, used[name].vms)  # raises before an image is removed
         for vm, problem in used[names[0]].unknown.items():
             host.progress(
-                f"warning: {vm}: {printable(problem)}; only its definition tells which image it uses"
+                f"warning: {vm}: {printable(problem)}; its image is determined from its definition only"
             )
         for name in names:
             host.images.remove(name, [])

@@ -69,7 +69,7 @@ def stop(host: Host, names: Sequence[str] | None) -> list[Outcome]:
             results = unit_jobs.run_jobs(host, "StopUnit", rest, timeout)
             for name, result in zip(rest, results, strict=True):
                 if states[name].active == "activating" and result.done:
-                    # A start that was ended on purpose is no failure.
+                    # A start that was cancelled is not a failure.
                     host.systemd.reset_failed(paths.unit(name))
             after = unit_states.states(host, rest)
             for name, result in zip(rest, results, strict=True):
@@ -84,7 +84,7 @@ def _stopped(name: str, result: JobResult, before: str, after: str) -> Outcome:
     elif result.refusal:
         error = QsysdError(f"{name}: {result.refusal}", hint=f"systemctl status {result.unit}")
     elif not result.done:
-        error = TimeoutExpired(f"{name}: systemd says {result.result}", hint=f"qsysd kill {name}")
+        error = TimeoutExpired(f"{name}: not stopped: {result.result}", hint=f"qsysd kill {name}")
     return failed(name, error, before, after) if error else Outcome(name, State.STOPPED, before, after)
 
 

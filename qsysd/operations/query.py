@@ -1,4 +1,4 @@
-"""list, status and show: asked from systemd and QEMU at this moment, never cached."""
+"""list, status and show."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class NicStatus:
 
 @dataclass(frozen=True)
 class VMStatus(ListedVM):
-    """A VM as systemd and as QEMU see it.
+    """The state of a VM in systemd and in QEMU.
 
     uptime: seconds; crash_loop: systemd no longer restarts it; accel: of the definition; accelerator: the
     one in use, "" for a VM that is off.
@@ -75,7 +75,7 @@ class VMStatus(ListedVM):
 
 
 def list_vms(host: Host, names: Sequence[str] | None = None) -> list[ListedVM]:
-    """Return the VMs of this host, or those named. Raises NotFoundError for a name that is none."""
+    """Return the named VMs, or all VMs of this host. Raises NotFoundError for an unknown name."""
     return listed(host, names)
 
 
@@ -86,15 +86,15 @@ def status(host: Host, names: Sequence[str] | None) -> list[VMStatus]:
     return [_status(host, vm, loaded.get(vm.unit)) for vm in vms]
 
 
-# How a QEMU ends that systemd restarts: Restart=on-abnormal in systemd.service(5).
+# Results of a service that systemd restarts: Restart=on-abnormal in systemd.service(5).
 _CRASHES = ("signal", "core-dump", "watchdog")
 
 
 def _is_crash_loop(active: str, result: str, restarts: int) -> bool:
-    """Return whether systemd has given up on a VM that crashed again and again.
+    """Return whether a VM crashed more often than the start limit allows.
 
-    Where the limit ends a series of restarts, the unit keeps the last crash's result; without a
-    restart before it, a crash that leaves a unit failed was a stop that did not go well.
+    The unit then has the result of the last crash. Without a restart before it, the result is that of a stop
+    that failed.
     """
     return active == "failed" and (result == "start-limit-hit" or (result in _CRASHES and restarts > 0))
 
@@ -159,7 +159,7 @@ def _disks(host: Host, name: str) -> list[DiskStatus]:
         try:
             status = os.lstat(path)
         except OSError:
-            continue  # the problem of the VM names it
+            continue  # reported as the problem of the VM
         if stat.S_ISREG(status.st_mode):
             found.append(DiskStatus(path, status.st_blocks * 512, _virtual_size(path)))
     return found
@@ -173,9 +173,9 @@ def _virtual_size(path: str) -> int | None:
 
 
 def pending(host: Host, name: str, *, running: bool) -> list[str]:
-    """Return what is not as the definition says: files to render, and what waits for a restart.
+    """Return what is pending: files to render, a restart, a recovery.
 
-    Raises InvalidError where the definition itself is not valid.
+    Raises InvalidError if the definition is not valid.
     """
     found = []
     described = description.of_rendered(host.store, name)

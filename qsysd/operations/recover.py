@@ -1,4 +1,4 @@
-"""recover: repair what killed commands left."""
+"""recover: complete or undo the changes of killed commands."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from qsysd.host.context import Host
 
 @dataclass(frozen=True)
 class Recovered:
-    """A change whose command was killed. error: what prevents its repair; without one it is repaired."""
+    """A change whose command was killed. error: what prevented its repair, None if it was repaired."""
 
     name: str
     verb: str
@@ -19,9 +19,9 @@ class Recovered:
 
 
 def recover(host: Host) -> list[Recovered]:
-    """Repair what killed commands left; return what was found.
+    """Complete or undo the changes of killed commands; return the changes that were found.
 
-    A VM that cannot be repaired keeps no other from it.
+    If a VM cannot be repaired, the others are.
     """
     host.require_root()
     return [

@@ -64,7 +64,7 @@ def test_a_verb_that_changes_images_locks_them(host: OwnHost, taken: list[tuple[
 )
 def test_every_change_needs_root(scope: paths.Scope, monkeypatch: pytest.MonkeyPatch, change: Any) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    with pytest.raises(QsysdError, match="this needs root"), change(Host(scope)):
+    with pytest.raises(QsysdError, match="root privileges are required"), change(Host(scope)):
         raise AssertionError("it was allowed")
 
 

@@ -154,11 +154,11 @@ def test_a_definition_that_is_not_valid_hinders_no_other_vm(vm: OwnHost, verb: s
 @pytest.mark.parametrize(
     ("result", "kind", "words"),
     [
-        ("failed", QsysdError, "web1 did not start: systemd says failed"),
+        ("failed", QsysdError, "web1 did not start: result of the job: failed"),
         ("canceled", StateError, "the start was canceled by another command"),
         ("waiting", TimeoutExpired, "not started within 180 s"),
         ("not-found", HostError, r"systemd has no unit qemu-vm@web1\.service"),
-        ("dependency", QsysdError, "a unit that it needs did not"),
+        ("dependency", QsysdError, "a unit that it depends on failed"),
     ],
 )
 def test_a_start_that_fails_is_told_as_what_it_is(
@@ -215,7 +215,7 @@ def test_a_stop(vm: OwnHost) -> None:
     ("result", "kind", "words"),
     [
         ("canceled", StateError, "another command started it again"),
-        ("waiting", TimeoutExpired, "systemd says waiting"),
+        ("waiting", TimeoutExpired, "not stopped: waiting"),
     ],
 )
 def test_a_stop_that_fails(vm: OwnHost, result: str, kind: type[QsysdError], words: str) -> None:
@@ -235,7 +235,7 @@ def test_a_kill_asks_systemd_first_so_that_the_death_is_no_crash(vm: OwnHost) ->
 def test_a_kill_ends_in_the_unanswerable_signal(vm: OwnHost) -> None:
     vm.fake.set(UNIT, "active", "running")
     vm.fake.results[UNIT] = "waiting"
-    with pytest.raises(QsysdError, match=r"qemu-vm@web1\.service cannot be ended"):
+    with pytest.raises(QsysdError, match=r"qemu-vm@web1\.service cannot be stopped"):
         power.kill(vm, ["web1"])
     assert jobs(vm)[-1] == f"KillUnit web1 all {int(signal.SIGKILL)}"
 

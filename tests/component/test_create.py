@@ -220,7 +220,7 @@ def test_what_a_killed_command_left_is_removed_first(host: OwnHost) -> None:
     make(host, start=False)
     intents.begin(host, "web1", "create")
     make(host)
-    assert host.told == ["web1: a create was killed; what it left has been removed"]
+    assert host.told == ["web1: a create was killed; the VM was removed"]
     assert host.fake.state("qemu-vm@web1.service").active == "active"
 
 
@@ -279,7 +279,7 @@ def test_a_kernel_that_qemus_user_cannot_read_is_refused(
     kernel = tmp_path_factory.mktemp("boot") / "vmlinuz"
     kernel.touch()
     kernel.chmod(0o600)
-    refused(host, f"name: web1\nkernel: {kernel}\n", InvalidError, "cannot be read by the VM's own user")
+    refused(host, f"name: web1\nkernel: {kernel}\n", InvalidError, "cannot be read by the VM's user")
     unchanged()
 
 
@@ -472,7 +472,7 @@ def test_a_bus_that_goes_in_the_middle_keeps_a_note_for_the_next_command(host: O
         make(host)
     # nothing could be asked of systemd: the next command, with a bus, brings it to its end
     assert [intent.name for intent in intents.pending(host.scope)] == ["web1"]
-    assert "web1: the failed create could not be undone yet" in host.told[0]
+    assert "web1: the failed create could not be undone" in host.told[0]
     other = OwnHost(host.scope)
     power.start(other, None)
     assert files() == before
@@ -560,7 +560,7 @@ def test_two_people_who_edit_at_once_do_not_undo_each_other(host: OwnHost) -> No
     make(host)
     before = host.store.require("web1")
     edit_verb.edit(host, "web1", before.replace("cpus: 1", "cpus: 2"), before=before)
-    with pytest.raises(QsysdError, match="was changed by somebody else meanwhile"):
+    with pytest.raises(QsysdError, match="was changed by another command meanwhile"):
         edit_verb.edit(host, "web1", before.replace("cpus: 1", "cpus: 3"), before=before)
     assert host.store.load("web1").cpus == 2
 

@@ -107,7 +107,7 @@ def test_what_another_command_changes_is_waited_for_and_that_is_told(
     host: OwnHost, hold: Callable[..., Holder]
 ) -> None:
     hold("web1").wait()
-    words = "web1: another qsysd command has been at work"
+    words = "web1: another qsysd command has been running"
     with pytest.raises(TimeoutExpired, match=words) as caught, locks.locked(host, ["web1"]):
         raise AssertionError("two commands hold one lock")
     assert caught.value.code == 6

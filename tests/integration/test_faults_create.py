@@ -357,7 +357,7 @@ def test_next_command_repairs_and_reports_it(host: LabHost, vm: VMFactory) -> No
     host.qsysd("list")
     assert host.exists(note)
     said = host.qsysd("create", other, *tiny_options("tiny=no-network")).stderr
-    assert f"{name}: a create was killed; what it left has been removed" in said
+    assert f"{name}: a create was killed; the VM was removed" in said
     assert not host.exists(f"/etc/qsysd/vms/{name}.yaml")
     host.qsysd("delete", "--yes", other)
     assert traces(host) == before

@@ -383,6 +383,6 @@ def test_a_verb_for_root_fails_first_for_other_users(
     result = qsysd_command(*words.split(), stdin="")
     assert isinstance(result.exception, QsysdError), result.output
     assert (result.exception.message, result.exception.hint) == (
-        "this needs root",
-        "run it with sudo, or as root",
+        "root privileges are required",
+        "run the command with sudo, or as root",
     )

@@ -119,6 +119,7 @@ PHRASES = re.compile(
 TEXTS = [
     *(ROOT / name for name in ("README.md", "CHANGELOG.md", "Makefile")),
     *(path for folder in ("docs", "templates", "units", "examples") for path in (ROOT / folder).iterdir()),
+    *(path for path in (ROOT / "qsysd").rglob("*.py")),
 ]
 # The digest of a VM's rendering covers comments: another text would make each running VM wait for a restart.
 DIGESTED = ("vm.conf.j2", "vm.env.j2")
@@ -127,7 +128,9 @@ EXAMPLES = re.compile("^      # before: .*|^- \\*\\*English\\*\\*.*(\n  .*)*", r
 
 
 @pytest.mark.parametrize(
-    "path", [path for path in TEXTS if path.name not in DIGESTED], ids=lambda path: path.name
+    "path",
+    [path for path in TEXTS if path.name not in DIGESTED],
+    ids=lambda path: str(path.relative_to(ROOT)),
 )
 def test_texts_are_written_as_the_manuals_are(path: Path) -> None:
     text = EXAMPLES.sub("", path.read_text(encoding="utf-8"))
