@@ -22,7 +22,7 @@ from qsysd.store.claims import Claims
 def complete(
     host: Host, spec: VMSpec, defaults: Defaults, others: Sequence[Claims], ssh_keys: Sequence[str] = ()
 ) -> VMSpec:
-    """Return the spec with what is made once and kept: UUID, machine type, MACs, addresses, disk size."""
+    """Return the spec with UUID, machine type, MACs, addresses and disk size."""
     base = host.images.get(spec.image) if spec.image else None
     disks = spec.disks
     if base and not disks:
@@ -45,7 +45,7 @@ def complete(
 
 
 def pinned(host: Host, machine: str) -> str:
-    """Return a machine type that stays what it is when QEMU is upgraded."""
+    """Return the versioned machine type, which an upgrade of QEMU does not change."""
     return machine if "-" in machine else machine_types.pinned_machine(host.scope, machine)
 
 

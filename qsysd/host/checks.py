@@ -37,7 +37,7 @@ def check(host: Host, spec: VMSpec, others: Sequence[Claims]) -> None:
 
 
 def _warn_of_memory(host: Host, spec: VMSpec, others: Sequence[Claims]) -> None:
-    """Warn when the VMs that run or start at host boot have more memory together than this host."""
+    """Warn if the running and enabled VMs together have more memory than this host."""
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     units = host.systemd.active_units(paths.UNIT_PATTERN)
     running = {paths.vm_of_unit(name) for name, state in units.items() if state.active != "failed"}
@@ -71,7 +71,7 @@ def check_references(host: Host, spec: VMSpec, others: Sequence[Claims]) -> None
 
 
 def check_unique(host: Host, spec: VMSpec, others: Sequence[Claims]) -> None:
-    """Raise where another VM has the UUID, a MAC, an address or a TAP, or an address is not for a VM."""
+    """Raise an error if another VM has the UUID, a MAC, an address or a TAP, or an address is not valid."""
     _check_identity(host, spec, others)
     _check_addresses(host, spec, others)
     _check_taps(spec, others)
@@ -92,7 +92,7 @@ def _check_order(spec: VMSpec, others: Sequence[Claims]) -> None:
 
 
 def _check_identity(host: Host, spec: VMSpec, others: Sequence[Claims]) -> None:
-    """Raise where another VM has the same UUID, or a NIC with the same MAC on the same network."""
+    """Raise ExistsError if another VM has the same UUID, or a NIC with the same MAC on the same network."""
     nics = {(nic.network, nic.mac) for nic in spec.nics if nic.mac}
     for other in others:
         if spec.uuid == other.uuid != "":
@@ -108,7 +108,7 @@ def _check_identity(host: Host, spec: VMSpec, others: Sequence[Claims]) -> None:
 
 
 def _check_addresses(host: Host, spec: VMSpec, others: Sequence[Claims]) -> None:
-    """Raise where an address is not for a VM on its network, or another VM's."""
+    """Raise an error if an address is not valid for a VM on its network, or belongs to another VM."""
     claimed = {(nic.network, nic.address): other.name for other in others for nic in other.ports}
     for nic in spec.nics:
         net: NetworkSpec = host.store.load_network(nic.network)
@@ -125,7 +125,7 @@ def _check_addresses(host: Host, spec: VMSpec, others: Sequence[Claims]) -> None
 
 
 def _check_taps(spec: VMSpec, others: Sequence[Claims]) -> None:
-    """Raise where another VM has a TAP of the same name: it holds a digest where the names are long."""
+    """Raise ExistsError if another VM has a TAP of the same name: long names are replaced by digests."""
     mine = {port.tap for port in ports(spec)}
     for other in others:
         if taken := mine & {port.tap for port in other.ports}:

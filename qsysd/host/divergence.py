@@ -79,7 +79,7 @@ def _duplicates(host: Host, claims: list[Claims]) -> Iterator[Divergence]:
 
 
 def move_definition(host: Host, name: str) -> str:
-    """Return what to do with a definition that was copied by hand."""
+    """Return the hint for a definition that was copied by hand."""
     return f"mv {host.scope.definition(name)} to another directory, then: qsysd create --file FILE"
 
 
@@ -89,7 +89,7 @@ def _outside_of_subnets(host: Host, claims: list[Claims]) -> Iterator[Divergence
         try:
             subnets[name] = host.store.load_network(name).subnet
         except QsysdError:
-            continue  # reported as the network's own
+            continue  # reported for the network
     for vm in claims:
         for nic in vm.ports:
             subnet = subnets.get(nic.network)
@@ -117,20 +117,20 @@ def _other_images(host: Host) -> Iterator[Divergence]:
 
 
 def network_differences(host: Host, spec: NetworkSpec) -> dict[str, str]:
-    """Return the files of a network that differ from its definition, each with the text it should have."""
+    """Return the files of a network that differ from its rendering, each with the expected text."""
     files = render.network_files(spec, host.scope)
     return {path: text for path, text in files.items() if read_bytes(path) != text.encode()}
 
 
 def has_subnet(host: Host, spec: NetworkSpec) -> bool:
-    """Return whether the network was rendered with the subnet that its definition has."""
+    """Return whether the network was rendered with the subnet of its definition."""
     rendered = read_text(host.scope.network_environment(spec.name)) or ""
     prefix = spec.subnet.partition("/")[2]
     return f"\nQSYSD_GATEWAY={network.gateway(spec.subnet)}/{prefix}\n" in rendered
 
 
 def cut_off(host: Host, network_name: str, subnet: str) -> list[str]:
-    """Return the VMs with an address on a network that would be outside of a subnet, with the address."""
+    """Return the VMs with an address on a network that is outside of a subnet, with the address."""
     return [
         f"{vm.name} ({nic.address})"
         for vm in of_others(host.store)

@@ -14,9 +14,9 @@ from qsysd.runtime import spawn
 
 
 def host_key(scope: Scope) -> str:
-    """Return the public half of the host's key, which is created the first time. Root only.
+    """Return the public key of the host, which is created at its first use. Root only.
 
-    Raises HostError if the private half is damaged: the guests know no other key of this host.
+    Raises HostError if the private key is damaged: guests do not accept another key of this host.
     """
     public = f"{scope.ssh_key}.pub"
     if not os.path.lexists(scope.ssh_key):
@@ -30,7 +30,7 @@ def host_key(scope: Scope) -> str:
             hint=f"restore it from a backup; or, for a new key: mv {scope.ssh_key} {scope.ssh_key}.damaged",
         )
     key = done.stdout.strip()
-    with suppress(QsysdError):  # in the way is, for example, a directory
+    with suppress(QsysdError):  # for example because it is a directory
         write_atomic(public, f"{key}\n", 0o644)
     return key
 
@@ -41,7 +41,7 @@ def _create_host_key(scope: Scope) -> None:
     for path in (partial, f"{partial}.pub"):
         remove(path)
     spawn.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", partial])
-    with suppress(OSError):  # it is derived from the private half when it is needed
+    with suppress(OSError):  # it is derived from the private key if it is missing
         os.rename(f"{partial}.pub", f"{scope.ssh_key}.pub")
     os.rename(partial, scope.ssh_key)
     sync_directory(os.path.dirname(scope.ssh_key))
@@ -67,14 +67,14 @@ def callers_keys() -> list[str]:
         try:
             names = sorted(name for name in os.listdir(directory) if name.endswith(".pub"))
         except OSError:
-            continue  # it does not exist or cannot be read: no keys then
+            continue  # it does not exist or cannot be read
         for path in (os.path.join(directory, name) for name in names):
             if os.path.isfile(path):  # a FIFO without a writer would block
-                with suppress(InvalidError):  # a key of another program, or not ours to read
+                with suppress(InvalidError):  # not an SSH key, or not readable
                     found += public_keys.read(path)
     return list(dict.fromkeys(found))
 
 
 def for_new_guest(scope: Scope) -> list[str]:
-    """Return the public keys that a new guest gets: the host's own, and those of the caller."""
+    """Return the public keys for a new guest: the host's key, and those of the caller."""
     return [host_key(scope), *callers_keys()]

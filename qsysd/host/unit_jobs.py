@@ -1,4 +1,4 @@
-"""Jobs of systemd for VMs' units: what is started, in which order, and how long it may take."""
+"""Jobs of systemd for the units of VMs: their order and their timeouts."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from qsysd.host.context import Host
 from qsysd.host.outcomes import Outcome, State, failed
 from qsysd.systemd import NOT_LOADED, JobResult, UnitState
 
-START_TIMEOUT = 180.0  # seconds; the unit's own TimeoutStartSec is 120, and networks may come up before
-KILL_TIMEOUT = 5.0  # seconds that QEMU has to flush its disks after SIGTERM, before SIGKILL
+START_TIMEOUT = 180.0  # seconds; TimeoutStartSec= is 120, and networks may have to be started first
+KILL_TIMEOUT = 5.0  # seconds between SIGTERM, after which QEMU flushes its disks, and SIGKILL
 STOP_MARGIN = 10.0
 
 
@@ -34,18 +34,18 @@ def prepare(host: Host, states: Iterable[UnitState]) -> None:
 
 
 def refresh(host: Host, names: Sequence[str]) -> None:
-    """Let systemd see changed drop-ins of loaded units: also `systemctl start` must use them."""
+    """Reload changed drop-ins of loaded units, which `systemctl start` must use, too."""
     host.systemd.refresh([paths.unit(name) for name in names])
 
 
 def run_jobs(host: Host, method: str, names: Sequence[str], timeout: float) -> list[JobResult]:
-    """Run a job for each VM in parallel; during a long wait, show what each job waits for."""
+    """Run a job for each VM in parallel; report what it waits for."""
 
     def tick(seconds: float) -> None:
         try:
             states = unit_states.states(host, names).values()
         except QsysdError:
-            return  # the wait itself reports a bus that is gone
+            return  # the wait itself reports a lost bus
         stopping = [paths.vm_of_unit(state.name) for state in states if state.active == "deactivating"]
         starting = [paths.vm_of_unit(state.name) for state in states if state.active == "activating"]
         if stopping:
@@ -74,7 +74,7 @@ def start_units(host: Host, needed_by: Mapping[str, str]) -> dict[str, Outcome]:
     # A start job for a unit in auto-restart waits for RestartSec; RestartUnit starts it at once.
     pausing = [name for name in rest if states[name].sub.startswith("auto-restart")]
     others = [name for name in rest if name not in pausing]
-    # Each VM that others come after may take its own time.
+    # VMs that depend on each other start one after another.
     chain = 1 + sum(other != "" for other in needed_by.values())
     stopping = [state for state in states.values() if state.active == "deactivating"]
     timeout = chain * START_TIMEOUT + stop_limit(host, stopping)
@@ -87,7 +87,7 @@ def start_units(host: Host, needed_by: Mapping[str, str]) -> dict[str, Outcome]:
 def dependencies(host: Host, names: Sequence[str]) -> dict[str, str]:
     """Return VMs and all existing VMs that they depend on, each with a VM that depends on it, or "".
 
-    Dependencies come first: systemd orders a new job only by the jobs that it already has.
+    Dependencies come first: systemd orders a new job only relative to jobs that are queued already.
     """
     needs: dict[str, list[str]] = {}
     needed_by = dict.fromkeys(names, "")
@@ -108,7 +108,7 @@ def dependencies(host: Host, names: Sequence[str]) -> dict[str, str]:
 
 
 def _sorted_by_order(after: Mapping[str, Sequence[str]], names: Iterable[str]) -> list[str]:
-    """Return the names so that each comes after those in `after[name]`; as they are if that is a cycle."""
+    """Return the names, each after those in `after[name]`; unchanged if there is a cycle."""
     if not any(after.values()):
         return list(names)
     try:
@@ -120,7 +120,7 @@ def _sorted_by_order(after: Mapping[str, Sequence[str]], names: Iterable[str]) -
 def as_dependencies(
     outcomes: Mapping[str, Outcome], needed_by: Mapping[str, str], names: Sequence[str]
 ) -> list[Outcome]:
-    """Return the outcomes of those VMs that were started only because one of `names` depends on them."""
+    """Return the outcomes of VMs that were started only because one of `names` depends on them."""
     return [
         replace(outcomes[name], needed_by=other)
         for name, other in needed_by.items()
@@ -155,7 +155,7 @@ def start_jobs(
 
 
 def stop_limit(host: Host, states: Sequence[UnitState]) -> float:
-    """Return the seconds after which systemd has ended those of these units that are not off."""
+    """Return the seconds within which systemd stops those of these units that are not off."""
     running = [state for state in states if state.active not in unit_states.OFF]
     names = [paths.vm_of_unit(state.name) for state in running]
     return stop_plan(host, names, running)[1] if running else 0.0
@@ -168,7 +168,7 @@ def stop_plan(host: Host, names: Sequence[str], states: Sequence[UnitState]) -> 
     be enqueued after theirs.
     """
     plans = host.systemd.stop_plans(states)
-    # TimeoutStopSec counts for ExecStop, and again for SIGTERM and for SIGKILL.
+    # TimeoutStopSec= applies to ExecStop=, and again to SIGTERM and SIGKILL.
     limits = [3 * plan.timeout for plan in plans]
     known = {paths.unit(name): name for name in names}
     after = {
@@ -195,7 +195,7 @@ def power_off(host: Host, names: Sequence[str]) -> None:
 
     def signal_all(number: int, who: str) -> None:
         for unit in running:
-            # In the steps before and after QEMU there is no main process to signal.
+            # Without a main process, before and after QEMU runs, this fails.
             with suppress(QsysdError):
                 host.systemd.kill(unit, number, who=who)
 
@@ -227,13 +227,13 @@ def reload_dhcp(host: Host, network: str) -> None:
 
 
 def enable(host: Host, names: Iterable[str]) -> None:
-    """Start VMs at host boot from now on, durably."""
+    """Enable VMs to start at host boot, durably."""
     host.systemd.enable([paths.unit(name) for name in names])
     sync_links(host)
 
 
 def sync_links(host: Host) -> None:
-    """Make the links durable that systemd creates and removes to start VMs at host boot."""
+    """Sync the links that systemd creates and removes to start VMs at host boot."""
     for directory in (host.scope.wants_dir, host.scope.unit_dir):
         if os.path.isdir(directory):
             sync_directory(directory)

@@ -24,9 +24,9 @@ MONITOR_TIMEOUT = 5.0
 
 
 def start(host: Host, names: Sequence[str] | None) -> list[Outcome]:
-    """Start VMs and the VMs that they depend on; a VM has started when its QEMU answers QMP.
+    """Start VMs and the VMs that they depend on; a VM is started when its QEMU answers on QMP.
 
-    A dependency that already runs has no outcome.
+    Dependencies that already run are not in the result.
     """
     vms = begin(host, names, ready=True)
     needed_by = unit_jobs.dependencies(host, vms)
@@ -38,7 +38,7 @@ def start(host: Host, names: Sequence[str] | None) -> list[Outcome]:
 
 
 def restart(host: Host, names: Sequence[str] | None) -> list[Outcome]:
-    """Stop VMs gracefully and start them again, with their definitions as they are now."""
+    """Stop VMs gracefully and start them again, with their present definitions."""
     vms = begin(host, names, ready=True)
     outcomes = _render_stale(host, vms)
     with locks.locked(host, vms, exclusive=False):
@@ -53,7 +53,7 @@ def restart(host: Host, names: Sequence[str] | None) -> list[Outcome]:
 
 
 def stop(host: Host, names: Sequence[str] | None) -> list[Outcome]:
-    """Power VMs off gracefully, and at each VM's own timeout by force. They need no definition."""
+    """Shut VMs down gracefully, and by force at each VM's timeout. They need not be defined."""
     with changing(host, names, exclusive=False) as vms:
         for name in vms:
             unit_states.require_traces(host, name)
@@ -91,7 +91,7 @@ def _stopped(name: str, result: JobResult, before: str, after: str) -> Outcome:
 def kill(host: Host, names: Sequence[str] | None) -> list[Outcome]:
     """Switch VMs off without a shutdown of the guest; QEMU flushes its disks if it can.
 
-    They need no definition.
+    They need not be defined.
     """
     with changing(host, names, exclusive=False) as vms:
         for name in vms:
@@ -118,7 +118,7 @@ def _render_stale(host: Host, names: Sequence[str]) -> dict[str, Outcome]:
     stale = [name for name in names if host.store.is_stale(name)]
     if not stale:
         return {}
-    # A seam: rendering imports YAML and jinja2, and definitions are hardly ever stale.
+    # A seam: rendering imports YAML and jinja2, and definitions are rarely stale.
     from qsysd.host import rendering
 
     with locks.locked(host, stale):
@@ -126,7 +126,7 @@ def _render_stale(host: Host, names: Sequence[str]) -> dict[str, Outcome]:
     return {name: failed(name, error) for name, error in errors.items()}
 
 
-# inside the VM
+# by QMP
 
 
 def ask(host: Host, name: str, action: Callable[[Monitor], State]) -> Outcome:
@@ -162,7 +162,7 @@ def _each(host: Host, names: Sequence[str] | None, action: Callable[[Monitor], S
 
 
 def pause(host: Host, names: Sequence[str] | None) -> list[Outcome]:
-    """Stop the guest's processors; its memory stays."""
+    """Stop the guest's CPUs; its memory is kept."""
 
     def action(monitor: Monitor) -> State:
         if monitor.run_state() in ("paused", "prelaunch"):
@@ -186,7 +186,7 @@ def resume(host: Host, names: Sequence[str] | None) -> list[Outcome]:
 
 
 def reset(host: Host, names: Sequence[str] | None) -> list[Outcome]:
-    """Press the reset button: the guest boots again without a shutdown."""
+    """Reset the guest without a shutdown."""
 
     def action(monitor: Monitor) -> State:
         monitor.execute("system_reset")
@@ -199,7 +199,7 @@ def reset(host: Host, names: Sequence[str] | None) -> list[Outcome]:
 
 
 def enable(host: Host, names: Sequence[str] | None) -> list[Outcome]:
-    """Start VMs at host boot from now on."""
+    """Enable VMs to start at host boot."""
     return _enabling(host, names, State.ENABLED)
 
 
