@@ -15,9 +15,11 @@ from network_host import NetworkHost
 from own_host import OwnHost
 from stand_ins import StandIns
 from unit_steps import VM, StandIn
+from vms import files
 
+from qsysd.host import intents
 from qsysd.images.catalog import Images
-from qsysd.operations import setup
+from qsysd.operations import create, setup
 from qsysd.paths import Scope
 from qsysd.qemu import machine_types
 from qsysd.runtime import privileges, readiness, shutdown
@@ -129,3 +131,27 @@ def net(network_namespace: None) -> Iterator[NetworkHost]:
             made.close()
     finally:
         shutil.rmtree(root)
+
+
+@pytest.fixture
+def vm(host: OwnHost, monkeypatch: pytest.MonkeyPatch) -> OwnHost:
+    """Return a host with the VMs web1 and web2, which are off."""
+    monkeypatch.setattr("qsysd.host.journal.failure", lambda *_: "")
+    for name in ("web1", "web2"):
+        text = f"name: {name}\nimage: tiny\ndisks: [{{}}]\nseed: false\n"
+        create.create(host, text, "x", start=False, enable=False)
+    host.fake.calls.clear()
+    return host
+
+
+@pytest.fixture
+def unchanged(host: OwnHost) -> Callable[[], None]:
+    """Return a check that nothing was created since the test began, and nothing is pending."""
+    before = files()
+
+    def check() -> None:
+        assert files() == before
+        assert intents.pending(host.scope) == []
+        assert not [call for call in host.fake.calls if call.startswith("StartUnit")]
+
+    return check

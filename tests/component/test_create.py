@@ -1,4 +1,4 @@
-"""Making VMs on a host below a directory: whole, or refused before anything is made, or undone."""
+"""create: the parts of a new VM, and what is refused before anything is created."""
 
 from __future__ import annotations
 
@@ -6,59 +6,24 @@ import os
 import stat
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import wire
 from own_host import OwnHost
 from samples import KEY, UUID
-from stand_ins import StandIns
+from vms import IMAGE_VM, files, make
 
-from qsysd import network, paths, seed
-from qsysd.config import dump
+from qsysd import network, paths
 from qsysd.errors import ExistsError, HostError, InvalidError, NotFoundError, QsysdError
-from qsysd.host import intents, journal, keys, unit_states
+from qsysd.host import intents, keys, unit_states
 from qsysd.images.formats import read_header
 from qsysd.model.vm import VMSpec
-from qsysd.operations import create, delete, power
+from qsysd.operations import create, delete
 from qsysd.operations import edit as edit_verb
-from qsysd.qemu.nic import ports
-from qsysd.runtime import roots, spawn, taps
-
-IMAGE_VM = "name: {}\nimage: tiny\ndisks: [{{size: 1M}}]\n"
+from qsysd.runtime import spawn
 
 
-def make(host: OwnHost, name: str = "web1", more: str = "", **options: bool) -> VMSpec:
-    create.create(host, IMAGE_VM.format(name) + more, "x.yaml", **options)  # type: ignore[arg-type]
-    return host.store.load(name)
-
-
-def files() -> set[str]:
-    """Return all files and directories of the host but locks and caches."""
-    found = set()
-    for directory, directories, names in os.walk("."):
-        found |= {os.path.join(directory, name) for name in [*directories, *names]}
-    return {path for path in found if not path.startswith(("./run/qsysd", "./stand-ins", "./systemd.json"))}
-
-
-@pytest.fixture
-def unchanged(host: OwnHost) -> Callable[[], None]:
-    """Check that nothing was made, and nothing is pending, since the test began."""
-    before = files()
-
-    def check() -> None:
-        assert files() == before
-        assert intents.pending(host.scope) == []
-        assert not [call for call in host.fake.calls if call.startswith("StartUnit")]
-
-    return check
-
-
-# whole
-
-
-def test_a_vm_with_all_that_belongs_to_it(host: OwnHost) -> None:
+def test_create_creates_all_parts_of_a_vm(host: OwnHost) -> None:
     created = create.create(host, IMAGE_VM.format("web1"), "x.yaml", ssh_keys=[KEY])
     scope = host.scope
     spec = host.store.load("web1")
@@ -78,7 +43,7 @@ def test_a_vm_with_all_that_belongs_to_it(host: OwnHost) -> None:
     assert host.told == []
 
 
-def test_nobody_else_can_look_into_a_vm(host: OwnHost) -> None:
+def test_the_files_of_a_vm_are_readable_for_root_only(host: OwnHost) -> None:
     before = os.umask(0)
     try:
         make(host)
@@ -95,7 +60,7 @@ def test_nobody_else_can_look_into_a_vm(host: OwnHost) -> None:
     assert stat.S_IMODE(os.stat(scope.vm_dir("web1")).st_mode) == 0o700
 
 
-def test_a_new_vm_counts_as_started_for_the_first_time_and_reloads_nothing(host: OwnHost) -> None:
+def test_create_resets_the_start_counter_and_does_not_reload_systemd(host: OwnHost) -> None:
     host.fake.set("qemu-vm@web1.service", "failed", "failed")
     make(host)
     calls = [call for call in host.fake.calls if "web1" in call]
@@ -103,13 +68,13 @@ def test_a_new_vm_counts_as_started_for_the_first_time_and_reloads_nothing(host:
     assert "Reload" not in host.fake.calls
 
 
-def test_a_vm_can_be_left_off_and_out_of_host_boot(host: OwnHost) -> None:
+def test_a_vm_can_be_created_off_and_disabled(host: OwnHost) -> None:
     make(host, start=False, enable=False)
     assert host.fake.state("qemu-vm@web1.service").active == "inactive"
     assert unit_states.enabled_names(host) == set()
 
 
-def test_a_definition_that_was_kept_makes_the_same_vm_again(host: OwnHost) -> None:
+def test_a_kept_definition_creates_the_same_vm_again(host: OwnHost) -> None:
     first = make(host, more=f"uuid: {UUID}\n")
     text = host.store.require("web1")
     delete.delete(host, ["web1"])
@@ -118,20 +83,20 @@ def test_a_definition_that_was_kept_makes_the_same_vm_again(host: OwnHost) -> No
 
 
 @pytest.mark.parametrize("more", ["", "disks: [{}]\n"])
-def test_a_definition_with_a_uuid_needs_no_disk_of_its_own(host: OwnHost, more: str) -> None:
+def test_a_definition_with_a_uuid_needs_no_disk_size(host: OwnHost, more: str) -> None:
     text = f"name: web1\nuuid: {UUID}\nimage: tiny\n{more}"
     create.create(host, text, "x.yaml")
     assert host.store.load("web1").user == "me"
     assert os.path.exists(host.scope.overlay("web1"))
 
 
-def test_each_vm_has_an_address_and_a_mac_of_its_own(host: OwnHost) -> None:
+def test_each_nic_has_a_different_address_and_mac(host: OwnHost) -> None:
     specs = [make(host, f"web{number}", "nics: [{}, {}]\n", start=False) for number in range(4)]
     nics = [nic for spec in specs for nic in spec.nics]
     assert len({nic.address for nic in nics}) == len({nic.mac for nic in nics}) == 8
 
 
-def test_vms_that_are_made_at_once_have_addresses_of_their_own(host: OwnHost) -> None:
+def test_vms_created_in_parallel_have_different_addresses(host: OwnHost) -> None:
     made: list[VMSpec] = []
 
     def one(name: str) -> None:
@@ -146,7 +111,7 @@ def test_vms_that_are_made_at_once_have_addresses_of_their_own(host: OwnHost) ->
     assert host.store.names() == [f"web{number}" for number in range(6)]
 
 
-def test_two_commands_that_make_one_vm_make_one(host: OwnHost) -> None:
+def test_of_several_creates_of_one_name_one_succeeds(host: OwnHost) -> None:
     outcomes: list[object] = []
 
     def one() -> None:
@@ -165,13 +130,13 @@ def test_two_commands_that_make_one_vm_make_one(host: OwnHost) -> None:
     assert edit_verb.render(host, ["web1"], check=True).differences == {"web1": []}
 
 
-def test_an_address_that_a_broken_definition_had_is_not_given_away(host: OwnHost) -> None:
+def test_the_address_of_a_vm_with_a_broken_definition_is_not_allocated(host: OwnHost) -> None:
     first = make(host, "web1").nics[0].address
     Path(host.scope.definition("web1")).write_text("name: [\n", encoding="utf-8")
     assert make(host, "web2").nics[0].address != first
 
 
-def test_an_address_that_somebody_still_holds_is_not_given_away(host: OwnHost) -> None:
+def test_a_leased_address_is_not_allocated(host: OwnHost) -> None:
     subnet = host.store.load_network("default").subnet
     first = network.allocate(subnet, [])
     leases = Path(host.scope.leases("default"))
@@ -180,7 +145,7 @@ def test_an_address_that_somebody_still_holds_is_not_given_away(host: OwnHost) -
     assert make(host).nics[0].address != first
 
 
-def test_a_user_that_is_not_the_images_own_is_named_as_a_login_only(host: OwnHost) -> None:
+def test_a_user_that_differs_from_the_images_is_reported_as_a_login_only(host: OwnHost) -> None:
     Path(host.scope.image_metadata("tiny")).write_text("default_user: debian\n", encoding="utf-8")
     make(host, more="user: bob\n", start=False)
     (warning,) = host.told
@@ -191,7 +156,7 @@ def test_a_user_that_is_not_the_images_own_is_named_as_a_login_only(host: OwnHos
     assert host.told == []
 
 
-def test_more_memory_than_the_host_has_is_told_at_create(
+def test_create_warns_of_more_memory_in_total_than_the_host_has(
     host: OwnHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Running and enabled VMs count, one that is off and stays off does not."""
@@ -210,21 +175,18 @@ def test_more_memory_than_the_host_has_is_told_at_create(
     ]
 
 
-def test_a_vm_of_more_memory_than_the_host_is_told_at_create(host: OwnHost) -> None:
+def test_create_warns_of_a_vm_with_more_memory_than_the_host_has(host: OwnHost) -> None:
     make(host, more="memory: 900T\n", start=False, enable=False)
     assert len(host.told) == 1
     assert host.told[0].startswith("warning: with web1, the running and enabled VMs have ")
 
 
-def test_what_a_killed_command_left_is_removed_first(host: OwnHost) -> None:
+def test_create_first_removes_what_a_killed_create_left(host: OwnHost) -> None:
     make(host, start=False)
     intents.begin(host, "web1", "create")
     make(host)
     assert host.told == ["web1: a create was killed; the VM was removed"]
     assert host.fake.state("qemu-vm@web1.service").active == "active"
-
-
-# refused before anything is made
 
 
 def refused(host: OwnHost, text: str, error: type[QsysdError], words: str) -> None:
@@ -250,7 +212,7 @@ def refused(host: OwnHost, text: str, error: type[QsysdError], words: str) -> No
         ("kernel: /etc", InvalidError, "file /etc does not exist"),
     ],
 )
-def test_what_cannot_be_is_refused(
+def test_a_definition_that_is_not_possible_is_refused(
     host: OwnHost, unchanged: Callable[[], None], more: str, error: type[QsysdError], words: str
 ) -> None:
     refused(host, f"name: web1\n{more}\n", error, words)
@@ -258,7 +220,7 @@ def test_what_cannot_be_is_refused(
 
 
 @pytest.mark.parametrize("which", [0, 1, -1])
-def test_addresses_that_are_the_networks_own_are_refused(
+def test_the_network_gateway_and_broadcast_addresses_are_refused(
     host: OwnHost, unchanged: Callable[[], None], which: int
 ) -> None:
     import ipaddress
@@ -283,7 +245,7 @@ def test_a_kernel_that_qemus_user_cannot_read_is_refused(
     unchanged()
 
 
-def test_a_taken_name_is_refused_and_the_vm_is_not_touched(host: OwnHost) -> None:
+def test_a_name_in_use_is_refused_and_its_vm_is_not_changed(host: OwnHost) -> None:
     make(host)
     before, calls = files(), len(host.fake.calls)
     refused(host, IMAGE_VM.format("web1"), ExistsError, "VM 'web1' already exists")
@@ -291,7 +253,7 @@ def test_a_taken_name_is_refused_and_the_vm_is_not_touched(host: OwnHost) -> Non
     assert not [call for call in host.fake.calls[calls:] if "Unit " in call or "disable" in call.lower()]
 
 
-def test_no_image_is_built_for_a_vm_that_could_not_be_made(
+def test_no_image_is_built_for_a_vm_that_cannot_be_created(
     host: OwnHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     built: list[str] = []
@@ -307,30 +269,12 @@ def test_no_image_is_built_for_a_vm_that_could_not_be_made(
 
 
 @pytest.mark.parametrize("what", ["vm_dir", "environment", "drop_in"])
-def test_files_of_unknown_origin_are_never_written_over(host: OwnHost, what: str) -> None:
+def test_files_of_unknown_origin_are_not_overwritten(host: OwnHost, what: str) -> None:
     path = Path(getattr(host.scope, what)("web1"))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.symlink_to("nowhere")
     refused(host, IMAGE_VM.format("web1"), ExistsError, f"{path} exists, though VM 'web1' does not")
     assert path.is_symlink()
-
-
-def test_a_persons_own_drop_in_may_be_there_before_the_vm(host: OwnHost) -> None:
-    own = Path(host.scope.drop_in_dir("web1"), "60-mine.conf")
-    own.parent.mkdir()
-    own.touch()
-    make(host)
-    assert delete.delete(host, ["web1"]).kept == [str(own)]
-    assert os.listdir(own.parent) == [own.name]
-
-
-def test_what_a_killed_write_left_is_deleted_too(host: OwnHost) -> None:
-    before = files()
-    make(host)
-    for path in (host.scope.definition("web1"), host.scope.environment("web1"), host.scope.drop_in("web1")):
-        Path(f"{path}.part").touch()
-    delete.delete(host, ["web1"])
-    assert files() == before
 
 
 def test_a_second_vm_with_the_same_address_mac_or_uuid_is_refused(host: OwnHost) -> None:
@@ -371,284 +315,15 @@ def test_a_second_disk_without_a_size_is_refused(host: OwnHost, unchanged: Calla
     unchanged()
 
 
-def test_a_host_that_is_not_set_up_says_so(scope: paths.Scope) -> None:
+def test_a_host_that_is_not_set_up_is_an_error(scope: paths.Scope) -> None:
     host = OwnHost(scope)
     with pytest.raises(HostError, match="this host is not set up") as caught:
         make(host)
     assert caught.value.hint == "qsysd setup"
 
 
-def test_a_host_without_its_bus_says_so_and_makes_nothing(
-    host: OwnHost, unchanged: Callable[[], None]
-) -> None:
+def test_nothing_is_created_without_the_bus(host: OwnHost, unchanged: Callable[[], None]) -> None:
     host.fake.gone = True
     with pytest.raises(HostError, match="the system bus cannot be reached"):
         make(host)
     unchanged()
-
-
-# undone
-
-
-def test_a_qemu_that_does_not_start_leaves_nothing(host: OwnHost, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = files()
-    host.fake.results["qemu-vm@web1.service"] = "failed"
-    monkeypatch.setattr(journal, "failure", lambda *_: "qemu-system-x86_64: -foo: invalid option")
-    with pytest.raises(
-        QsysdError, match="web1 did not start: qemu-system-x86_64: -foo: invalid option"
-    ) as caught:
-        make(host)
-    assert caught.value.hint == "nothing was created; fix the error and run the command again"
-    assert files() == before
-    assert unit_states.enabled_names(host) == set()
-    assert host.fake.state("qemu-vm@web1.service").active == "inactive"
-
-
-@pytest.mark.parametrize("program", ["qemu-img", "genisoimage"])
-def test_a_program_that_fails_leaves_nothing_and_is_quoted(
-    host: OwnHost, unchanged: Callable[[], None], stand_ins: StandIns, program: str
-) -> None:
-    stand_ins.add(program, "echo 'warning: x' >&2; echo 'No space left on device' >&2; exit 1")
-    with pytest.raises(QsysdError, match="No space left on device"):
-        make(host)
-    assert stand_ins.calls(program)
-    unchanged()
-
-
-@pytest.mark.needs_root
-@pytest.mark.parametrize("room", [0, 60, 120, 240, 360])
-def test_a_disk_that_fills_up_leaves_nothing(host: OwnHost, room: int) -> None:
-    # the VMs' directory alone is on the small disk; QEMU's two files need 200 KiB, the seed 400
-    with wire.namespace():
-        wire.run("mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", host.scope.vms_dir)
-        Path(host.scope.vms_dir, "full").write_bytes(b"x" * (1024 * (1024 - room)))
-        before = files()
-        with pytest.raises(QsysdError, match="No space left"):
-            make(host, start=False)
-        assert files() == before
-        assert intents.pending(host.scope) == []
-
-
-@pytest.mark.needs_root
-def test_a_vm_can_be_deleted_on_a_full_disk(host: OwnHost) -> None:
-    with wire.namespace():
-        wire.run("mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", host.scope.state_dir)
-        for path in (
-            host.scope.vms_dir,
-            host.scope.intents_dir,
-            host.scope.images_dir,
-            host.scope.network_state_dir,
-        ):
-            os.makedirs(path)
-        create.create(host, "name: web1\ndisks: [{size: 1M}]\nnics: []\nseed: false\n", "x", start=False)
-        wire.run("dd", "if=/dev/zero", f"of={host.scope.vms_dir}/full", "bs=4k", check=False)
-        with pytest.raises(QsysdError, match="No space left"):
-            intents.begin(host, "web2", "create")
-        delete.delete(host, ["web1"])
-        assert os.listdir(host.scope.vms_dir) == ["full"]
-        assert host.store.names() == []
-
-
-@pytest.mark.needs_root
-def test_what_a_unit_left_goes_with_its_vm_and_nothing_of_others(host: OwnHost) -> None:
-    with wire.namespace():
-        wire.run("ip", "link", "add", "qb-default", "type", "bridge")
-        for name in ("web1", "web2"):
-            spec = make(host, name, start=False)
-            taps.plug(host.scope, ports(spec), 12345, name)
-            roots.make(host.scope.root_dir(name))
-        delete.delete(host, ["web1"])
-        assert list(taps.existing_taps()) == ["qv-web2-0"]
-        assert os.listdir(host.scope.roots_dir) == ["web2"]
-        delete.delete(host, ["web2"])
-        assert not taps.existing_taps()
-
-
-@pytest.mark.parametrize("method", ["EnableUnitFiles", "StartUnit"])
-def test_a_bus_that_goes_in_the_middle_keeps_a_note_for_the_next_command(host: OwnHost, method: str) -> None:
-    before = files()
-    host.fake.goes_at = method
-    with pytest.raises(HostError, match="the system bus cannot be reached"):
-        make(host)
-    # nothing could be asked of systemd: the next command, with a bus, brings it to its end
-    assert [intent.name for intent in intents.pending(host.scope)] == ["web1"]
-    assert "web1: the failed create could not be undone" in host.told[0]
-    other = OwnHost(host.scope)
-    power.start(other, None)
-    assert files() == before
-    assert intents.pending(host.scope) == []
-
-
-def test_ctrl_c_leaves_nothing(
-    host: OwnHost, unchanged: Callable[[], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(seed, "write", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        make(host)
-    unchanged()
-
-
-# edit
-
-
-def edit(host: OwnHost, name: str, old: str, new: str) -> edit_verb.Edited:
-    before = host.store.require(name)
-    assert old in before
-    return edit_verb.edit(host, name, before.replace(old, new), before=before)
-
-
-def test_an_edit_is_in_all_that_follows_from_it(host: OwnHost) -> None:
-    make(host)
-    edit(host, "web1", "stop_timeout: 90s", "stop_timeout: 7s\ncpu: host")
-    assert edit_verb.render(host, ["web1"], check=True).differences == {"web1": []}
-    environment = Path(host.scope.environment("web1")).read_text(encoding="utf-8")
-    assert "QSYSD_STOP_TIMEOUT=7\n" in environment
-    assert "TimeoutStopSec=37s" in Path(host.scope.drop_in("web1")).read_text(encoding="utf-8")
-
-
-def test_an_edit_of_a_vm_that_runs_waits_for_a_restart(host: OwnHost) -> None:
-    make(host)
-    assert edit(host, "web1", "cpus: 1", "cpus: 2").restart
-    power.kill(host, ["web1"])
-    assert edit(host, "web1", "cpus: 2", "cpus: 3").restart is False
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "words"),
-    [
-        ("name: web1", "name: web2", "is not the file's name"),
-        ("image: tiny", "image: other", "image of web1 cannot be changed"),
-        ("size: 1M", "size: 2M", r"disks\[0\].size of web1 cannot be changed"),
-        ("size: 1M", "size: 1M\n- size: 1M", "disks of web1 cannot be changed"),
-        ("name: disk0", "name: disk1", "disks of web1 cannot be changed"),
-        ("seed: true", "seed: false", "seed of web1 cannot be changed"),
-        ("cpus: 1", "cpus: none", "'none' is not a whole number"),
-        ("cpus: 1", "depends_on: [nobody]", "depends on 'nobody'"),
-    ],
-)
-def test_what_cannot_be_edited_is_refused_and_nothing_changes(
-    host: OwnHost, old: str, new: str, words: str
-) -> None:
-    make(host)
-    before = host.store.require("web1")
-    with pytest.raises(QsysdError, match=words):
-        edit(host, "web1", old, new)
-    assert host.store.require("web1") == before
-
-
-def test_an_edit_keeps_what_was_made_once(host: OwnHost) -> None:
-    spec = make(host)
-    text = "".join(
-        line
-        for line in host.store.require("web1").splitlines(keepends=True)
-        if not line.startswith(("uuid", "machine"))
-    )
-    edit_verb.edit(host, "web1", text, before=host.store.require("web1"))
-    assert host.store.load("web1") == spec
-
-
-def test_an_alias_of_a_machine_type_is_pinned_by_an_edit_too(host: OwnHost) -> None:
-    spec = make(host)
-    edit(host, "web1", f"machine: {spec.machine}", "machine: q35")
-    assert host.store.load("web1").machine == spec.machine
-
-
-def test_two_people_who_edit_at_once_do_not_undo_each_other(host: OwnHost) -> None:
-    make(host)
-    before = host.store.require("web1")
-    edit_verb.edit(host, "web1", before.replace("cpus: 1", "cpus: 2"), before=before)
-    with pytest.raises(QsysdError, match="was changed by another command meanwhile"):
-        edit_verb.edit(host, "web1", before.replace("cpus: 1", "cpus: 3"), before=before)
-    assert host.store.load("web1").cpus == 2
-
-
-def test_vms_that_would_wait_for_each_other_are_refused(host: OwnHost) -> None:
-    make(host, "db1", start=False)
-    make(host, "app1", "depends_on: [db1]\n", start=False)
-    make(host, "web1", "depends_on: [app1]\n", start=False)
-    with pytest.raises(InvalidError, match="db1 would wait for itself: db1 → web1 → app1 → db1"):
-        edit(host, "db1", "seed: true\n", "seed: true\ndepends_on: [web1]\n")
-    # a diamond is none
-    edit(host, "web1", "- app1\n", "- db1\n- app1\n")
-
-
-def test_a_nic_that_goes_takes_its_entry_along(host: OwnHost) -> None:
-    spec = make(host, more="nics: [{}, {}]\n")
-    assert len(network.hosts(host.scope, "default", "web1")) == 2
-    before = host.store.require("web1")
-    kept = dump.dump_vm(replace(spec, nics=spec.nics[:1]))
-    edit_verb.edit(host, "web1", kept, before=before)
-    assert network.hosts(host.scope, "default", "web1") == [(spec.nics[0].mac, spec.nics[0].address)]
-    assert "KillUnit qsysd-dhcp@default.service main 1" in host.fake.calls
-
-
-def test_a_definition_that_was_changed_by_hand_is_in_force_at_the_next_start(host: OwnHost) -> None:
-    make(host, start=False)
-    path = Path(host.scope.definition("web1"))
-    path.write_text(path.read_text(encoding="utf-8").replace("cpus: 1", "cpus: 3"), encoding="utf-8")
-    later = os.stat(host.scope.environment("web1")).st_mtime_ns + 1_000_000_000
-    os.utime(path, ns=(later, later))
-    power.start(host, ["web1"])
-    assert host.store.summary("web1").cpus == 3
-
-
-# durability
-
-
-class Synced:
-    """Records which files and directories are synced, and with how many intents on the disk."""
-
-    def __init__(self, host: OwnHost, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.host = host
-        self.found: list[tuple[str, int]] = []
-        monkeypatch.setattr(os, "fsync", self._sync)
-
-    def _sync(self, descriptor: int) -> None:
-        path = os.path.relpath(os.readlink(f"/proc/self/fd/{descriptor}"))
-        self.found.append((path, len(os.listdir(self.host.scope.intents_dir))))
-
-    def under_intent(self) -> set[str]:
-        """Return what was synced while the intent was on the disk."""
-        return {path for path, intents in self.found if intents}
-
-
-def places(host: OwnHost) -> set[str]:
-    """Return the directories in which a VM has an entry."""
-    scope = host.scope
-    shared = {scope.definitions_dir, scope.unit_dir, scope.wants_dir, scope.vms_dir}
-    return shared | {scope.dhcp_hosts_dir("default")}
-
-
-def test_a_vm_is_on_the_disk_before_its_intent_is_removed(
-    host: OwnHost, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    synced = Synced(host, monkeypatch)
-    create.create(host, "name: web1\nimage: tiny\ndisks: [{size: 1M}, {size: 1M}]\n", "x")
-    scope = host.scope
-    assert synced.found[-1] == (scope.intents_dir, 0)
-    inside = {scope.overlay("web1"), scope.overlay("web1", "disk1"), f"{scope.seed('web1')}.part"}
-    assert places(host) | inside | {scope.vm_dir("web1"), scope.drop_in_dir("web1")} <= synced.under_intent()
-
-
-def test_a_deleted_vm_is_off_the_disk_before_its_intent_is_removed(
-    host: OwnHost, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    make(host)
-    synced = Synced(host, monkeypatch)
-    delete.delete(host, ["web1"])
-    assert synced.found[-1] == (host.scope.intents_dir, 0)
-    assert places(host) <= synced.under_intent()
-
-
-def test_a_failed_create_is_off_the_disk_before_its_intent_is_removed(
-    host: OwnHost, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    host.fake.results["qemu-vm@web1.service"] = "failed"
-    synced = Synced(host, monkeypatch)
-    with pytest.raises(QsysdError):
-        make(host)
-    assert synced.found[-1] == (host.scope.intents_dir, 0)
-    assert places(host) <= synced.under_intent()
