@@ -26,11 +26,18 @@ def require(host: Host, names: Iterable[str]) -> None:
             host.store.require(name)
 
 
+def has_traces(host: Host, name: str) -> bool:
+    """Return whether a VM is defined, or parts of it exist without a definition."""
+    return (
+        host.store.exists(name)
+        or name in host.store.undefined()
+        or (paths.is_name(name) and is_running(host, name))
+    )
+
+
 def require_traces(host: Host, name: str) -> None:
     """Raise NotFoundError unless a VM is defined, or parts of it exist without a definition."""
-    if host.store.exists(name) or name in host.store.undefined():
-        return
-    if not paths.is_name(name) or not is_running(host, name):
+    if not has_traces(host, name):
         host.store.require(name)
 
 

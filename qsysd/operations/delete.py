@@ -83,13 +83,16 @@ def delete(host: Host, names: Sequence[str] | None, *, dry_run: bool = False) ->
     dry_run: whether only to return what would be removed. Raise, before anything is removed, NotFoundError
     when one of the VMs does not exist, and StateError while something is mounted in the directory of one.
     """
+    host.require_root()
     if dry_run:
-        host.require_root()
         return Deleted(contents=_contents(host, selection.resolve(host, names)))
+    killed = {intent.name for intent in intents.pending(host.scope)}
     with changing(host, names) as vms:
-        _check(host, vms)
-        kept = [path for name in vms for path in _foreign_drop_ins(host, name)]
-        failed = _delete(host, vms)
+        # Recovery has already removed a VM whose create or delete was killed.
+        left = [name for name in vms if name not in killed or unit_states.has_traces(host, name)]
+        _check(host, left)
+        kept = [path for name in left for path in _foreign_drop_ins(host, name)]
+        failed = _delete(host, left)
     deleted = [name for name in vms if name not in failed]
     return Deleted(
         deleted=deleted, kept=kept, failed={name: _as_error(name, error) for name, error in failed.items()}

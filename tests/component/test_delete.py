@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 from own_host import OwnHost, removed_by_delete
 
 from qsysd import paths
+from qsysd.errors import NotFoundError
+from qsysd.host import intents
 from qsysd.operations import create, delete
 
 VM = "name: {}\nimage: tiny\nseed: false\n"
@@ -40,3 +43,15 @@ def test_the_result_names_the_vms_that_were_deleted(host: OwnHost) -> None:
     done = delete.delete(host, ["web1", "web3"])
     assert (done.deleted, done.kept, done.failed) == (["web1", "web3"], [], {})
     assert host.store.names() == ["web2"]
+
+
+@pytest.mark.parametrize("verb", ["create", "delete"])
+def test_a_vm_that_recovery_removes_first_counts_as_deleted(host: OwnHost, verb: str) -> None:
+    for name in ("web1", "web2"):
+        make(host, name)
+    # A command for web1 was killed.
+    intents.begin(host, "web1", verb)
+    assert delete.delete(host, ["web1", "web2"]).deleted == ["web1", "web2"]
+    assert (host.store.names(), intents.pending(host.scope)) == ([], [])
+    with pytest.raises(NotFoundError):
+        delete.delete(host, ["web1"])
