@@ -39,7 +39,7 @@ def changing(
         locks.locked(host, map(locks.of_image, images), exclusive=False),
         locks.locked(host, [paths.ADDRESSES] if addresses else []),
     ):
-        yield vms
+        yield selection.still_existing(host, names, vms)
 
 
 @contextmanager

@@ -18,3 +18,11 @@ def resolve(host: Host, names: Sequence[str] | None) -> list[str]:
     if not names:
         raise InvalidError("missing VM", hint="qsysd list shows the VMs")
     return list(dict.fromkeys(names))
+
+
+def still_existing(host: Host, names: Sequence[str] | None, vms: Sequence[str]) -> list[str]:
+    """Return the VMs that were resolved from `names`, with their locks held.
+
+    Of all VMs, those are left out that another command has deleted before their locks were free.
+    """
+    return list(vms) if names is not None else [name for name in vms if host.store.exists(name)]

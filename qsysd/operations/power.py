@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from qsysd import paths
 from qsysd.errors import NotFoundError, QsysdError, StateError, TimeoutExpired
-from qsysd.host import locks, unit_jobs, unit_states
+from qsysd.host import locks, selection, unit_jobs, unit_states
 from qsysd.host.changes import begin, changing
 from qsysd.host.context import Host
 from qsysd.host.outcomes import Outcome, State, failed
@@ -32,6 +32,8 @@ def start(host: Host, names: Sequence[str] | None) -> list[Outcome]:
     needed_by = unit_jobs.dependencies(host, vms)
     outcomes = _render_stale(host, list(needed_by))
     with locks.locked(host, needed_by, exclusive=False):
+        vms = selection.still_existing(host, names, vms)
+        needed_by = {name: needed_by[name] for name in selection.still_existing(host, names, list(needed_by))}
         valid = {name: other for name, other in needed_by.items() if name not in outcomes}
         outcomes |= unit_jobs.start_units(host, valid)
     return [*unit_jobs.as_dependencies(outcomes, needed_by, vms), *(outcomes[name] for name in vms)]
@@ -42,6 +44,7 @@ def restart(host: Host, names: Sequence[str] | None) -> list[Outcome]:
     vms = begin(host, names, ready=True)
     outcomes = _render_stale(host, vms)
     with locks.locked(host, vms, exclusive=False):
+        vms = selection.still_existing(host, names, vms)
         unit_states.require(host, vms)
         states = unit_states.states(host, vms)
         rest = [name for name in vms if name not in outcomes]

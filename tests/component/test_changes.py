@@ -15,7 +15,8 @@ from qsysd.errors import HostError, InvalidError, QsysdError
 from qsysd.host import changes, intents, locks, selection
 from qsysd.host.changes import begin, changing, changing_images, setting_up
 from qsysd.host.context import Host
-from qsysd.operations import create, edit, power, query
+from qsysd.host.removal import remove_everything
+from qsysd.operations import create, delete, edit, power, query
 
 VM = "name: {}\nimage: tiny\nseed: false\n"
 
@@ -106,3 +107,30 @@ def test_no_name_at_all_never_means_all_vms(host: OwnHost) -> None:
             verb(host, [])
     assert selection.resolve(host, None) == ["web1"]
     assert selection.resolve(host, ["b", "a", "b"]) == ["b", "a"]
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [power.start, power.stop, power.restart, power.kill, power.pause, power.enable, power.disable,
+    edit.render, delete.delete],
+)  # fmt: skip
+@pytest.mark.parametrize("stale", [False, True])
+def test_a_vm_that_is_deleted_meanwhile_does_not_stop_a_verb_for_all_vms(
+    host: OwnHost, monkeypatch: pytest.MonkeyPatch, verb: Callable[..., Any], stale: bool
+) -> None:
+    make(host, "web1", "web2")
+    if stale:
+        Path(host.scope.definition("web2")).write_text("name: [", encoding="utf-8")
+    for name in ("web1", "web2"):
+        host.fake.set(paths.unit(name), "active", "running")
+    real = locks._wait_for_lock
+
+    def wait(host: Host, descriptor: int, name: str, exclusive: bool) -> None:
+        real(host, descriptor, name, exclusive)
+        if name == "web2" and host.store.exists(name):
+            remove_everything(host, name)
+
+    monkeypatch.setattr(locks, "_wait_for_lock", wait)
+    done = verb(host, None)
+    assert "web2" not in repr(done)
+    assert "web1" in repr(done)
