@@ -86,10 +86,12 @@ def command(
         print_json(asdict(created.vm))
         return
     vm = created.vm.name
+    if created.answered_after is not None:
+        # The address was reported as progress before the wait.
+        click.echo(f"{vm}: answers on SSH after {created.answered_after:.0f} s; qsysd ssh {vm}")
+        return
     where = f" at {created.address}" if created.address else ""
     click.echo(f"{vm}: {'running' if start else 'created'}{where}")
-    if created.answered_after is not None:
-        click.echo(f"{vm}: answers on SSH after {created.answered_after:.0f} s; qsysd ssh {vm}")
 
 
 def definition(name: str | None, file: TextIO | None, document: Document) -> tuple[str | Document, str]:

@@ -58,9 +58,9 @@ def create(
     """Create a VM from a definition: YAML, or the same as a mapping. An image with a recipe is built.
 
     source: the name of the definition's file for messages, "" for a command line. ssh_keys: public keys for
-    the guest's user, beside those of the definition, of the host and of the caller. wait: whether to wait
-    until the guest's SSH server answers, for wait_timeout seconds at most; when they have passed, the VM is
-    kept.
+    the guest's user, in addition to those of the definition, the host and the caller. wait: whether to report
+    the address when the VM runs, and then to wait until the guest's SSH server answers, for at most
+    wait_timeout seconds; after a timeout the VM is kept.
 
     Raise InvalidError, ExistsError and NotFoundError before anything is created, TimeoutExpired of the wait,
     and any other error after what was created has been removed.
@@ -75,9 +75,14 @@ def create(
     with changes.changing(host, [spec.name], ready=True, images=[spec.image] if spec.image else []):
         _check_free(host, spec.name)
         spec = _create(host, spec, defaults, all_keys, start=start, enable=enable)
-    answered_after = guest_ssh.wait(host, spec.name, wait_timeout) if wait else None
+    address = next((nic.address for nic in spec.nics if nic.address), None)
+    answered_after = None
+    if wait:
+        # Also the output of a wait that fails must show that the VM was created.
+        host.progress(f"{spec.name}: running at {address}")
+        answered_after = guest_ssh.wait(host, spec.name, wait_timeout)
     (vm,) = listing.listed(host, [spec.name])
-    return Created(vm, next((nic.address for nic in spec.nics if nic.address), None), answered_after)
+    return Created(vm, address, answered_after)
 
 
 def _create(

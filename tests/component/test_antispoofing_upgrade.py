@@ -18,9 +18,7 @@ from network_host import (
     datagram,
     interfaces,
 )
-from wire import (
-    Guest,
-)
+from wire import Guest
 
 from qsysd.runtime import antispoof, bridges, nftables, taps
 from qsysd.runtime.ports import Port

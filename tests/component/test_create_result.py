@@ -47,3 +47,20 @@ def test_a_vm_that_does_not_answer_in_time_is_kept(host: OwnHost, monkeypatch: p
     with pytest.raises(TimeoutExpired):
         create.create(host, VM, wait=True)
     assert host.store.names() == ["web1"]
+
+
+def test_the_address_is_reported_before_the_wait_for_ssh(
+    host: OwnHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before: list[str] = []
+
+    def wait(_host: Host, _name: str, _timeout: float) -> float:
+        before.extend(host.told)
+        return 4
+
+    monkeypatch.setattr(guest_ssh, "wait", wait)
+    created = create.create(host, VM, wait=True)
+    assert before == host.told == [f"web1: running at {created.address}"]
+    host.told.clear()
+    create.create(host, VM.replace("web1", "web2"))
+    assert host.told == []

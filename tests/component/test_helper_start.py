@@ -18,11 +18,7 @@ from unit_steps import (
 
 from qsysd.errors import HostError, InvalidError
 from qsysd.paths import Scope
-from qsysd.runtime import (
-    cleanup,
-    prepare,
-    roots,
-)
+from qsysd.runtime import cleanup, prepare, roots
 from qsysd.store import Started, Store
 
 

@@ -9,18 +9,11 @@ from collections.abc import Callable
 
 import pytest
 from qmp_peer import Connection, Peer, Refuse, Script
-from unit_steps import (
-    VM,
-    StandIn,
-)
+from unit_steps import VM, StandIn
 
 from qsysd.errors import InvalidError, QsysdError, TimeoutExpired
 from qsysd.paths import Scope
-from qsysd.runtime import (
-    readiness,
-    roots,
-    shutdown,
-)
+from qsysd.runtime import readiness, roots, shutdown
 
 
 def test_stop_powers_a_guest_off_and_cleans_up(

@@ -5,13 +5,8 @@ from __future__ import annotations
 import socket
 
 import pytest
-from network_host import (
-    WEB1,
-    NetworkHost,
-)
-from wire import (
-    run,
-)
+from network_host import WEB1, NetworkHost
+from wire import run
 
 from qsysd import interface_names, network
 from qsysd.runtime import bridges

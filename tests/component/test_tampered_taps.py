@@ -18,10 +18,7 @@ from network_host import (
     WEB2,
     NetworkHost,
 )
-from wire import (
-    Guest,
-    run,
-)
+from wire import Guest, run
 
 from qsysd.runtime import bridges, sysfs, tampering, taps
 

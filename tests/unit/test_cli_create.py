@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,7 @@ from samples import KEY
 from qsysd.cli import create as create_verb
 from qsysd.cli.definition import take_document
 from qsysd.config import load
-from qsysd.errors import (
-    InvalidError,
-    TimeoutExpired,
-)
+from qsysd.errors import InvalidError, TimeoutExpired
 from qsysd.host.context import Host
 from qsysd.model.boot import Kernel
 from qsysd.model.disk import Disk
@@ -102,6 +100,8 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     def call(host: Host, definition: str, source: str, **options: Any) -> create.Created:
         spec = load.parse_vm(definition, source)
         found.append({"spec": spec, "source": source, **options})
+        if options["wait"]:
+            host.progress(f"{spec.name}: running at 10.83.0.10")
         if options["wait"] and options["wait_timeout"] < 10:
             raise TimeoutExpired(f"{spec.name} runs, but did not answer")
         return create.Created(listed(name=spec.name), "10.83.0.10", 4.2 if options["wait"] else None)
@@ -154,9 +154,18 @@ def test_a_file_excludes_options_of_the_definition(
     assert made == []
 
 
-def test_create_prints_when_ssh_answered(qsysd_command: Run, made: list[dict[str, Any]]) -> None:
+def test_create_with_wait_prints_each_line_once(qsysd_command: Run, made: list[dict[str, Any]]) -> None:
     result = qsysd_command("create", "web3", "--image", "tiny", "--wait")
-    assert result.output == ("web3: running at 10.83.0.10\nweb3: answers on SSH after 4 s; qsysd ssh web3\n")
+    assert result.output == "web3: running at 10.83.0.10\nweb3: answers on SSH after 4 s; qsysd ssh web3\n"
+    result = qsysd_command("create", "web3", "--image", "tiny", "--wait", "--json")
+    progress, document = result.output.split("\n", 1)
+    assert (progress, json.loads(document)["name"]) == ("web3: running at 10.83.0.10", "web3")
+
+
+def test_create_prints_the_address_before_a_wait_that_fails(
+    qsysd_command: Run, made: list[dict[str, Any]]
+) -> None:
     result = qsysd_command("create", "web3", "--image", "tiny", "--wait", "--wait-timeout", "5")
     assert isinstance(result.exception, TimeoutExpired)
-    assert [call["wait_timeout"] for call in made] == [300.0, 5.0]
+    assert result.output == "web3: running at 10.83.0.10\n"
+    assert made[0]["wait_timeout"] == 5.0
