@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 import click
 
 from qsysd.cli.common import call, chosen, make_host, vms_arguments
-from qsysd.cli.output import has_colours
+from qsysd.cli.output import has_colours, print_error
 from qsysd.operations import logs
 
 if TYPE_CHECKING:
@@ -46,6 +47,11 @@ def command(names: tuple[str, ...], everything: bool, lines: int, follow: bool, 
     )
     for tail in tails:
         _print(tail, titles=only is None or len(tails) > 1)
+    errors = [tail.error for tail in tails if tail.error]
+    for error in errors:
+        print_error(error)
+    if errors:
+        sys.exit(errors[0].code)
     if follow:
         for vm, line in logs.follow(host, tails, colour=colour):
             click.echo(f"{vm}: {line}" if len(tails) > 1 else line)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from qsysd import paths, process
+from qsysd.errors import QsysdError
 from qsysd.host import selection
 from qsysd.host.console_log import ConsoleLog, Place
 from qsysd.host.context import Host
@@ -29,7 +30,7 @@ class Tail:
     """The last lines of a VM's logs, and where `follow` continues.
 
     unit: the text of journalctl, and console: lines; None for a log that was not asked for. cursor: of the
-    journal, "" for a unit without entries.
+    journal, "" for a unit without entries. error: why the rest of the logs cannot be read.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Tail:
     cursor: str = ""
     console: list[str] | None = None
     place: Place | None = None
+    error: QsysdError | None = None
 
 
 def tail(
@@ -53,13 +55,17 @@ def tail(
 
 
 def _tail(host: Host, vm: str, lines: int, only: Source | None, colour: bool) -> Tail:
-    unit, cursor = None, ""
-    if only != Source.CONSOLE:
-        unit, cursor = _unit_tail(vm, lines, colour)
-    if only == Source.UNIT:
-        return Tail(vm, unit, cursor)
-    console = ConsoleLog(host.scope.console_log(vm))
-    return Tail(vm, unit, cursor, console.tail(lines), console.place)
+    found = Tail(vm)
+    try:
+        if only != Source.CONSOLE:
+            unit, cursor = _unit_tail(vm, lines, colour)
+            found = replace(found, unit=unit, cursor=cursor)
+        if only != Source.UNIT:
+            console = ConsoleLog(host.scope.console_log(vm))
+            found = replace(found, console=console.tail(lines), place=console.place)
+    except QsysdError as error:
+        return replace(found, error=error)
+    return found
 
 
 def _unit_tail(vm: str, lines: int, colour: bool) -> tuple[str, str]:

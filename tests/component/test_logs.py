@@ -114,6 +114,17 @@ def test_logs_of_several_vms_have_titles() -> None:
     assert run("web1", "--unit").output == "started\n"
 
 
+def test_a_console_that_cannot_be_read_hides_no_other_log(vms: OwnHost) -> None:
+    log = Path(vms.scope.console_log("web1"))
+    log.unlink()
+    log.symlink_to("/etc/passwd")
+    result = run("web1", "web2", "--follow")
+    assert "started\n── web2: unit" in result.output
+    assert "login of web2\n" in result.output
+    assert f"error: {log} cannot be read" in result.output
+    assert result.exit_code == 1
+
+
 def test_logs_follow_unit_and_console_together(vms: OwnHost, stand_ins: StandIns) -> None:
     first, second = logs.tail(vms, ["web1", "web2"], lines=5)
     assert (first.unit, first.cursor, first.console) == ("started\n", "s=12;i=34", ["login of web1"])
