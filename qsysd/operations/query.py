@@ -105,7 +105,6 @@ def _status(host: Host, vm: ListedVM, loaded: UnitState | None) -> VMStatus:
     details: dict[str, Any] = {}
     try:
         details = _defined(host, name)
-        details["disks"] = _disks(host, name)
         details["pending"] = pending(host, name, running=vm.pid is not None)
     except QsysdError as error:
         details = {"problem": error.message}
@@ -133,6 +132,7 @@ def _defined(host: Host, name: str) -> dict[str, Any]:
             "machine": described.machine,
             "accel": described.accel,
             "user": described.user,
+            "disks": _disks(host, name, host.store.summary(name).disks),
             "nics": [
                 NicStatus(nic, port.network, port.mac, port.address, port.tap) for nic, port in described.nics
             ],
@@ -143,6 +143,7 @@ def _defined(host: Host, name: str) -> dict[str, Any]:
         "machine": spec.machine,
         "accel": spec.accel.value,
         "user": spec.user,
+        "disks": _disks(host, name, [disk.name for disk in spec.disks]),
         "nics": [_nic(name, nic) for nic in spec.nics],
     }
 
@@ -151,10 +152,10 @@ def _nic(vm: str, nic: Nic) -> NicStatus:
     return NicStatus(nic.name, nic.network, nic.mac, nic.address, interface_names.tap(vm, nic.name))
 
 
-def _disks(host: Host, name: str) -> list[DiskStatus]:
-    """Return the VM's disk files."""
+def _disks(host: Host, name: str, disks: Sequence[str]) -> list[DiskStatus]:
+    """Return the files of a VM's disks. disks: their names."""
     found = []
-    for disk in host.store.summary(name).disks:
+    for disk in disks:
         path = host.scope.overlay(name, disk)
         try:
             status = os.lstat(path)

@@ -66,3 +66,12 @@ def test_files_that_may_differ_from_the_definition_are_rendered_again(host: OwnH
     assert description.of_rendered(host.store, "web1")
     CHANGES[change](host)
     assert description.of_rendered(host.store, "web1") is None
+
+
+def test_status_shows_the_disks_of_a_vm_whose_environment_file_is_missing(host: OwnHost) -> None:
+    make(host, "web1", NAMED)
+    (before,) = query.status(host, ["web1"])
+    os.unlink(host.scope.environment("web1"))
+    (after,) = query.status(host, ["web1"])
+    assert after.disks == before.disks
+    assert len(after.disks) == 1
