@@ -31,21 +31,20 @@ def _disks(host: Host, vm: str) -> list[str]:
     return [os.path.join(host.scope.vm_dir(vm), name) for name in names if paths.is_disk(name)]
 
 
-def ensure(host: Host, name: str) -> bool:
-    """Build an image that does not exist and has a recipe. Return whether it was built.
-
-    Raises NotFoundError for one that has none.
-    """
+def ensure(host: Host, name: str) -> None:
+    """Build an image that does not exist and has a recipe. Raise NotFoundError for one that has none."""
     if host.images.exists(name):
-        return False
+        return
     if name not in image_names.RECIPES:
         raise NotFoundError(
             f"image {name} does not exist",
             hint=image_names.instead(name, [*host.images.names(), *image_names.RECIPES]),
         )
     host.progress(f"image {name} does not exist on this host: building it")
-    build(host, name)
-    return True
+    with locks.locked(host, [locks.of_image(name)]):
+        # Another command may have built it before the lock was free.
+        if not host.images.exists(name):
+            host.images.build(name, progress=host.progress)
 
 
 def build(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import threading
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from vms import IMAGE_VM, files, make
 
 from qsysd import network, paths
 from qsysd.errors import ExistsError, HostError, InvalidError, NotFoundError, QsysdError
-from qsysd.host import intents, keys, unit_states
+from qsysd.host import intents, keys, locks, unit_states
 from qsysd.images.formats import read_header
 from qsysd.model.vm import VMSpec
 from qsysd.operations import create, delete
@@ -257,7 +258,7 @@ def test_no_image_is_built_for_a_vm_that_cannot_be_created(
     host: OwnHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     built: list[str] = []
-    monkeypatch.setattr("qsysd.host.base_images.build", lambda host, name: built.append(name))
+    monkeypatch.setattr(host.images, "build", lambda name, **_: built.append(name))
     make(host)
     refused(host, "name: web1\nimage: debian\n", ExistsError, "VM 'web1' already exists")
     refused(host, "name: web2\nimage: debian\ndepends_on: [nope]\n", NotFoundError, "depends on 'nope'")
@@ -266,6 +267,24 @@ def test_no_image_is_built_for_a_vm_that_cannot_be_created(
     assert built == []
     refused(host, "name: web4\nimage: debian\n", NotFoundError, "image debian")
     assert built == ["debian"]
+
+
+def test_an_image_that_another_command_is_building_is_used(
+    host: OwnHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = locks._wait_for_lock
+
+    def wait(host: OwnHost, descriptor: int, name: str, exclusive: bool) -> None:
+        real(host, descriptor, name, exclusive)
+        if exclusive and name == "image:debian":
+            for suffix in (".qcow2", ".yaml"):
+                shutil.copy(
+                    f"{host.scope.images_dir}/tiny{suffix}", f"{host.scope.images_dir}/debian{suffix}"
+                )
+
+    monkeypatch.setattr(locks, "_wait_for_lock", wait)
+    created = create.create(host, "name: web1\nimage: debian\n", start=False)
+    assert created.vm.image == "debian"
 
 
 @pytest.mark.parametrize("what", ["vm_dir", "environment", "drop_in"])
