@@ -50,6 +50,13 @@ def listed(
 
     Remains of a VM without a definition are listed, too. timeout: seconds that each QEMU has to answer.
     """
+    return [vm for vm, _ in with_units(host, names, timeout=timeout)]
+
+
+def with_units(
+    host: Host, names: Sequence[str] | None, *, timeout: float
+) -> list[tuple[ListedVM, UnitState | None]]:
+    """Return the VMs as `listed` does, each with the state of its unit, None for one that is off."""
     named = [] if names is None else selection.resolve(host, names)
     for name in named:
         unit_states.require_traces(host, name)
@@ -68,9 +75,10 @@ def listed(
         host, {name: pids[name] for name in pids if name not in questions}, timeout
     )
     enabled = unit_states.enabled_names(host)
+    states = {name: units.get(paths.unit(name)) for name in chosen}
     return [
-        _listed(host, name, units.get(paths.unit(name)), pids.get(name), guests.get(name), name in enabled)
-        for name in chosen
+        (_listed(host, name, state, pids.get(name), guests.get(name), name in enabled), state)
+        for name, state in states.items()
     ]
 
 

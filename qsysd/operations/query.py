@@ -13,7 +13,7 @@ from qsysd import interface_names
 from qsysd.errors import QsysdError
 from qsysd.host import intents
 from qsysd.host.context import Host
-from qsysd.host.listing import ListedVM, listed
+from qsysd.host.listing import ListedVM, listed, with_units
 from qsysd.images import formats
 from qsysd.store import description
 from qsysd.systemd import UnitState
@@ -81,9 +81,9 @@ def list_vms(host: Host, names: Sequence[str] | None = None) -> list[ListedVM]:
 
 def status(host: Host, names: Sequence[str] | None) -> list[VMStatus]:
     """Return the status of VMs. Raises NotFoundError."""
-    vms = listed(host, names, timeout=STATUS_MONITOR_TIMEOUT)
-    loaded = host.systemd.states([vm.unit for vm in vms])
-    return [_status(host, vm, loaded.get(vm.unit)) for vm in vms]
+    found = with_units(host, names, timeout=STATUS_MONITOR_TIMEOUT)
+    inactive = host.systemd.states([vm.unit for vm, state in found if not state])
+    return [_status(host, vm, state or inactive.get(vm.unit)) for vm, state in found]
 
 
 # Results of a service that systemd restarts: Restart=on-abnormal in systemd.service(5).

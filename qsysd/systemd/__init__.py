@@ -208,14 +208,17 @@ class Systemd:
 
     def get_all(self, objects: Sequence[str], interface: str, name: str) -> Sequence[Any]:
         """Return one property of several objects, asked for all at once. Raise as `get` does."""
-        return self._bus.patiently(lambda: self._bus.get_all(objects, interface, name)) if objects else []
+        wanted = [(path, interface, name) for path in objects]
+        return self._bus.patiently(lambda: self._bus.get_all(wanted)) if wanted else []
 
     def selected(self, state: UnitState, names: Mapping[str, str]) -> dict[str, Any]:
         """Return some properties of a loaded unit by name. names: the interface of each.
 
         All properties of a service take systemd 13 ms.
         """
-        return {name: self.get_all([state.path], names[name], name)[0] for name in names}
+        wanted = [(state.path, interface, name) for name, interface in names.items()]
+        values = self._bus.patiently(lambda: self._bus.get_all(wanted))
+        return dict(zip(names, values, strict=True))
 
     def properties(self, unit: str) -> Mapping[str, Any]:
         """Return the properties of a unit and its service. This loads the unit."""

@@ -159,32 +159,32 @@ class Bus:
             raise self._error(error, method) from error
         return answer.unpack()
 
-    def get_all(self, objects: Sequence[str], interface: str, name: str) -> Sequence[Any]:
-        """Return one property of several objects, asked for all at once. Raise as `call` does."""
+    def get_all(self, wanted: Sequence[tuple[str, str, str]]) -> Sequence[Any]:
+        """Return properties by path, interface and name, asked for all at once. Raise as `call` does."""
         connection = self.connection()
         gio, glib = libraries()
-        values: dict[str, Any] = {}
+        values: dict[int, Any] = {}
 
-        def arrived(_connection: Any, result: Any, path: str) -> None:
+        def arrived(_connection: Any, result: Any, number: int) -> None:
             try:
-                values[path] = connection.call_finish(result).unpack()[0]
+                values[number] = connection.call_finish(result).unpack()[0]
             except glib.Error as error:
-                values[path] = self._error(error, name)
+                values[number] = self._error(error, wanted[number][2])
 
-        arguments = glib.Variant("(ss)", (interface, name))
         reply = glib.VariantType.new("(v)")
-        for path in objects:
+        for number, (path, interface, name) in enumerate(wanted):
+            arguments = glib.Variant("(ss)", (interface, name))
             connection.call(
                 *(NAME, path, PROPERTIES, "Get", arguments, reply, gio.DBusCallFlags.NONE),
-                *(int(CALL_TIMEOUT * 1000), None, arrived, path),
+                *(int(CALL_TIMEOUT * 1000), None, arrived, number),
             )
         context = glib.MainContext.default()
-        while len(values) < len(set(objects)):
+        while len(values) < len(wanted):
             context.iteration(True)
         for value in values.values():
             if isinstance(value, QsysdError):
                 raise value
-        return [values[path] for path in objects]
+        return [values[number] for number in range(len(wanted))]
 
     def _error(self, error: Any, method: str) -> QsysdError:
         """Return the error that a GLib.Error of a call means."""

@@ -153,6 +153,9 @@ class FakeSystemd(Systemd):
     def get_all(self, objects: Sequence[str], interface: str, name: str) -> Sequence[Any]:
         return [self.get(path, interface, name) for path in objects]
 
+    def selected(self, state: UnitState, names: Mapping[str, str]) -> dict[str, Any]:
+        return {name: self.get(state.path, interface, name) for name, interface in names.items()}
+
     def properties(self, unit: str) -> Mapping[str, Any]:
         self._called("GetAll", unit)
         return {
