@@ -24,7 +24,6 @@ from qsysd.model.network import NetworkSpec
 from qsysd.model.vm import Accel, VMSpec
 from qsysd.paths import Scope
 from qsysd.qemu import argv, machine
-from qsysd.qemu.disk import disks
 from qsysd.qemu.nic import ports
 from qsysd.runtime.ports import format_ports
 
@@ -127,7 +126,7 @@ def _disk_names(spec: VMSpec) -> str:
     store.environment reads both. Versions before named disks wrote the number: with it, an upgrade
     changes no rendering, and no VM waits for a restart.
     """
-    names = [disk.name for disk in disks(spec)]
+    names = [disk.name for disk in spec.effective_disks]
     numbered = [f"disk{number}" for number in range(len(names))]
     return str(len(names)) if names == numbered else ":".join(names)
 

@@ -36,8 +36,10 @@ def _has_value(root: Section, key: str) -> bool:
 
 def _check_device_names(spec: VMSpec, root: Section) -> None:
     """Record names that two devices have: QEMU's ids are built from them."""
-    names = {"disks": [disk.name for disk in spec.disks], "nics": [nic.name for nic in spec.nics]}
+    names = {"disks": [disk.name for disk in spec.effective_disks], "nics": [nic.name for nic in spec.nics]}
     count_of = Counter(chain(*names.values()))
     for key, own in names.items():
+        if key not in root.items:
+            continue  # numbered; the key of the other device is reported
         for name in dict.fromkeys(name for name in own if count_of[name] > 1):
             root.add(key, f"two devices have the name {name!r}")

@@ -11,7 +11,6 @@ from typing import Any
 from qsysd import network, values
 from qsysd.host.context import Host
 from qsysd.model.defaults import Defaults
-from qsysd.model.disk import Disk
 from qsysd.model.nic import Nic
 from qsysd.model.vm import VMSpec
 from qsysd.qemu import machine_types
@@ -24,9 +23,9 @@ def complete(
 ) -> VMSpec:
     """Return the spec with UUID, machine type, MACs, addresses and disk size."""
     base = host.images.get(spec.image) if spec.image else None
-    disks = spec.disks
-    if base and not disks:
-        disks = (Disk("disk0", max(defaults.disk_size, base.virtual_size)),)
+    disks = spec.effective_disks
+    if base and not spec.disks:
+        disks = (replace(disks[0], size=max(defaults.disk_size, base.virtual_size)),)
     user, seeded = spec.user, spec.seed
     if base:
         user = user or base.default_user

@@ -151,3 +151,8 @@ class VMSpec:
         help="more arguments for QEMU, one per item, unchanged; files that they name must be made visible to "
         "QEMU (docs/unit.md)",
     )
+
+    @property
+    def effective_disks(self) -> tuple[Disk, ...]:
+        """Return the disks that the VM has: with an image, disk0 where its definition has none."""
+        return self.disks or ((Disk("disk0"),) if self.image else ())

@@ -8,15 +8,10 @@ from qsysd.paths import Scope
 from qsysd.qemu.options import Option, blockdev, device
 
 
-def disks(spec: VMSpec) -> tuple[Disk, ...]:
-    """Return the disks of a VM: with an image, disk0 where its definition has none."""
-    return spec.disks or ((Disk("disk0"),) if spec.image else ())
-
-
 def options(spec: VMSpec, scope: Scope) -> list[Option]:
     """Return the options of a VM's disks, in the order in which the firmware tries to boot from them."""
     found: list[Option] = []
-    for bootindex, disk in enumerate(disks(spec), 1):
+    for bootindex, disk in enumerate(spec.effective_disks, 1):
         found += _disk(disk, scope.overlay(spec.name, disk.name), bootindex)
     return found + (_seed(scope.seed(spec.name)) if spec.seed else [])
 

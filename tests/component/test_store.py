@@ -21,7 +21,6 @@ from qsysd.files import SyncedTogether, read_text, remove, write_atomic
 from qsysd.model.vm import VMSpec
 from qsysd.names import in_order
 from qsysd.paths import Scope
-from qsysd.qemu.disk import disks
 from qsysd.qemu.nic import ports
 from qsysd.store import Started, Store, Summary
 from qsysd.store.claims import Claims, of_others
@@ -378,7 +377,7 @@ def test_a_summary_equals_the_definition(definitions: Store, scope: Scope) -> No
         found = definitions.summary(spec.name)
         assert (found.memory_mib, found.cpus, found.image) == (spec.memory_mib, spec.cpus, spec.image)
         assert found.addresses == tuple(nic.address for nic in spec.nics if nic.address)
-        assert found.disks == tuple(disk.name for disk in disks(spec))
+        assert found.disks == tuple(disk.name for disk in spec.effective_disks)
 
 
 @pytest.mark.parametrize(

@@ -46,3 +46,7 @@ def test_a_disk_and_a_nic_cannot_have_one_name() -> None:
         "web1.yaml:3: disks: two devices have the name 'a'",
         "web1.yaml:4: nics: two devices have the name 'a'",
     ]
+
+
+def test_a_nic_cannot_have_the_name_of_the_disk_that_an_image_gives() -> None:
+    assert problem("nics: [{name: disk0}]") == "web1.yaml:3: nics: two devices have the name 'disk0'"

@@ -10,7 +10,7 @@ from qsysd.model.disk import Disk
 from qsysd.model.nic import Nic
 from qsysd.model.vm import Accel
 from qsysd.paths import Scope
-from qsysd.qemu import argv, disk, machine
+from qsysd.qemu import argv, machine
 
 SCOPE = Scope()
 
@@ -85,7 +85,7 @@ def test_a_comma_in_a_path_is_doubled() -> None:
 )
 def test_a_vm_with_an_image_has_a_disk(image: str | None, disks: tuple[Disk, ...], count: int) -> None:
     spec = vm(image=image, disks=disks, seed=False)
-    assert len(disk.disks(spec)) == count
+    assert len(spec.effective_disks) == count
     arguments = argv.build(spec, SCOPE)
     devices = [fields(value) for value in options(arguments, "-device") if "virtio-blk" in value]
     assert [device["drive"] for device in devices] == [f"disk{index}" for index in range(count)]
