@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from qsysd.config.nodes import yaml_library
+from qsysd.config.nodes import is_too_large, yaml_library
 from qsysd.errors import InvalidError
 from qsysd.model.defaults import Defaults
 from qsysd.model.field import Declaration, Inline, ListOf, declarations
@@ -64,7 +64,10 @@ def _written(declared: Declaration, value: Any) -> Any:
 
 
 def dump(document: Mapping[str, Any]) -> str:
-    """Return a document as YAML, in the order of its keys. Raise InvalidError for what is not UTF-8."""
+    """Return a document as YAML, in the order of its keys.
+
+    Raise InvalidError for what is not UTF-8, and for what `load` refuses to read because of its length.
+    """
     yaml = yaml_library()
     try:
         text: str = yaml.dump(
@@ -77,4 +80,6 @@ def dump(document: Mapping[str, Any]) -> str:
         )
     except UnicodeError as error:
         raise InvalidError("a value is not UTF-8 text", hint="write it in a file, with --file") from error
+    if is_too_large(text):
+        raise InvalidError("too long for a definition, or too deeply nested", hint="use shorter lists")
     return text

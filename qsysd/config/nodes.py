@@ -119,6 +119,11 @@ def yaml_library() -> Any:
     return yaml
 
 
+def is_too_large(text: str) -> bool:
+    """Return whether `compose` refuses a text without parsing it."""
+    return len(text) > _LENGTH_MAX or len(_LEVEL.findall(text)) > _LEVELS_MAX
+
+
 def compose(text: str, source: str) -> YamlNode | None:
     """Return the root node of a YAML text, None for an empty one. Raise InvalidError.
 
@@ -126,7 +131,7 @@ def compose(text: str, source: str) -> YamlNode | None:
     """
     yaml = yaml_library()
     hint = f"correct {source}" if source else None
-    if len(text) > _LENGTH_MAX or len(_LEVEL.findall(text)) > _LEVELS_MAX:
+    if is_too_large(text):
         raise InvalidError(f"{source}: too long for a definition, or too deeply nested", hint=hint)
     try:
         node = yaml.compose(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+from typing import Any
 
 import pytest
 from definitions import parse, problems
@@ -151,6 +152,15 @@ def test_text_that_is_not_unicode_is_refused_when_written() -> None:
     # as a shell hands over bytes that are not UTF-8
     with pytest.raises(InvalidError, match="UTF-8"):
         dump.dump({"name": "web1", "append": "quiet \udcff"})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"ssh_keys": tuple(f"ssh-ed25519 {'A' * 68} {n}" for n in range(900))}, {"qemu_args": ("- " * 10_001,)}],
+)
+def test_a_spec_that_could_not_be_read_again_is_not_written(changes: dict[str, Any]) -> None:
+    with pytest.raises(InvalidError, match="too long for a definition"):
+        dump.dump_vm(vm(**changes))
 
 
 # networks
