@@ -20,7 +20,7 @@ from qsysd.store import Store, environment
 # As `dump` writes it. A plain text that YAML takes for another type is not a login.
 _USER = re.compile("^user: ([a-z_][a-z0-9_-]*)$", re.MULTILINE)
 _OTHER_TYPES = ("false", "n", "no", "null", "off", "on", "true", "y", "yes")
-_MACHINE = re.compile("^-machine ([a-z0-9.-]+)", re.MULTILINE)
+_MACHINE = re.compile(r"^-machine (\S+)", re.MULTILINE)
 # The digest is that of the files without these values.
 _MARKED = ("DIGEST", "DEFINITION", "SEED")
 

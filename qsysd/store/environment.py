@@ -5,6 +5,9 @@ from __future__ import annotations
 from qsysd.files import read_bytes
 from qsysd.paths import is_device_name
 
+# int() refuses more than 4300 digits, and a number of QEMU has at most 20.
+DIGITS_MAX = 20
+
 
 def read(path: str) -> dict[str, str]:
     """Return the QSYSD_ variables of an environment file by name; empty if it cannot be read."""
@@ -19,8 +22,8 @@ def variables(text: str) -> dict[str, str]:
 
 
 def number(text: str | None) -> int | None:
-    """Return the number in a variable; None without one."""
-    return int(text) if text and text.isascii() and text.isdigit() else None
+    """Return the number in a variable; None without one, and for one that no rendering contains."""
+    return int(text) if text and text.isascii() and text.isdigit() and len(text) <= DIGITS_MAX else None
 
 
 def disks(text: str | None) -> tuple[str, ...]:

@@ -31,6 +31,7 @@ def make(host: OwnHost, name: str, more: str) -> None:
         ("web1", "append: user=1\nkernel: /bin/sh\n", False),
         ("web1", NAMED, True),
         ("web1", "nics: []\n", True),
+        ("web1", "machine: pc-q35_x\n", True),
         (LONG, "disks: [{}, {size: 1G}]\n", True),
         (LONG, UNREADABLE_TAP, False),
     ],

@@ -389,6 +389,7 @@ def test_a_summary_equals_the_definition(definitions: Store, scope: Scope) -> No
         "QSYSD_NICS=;;,\n",
         "QSYSD_NICS=x\n",
         "QSYSD_DISKS=1000000000000\n",
+        "QSYSD_MEMORY_MIB=" + "9" * 5000,
         "QSYSD_DISKS=../x::a-b\n",
         "=\n\n=x\n",
         "QSYSD_CPUS=1e3",
