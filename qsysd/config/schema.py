@@ -1,7 +1,8 @@
 """The JSON Schema (2020-12) of definitions, for editors.
 
 It is derived from the models. What no single value can show, such as a name that two devices have, is checked
-only when a definition is read; a key without a value, which a definition may have, is refused.
+only when a definition is read. A key without a value, and a number or a boolean in quotes, are refused,
+though a definition may have them.
 """
 
 from __future__ import annotations

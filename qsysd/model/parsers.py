@@ -28,7 +28,8 @@ RESERVED_DEVICE_NAMES = frozenset(("console", "rng0", "seed"))
 _PLAIN_PATH = re.compile(r"/[A-Za-z0-9._/+@=~-]+")
 _NOT_TEXT = re.compile(f"[{values.NOT_TEXT}]")
 _SIZE_SCHEMA = r"^(0|[1-9][0-9]*)(\.[0-9]+)? *([KMGTkmgt]([iI]?[bB])?|[bB])?$"
-_IPV4_SCHEMA = r"([0-9]|[1-9][0-9]|1[0-9]{2}|2[0-4][0-9]|25[0-5])"
+_BYTE_SCHEMA = r"([0-9]|[1-9][0-9]|1[0-9]{2}|2[0-4][0-9]|25[0-5])"
+_IPV4_SCHEMA = rf"{_BYTE_SCHEMA}(\.{_BYTE_SCHEMA}){{3}}"
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,8 @@ def memory() -> Parser[int]:
             raise ValueError(f"{scalar.text} is too little memory; the minimum is {MEMORY_MINIMUM_MIB}M")
         return size // MIB
 
-    return Parser(read, lambda mib: values.format_size(mib * MIB), _size_schema(MEMORY_MINIMUM_MIB))
+    numbers = {"type": "number", "minimum": MEMORY_MINIMUM_MIB}
+    return Parser(read, lambda mib: values.format_size(mib * MIB), _size_schema(numbers))
 
 
 def size(unit: str) -> Parser[int]:
@@ -174,11 +176,11 @@ def size(unit: str) -> Parser[int]:
             raise ValueError(f"{scalar.text} is too small for a disk; the minimum is 1M")
         return size
 
-    return Parser(read, values.format_size, _size_schema(1))
+    return Parser(read, values.format_size, _size_schema({"type": "number", "exclusiveMinimum": 0}))
 
 
-def _size_schema(minimum: int) -> dict[str, Any]:
-    return {"anyOf": [{"type": "integer", "minimum": minimum}, {"type": "string", "pattern": _SIZE_SCHEMA}]}
+def _size_schema(numbers: Mapping[str, Any]) -> dict[str, Any]:
+    return {"anyOf": [dict(numbers), {"type": "string", "pattern": _SIZE_SCHEMA}]}
 
 
 def duration() -> Parser[int]:
@@ -228,7 +230,7 @@ def address() -> Parser[str]:
         except ValueError as error:
             raise ValueError(f"{found!r} is not an IPv4 address") from error
 
-    return Parser(read, str, {"type": "string", "pattern": rf"^{_IPV4_SCHEMA}(\.{_IPV4_SCHEMA}){{3}}$"})
+    return Parser(read, str, {"type": "string", "pattern": f"^{_IPV4_SCHEMA}$"})
 
 
 def subnet() -> Parser[str]:
@@ -244,7 +246,7 @@ def subnet() -> Parser[str]:
             raise ValueError(f"{found} has no usable size; allowed is /16 to /28")
         return str(parsed)
 
-    pattern = rf"^{_IPV4_SCHEMA}(\.{_IPV4_SCHEMA}){{3}}/(1[6-9]|2[0-8])$"
+    pattern = f"^{_IPV4_SCHEMA}/(1[6-9]|2[0-8]|{_IPV4_SCHEMA})$"
     return Parser(read, str, {"type": "string", "pattern": pattern})
 
 

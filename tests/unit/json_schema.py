@@ -11,6 +11,7 @@ TYPES: dict[str, Callable[[Any], bool]] = {
     "array": lambda value: isinstance(value, list),
     "string": lambda value: isinstance(value, str),
     "integer": lambda value: isinstance(value, int) and not isinstance(value, bool),
+    "number": lambda value: isinstance(value, int | float) and not isinstance(value, bool),
     "boolean": lambda value: isinstance(value, bool),
     "null": lambda value: value is None,
 }
@@ -27,8 +28,9 @@ KEYWORDS: dict[str, Callable[[Any, Any, Mapping[str, Any]], bool]] = {
     "anyOf": lambda value, rule, _: any(is_valid(value, each) for each in rule),
     "not": lambda value, rule, _: not is_valid(value, rule),
     "pattern": lambda value, rule, _: not isinstance(value, str) or bool(re.search(rule, value)),
-    "minimum": lambda value, rule, _: not TYPES["integer"](value) or value >= rule,
-    "maximum": lambda value, rule, _: not TYPES["integer"](value) or value <= rule,
+    "minimum": lambda value, rule, _: not TYPES["number"](value) or value >= rule,
+    "exclusiveMinimum": lambda value, rule, _: not TYPES["number"](value) or value > rule,
+    "maximum": lambda value, rule, _: not TYPES["number"](value) or value <= rule,
     "items": lambda value, rule, _: (
         not isinstance(value, list) or all(is_valid(item, rule) for item in value)
     ),

@@ -46,8 +46,8 @@ def test_what_qsysd_writes_is_valid() -> None:
 @pytest.mark.parametrize(
     "lines",
     [
-        "", "memory: 512", "memory: 1.5G", "memory: 512 MiB", "cpus: 1024", "nics: []",
-        "disks: [{}, {size: 20}, {name: data}]",
+        "", "memory: 512", "memory: 1.5G", "memory: 512.5", "memory: 512 MiB", "cpus: 1024", "nics: []",
+        "disks: [{}, {size: 20}, {name: data}]", "disks: [{size: 0.5}, {size: 1.5}]",
         "nics: [{}, {mac: '52:54:00:AB:cd:EF', address: 255.0.10.100}]", "seed: true", "accel: kvm",
         "kernel: /boot/vmlinuz\ninitrd: /x\nappend: a b", "stop_timeout: 90", "stop_timeout: 2 min",
         "qemu_args: ['', 'a,b']", "user: _x", "machine: pc-q35-7.2", "depends_on: [db1]",
@@ -98,6 +98,13 @@ def test_a_network_that_is_not_valid_is_refused(text: str) -> None:
     with pytest.raises(InvalidError):
         load.parse_network(text, "lan.yaml")
     assert not accepts(text, schema.network())
+
+
+@pytest.mark.parametrize("subnet", ["10.0.0.0/16", "10.9.8.0/28", "10.9.8.0/255.255.255.0"])
+def test_a_valid_network_is_accepted(subnet: str) -> None:
+    text = f"name: lan\nsubnet: {subnet}\nhost_access: true"
+    load.parse_network(text, "lan.yaml")
+    assert accepts(text, schema.network())
 
 
 def test_defaults_are_accepted_or_refused() -> None:
