@@ -189,6 +189,7 @@ def test_only_a_regular_file_is_cut_as_console_log(
     plant: Callable[[Path, Path], None],
 ) -> None:
     monkeypatch.setattr(console_logs, "SIZE_MAX", 10)
+    monkeypatch.setattr(console_logs, "SIZE_KEPT", 1)
     victim = tmp_path / "victim"
     victim.write_bytes(b"x" * 100)
     plant(directory / "console.log", victim)
