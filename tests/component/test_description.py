@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from own_host import OwnHost
 
-from qsysd.operations import create, query
+from qsysd.operations import create, edit, query
 from qsysd.store import description
 
 LONG = "a-name-that-is-too-long-for"
@@ -76,3 +76,11 @@ def test_status_shows_the_disks_of_a_vm_whose_environment_file_is_missing(host: 
     (after,) = query.status(host, ["web1"])
     assert after.disks == before.disks
     assert len(after.disks) == 1
+
+
+def test_a_user_that_is_empty_in_yaml_is_not_a_login(host: OwnHost) -> None:
+    make(host, "web1", "")
+    append(host.scope.definition("web1"), "user: null\n")
+    edit.render(host, ["web1"])
+    assert description.of_rendered(host.store, "web1") is None
+    assert query.status(host, ["web1"])[0].user is None

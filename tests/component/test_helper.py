@@ -101,6 +101,20 @@ def test_a_link_in_place_of_the_directory_is_refused(directory: Path, scope: Sco
 # privileges
 
 
+def as_root(program: str) -> list[str]:
+    """Run a Python program in a separate process, which changes its user; return its lines of output."""
+    package = Path(helper.__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": str(package), "MAINPID": str(os.getpid())},
+        extra_groups=[1, 4],
+    )
+    return done.stdout.splitlines()
+
+
 @pytest.mark.needs_root
 def test_dropped_privileges_can_be_restored_unless_permanently_dropped(scope: Scope) -> None:
     os.makedirs(scope.runtime(VM))
@@ -122,16 +136,7 @@ def test_dropped_privileges_can_be_restored_unless_permanently_dropped(scope: Sc
         "restore_privileges()\n"
         "show()\n"
     )
-    package = Path(helper.__file__).parents[2]
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        check=True,
-        capture_output=True,
-        text=True,
-        env={"PYTHONPATH": package},
-        extra_groups=[1, 4],
-    )
-    user, user_can, root, root_can, for_good, can_no_more, still, still_can = done.stdout.splitlines()
+    user, user_can, root, root_can, for_good, can_no_more, still, still_can = as_root(program)
     # the real and the saved user remain root: QEMU's user can neither signal nor trace the process
     assert user == f"{(0, UID, 0)} {(0, GID, 0)} []"
     assert user_can.split()[0] == "0"
@@ -139,6 +144,43 @@ def test_dropped_privileges_can_be_restored_unless_permanently_dropped(scope: Sc
     assert root_can.split()[0] != "0"
     assert for_good == still == f"{(UID,) * 3} {(GID,) * 3} []"
     assert can_no_more == still_can == "0 0"
+
+
+@pytest.mark.needs_root
+def test_qemus_sockets_are_connected_to_as_its_user(scope: Scope) -> None:
+    os.makedirs(scope.runtime(VM))
+    os.chown(scope.runtime(VM), UID, GID)
+    steps = as_root(
+        "import os\n"
+        "from qsysd.paths import Scope\n"
+        "from qsysd.runtime import cleanup, monitors, readiness, shutdown\n"
+        "def show(step, result):\n"
+        "    print(step, os.getresuid(), os.getresgid(), os.getgroups())\n"
+        "    return result\n"
+        "class Connection:\n"
+        "    __enter__ = lambda self: self\n"
+        "    __exit__ = lambda self, *_: None\n"
+        "    execute = lambda self, _: show('execute', b'')\n"
+        "class Monitors:\n"
+        "    def __init__(self, *_):\n"
+        "        show('open', None)\n"
+        "    connect = lambda self, *_: show('connect', Connection())\n"
+        "readiness.Monitors = monitors.Monitors = Monitors\n"
+        "shutdown.power_off = lambda *_: show('power off', True)\n"
+        "cleanup.after_stop = lambda *_: show('clean up', None)\n"
+        f"shutdown.stop(Scope(''), {VM!r})\n"
+        f"readiness.ready(Scope(''), {VM!r})\n"
+    )
+    root = f"{(0,) * 3} {(0,) * 3}"
+    user = f"{(UID,) * 3} {(GID,) * 3} []"
+    assert steps == [
+        f"open {root} [1, 4]",
+        f"power off {(0, UID, 0)} {(0, GID, 0)} []",
+        f"clean up {root} []",
+        f"open {root} []",
+        f"connect {user}",
+        f"execute {user}",
+    ]
 
 
 # console logs

@@ -17,6 +17,7 @@ from qsysd.errors import HostError, QsysdError
 from qsysd.model.nic import Nic
 from qsysd.paths import Scope
 from qsysd.runtime import spawn
+from qsysd.store import Store
 
 # ECMA-119: the primary volume descriptor is in sector 16, its label at byte 40
 LABEL = slice(16 * 2048 + 40, 16 * 2048 + 72)
@@ -124,6 +125,14 @@ def test_a_link_planted_during_the_write_is_not_followed(
     with pytest.raises(QsysdError, match=r"seed\.iso cannot be written: File exists"):
         seed.write(vm(), scope)
     assert not (tmp_path / "made").exists()
+
+
+def test_the_digest_of_a_seed_is_read_through_no_link(scope: Scope, directory: Path, tmp_path: Path) -> None:
+    seed.write(vm(), scope)
+    assert Store(scope).seed_digest("web1") == seed.digest(vm())
+    (directory / "seed.iso").rename(tmp_path / "other.iso")
+    (directory / "seed.iso").symlink_to(tmp_path / "other.iso")
+    assert Store(scope).seed_digest("web1") is None
 
 
 def test_a_directory_in_place_of_the_seed_is_an_error(scope: Scope, directory: Path) -> None:

@@ -30,6 +30,11 @@ def test_arguments_reach_a_program_as_they_are(stand_ins: StandIns) -> None:
     assert stand_ins.calls("tool") == [arguments]
 
 
+def test_a_program_gets_the_signals_that_python_ignores() -> None:
+    # Inherited as ignored, SIGPIPE would keep a program writing into a pipe without a reader.
+    assert spawn.run(["sh", "-c", "kill -PIPE $$; echo ignored"], check=False).returncode == -13
+
+
 def test_a_failed_program_is_quoted_by_its_last_words(stand_ins: StandIns) -> None:
     stand_ins.add("tool", "echo out; printf 'first\\n\\nlast words\\n\\n' >&2; exit 3")
     with pytest.raises(spawn.CommandError, match=r"^tool failed: last words$") as caught:
