@@ -1,6 +1,8 @@
-"""SSH public keys in files."""
+"""SSH public keys, in files and as arguments."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 from qsysd import values
 from qsysd.errors import InvalidError
@@ -22,3 +24,10 @@ def read(path: str) -> list[str]:
     if not found:
         raise InvalidError(f"{path} contains no SSH public key", hint="name the .pub file")
     return found
+
+
+def check(keys: Iterable[str]) -> None:
+    """Raise InvalidError for a text that is not a public key on one line."""
+    for key in keys:
+        if not values.SSH_KEY.fullmatch(key):
+            raise InvalidError(f"{key!r} is not an SSH public key", hint="a line of a .pub file")

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from qsysd import paths
-from qsysd.config import dump, load
+from qsysd.config import dump, load, public_keys
 from qsysd.errors import ExistsError, InvalidError, QsysdError
 from qsysd.host import (
     allocation,
@@ -66,6 +66,7 @@ def create(
     and any other error after what was created has been removed.
     """
     host.require_ready()
+    public_keys.check(ssh_keys)
     defaults = host.store.defaults()
     spec = load.parse_vm(definition, source, defaults=defaults)
     if wait:

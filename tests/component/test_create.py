@@ -44,6 +44,23 @@ def test_create_creates_all_parts_of_a_vm(host: OwnHost) -> None:
     assert host.told == []
 
 
+@pytest.mark.parametrize(
+    ("ssh_keys", "message"),
+    [
+        (["x"], "'x' is not an SSH public key"),
+        ([f"{KEY}\nruncmd: [id]"], "is not an SSH public key"),
+        ([f"{KEY} {'x' * 100}{number}" for number in range(900)], "too long for a definition"),
+    ],
+)
+def test_keys_that_a_definition_cannot_contain_are_refused(
+    host: OwnHost, ssh_keys: list[str], message: str
+) -> None:
+    before = files()
+    with pytest.raises(InvalidError, match=message):
+        create.create(host, IMAGE_VM.format("web1"), "x.yaml", ssh_keys=ssh_keys)
+    assert files() == before
+
+
 def test_the_files_of_a_vm_are_readable_for_root_only(host: OwnHost) -> None:
     before = os.umask(0)
     try:
