@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,19 @@ def test_a_stop_migrates_the_rules_of_an_earlier_version(
     nftables.run(rules + "".join(earlier_elements("add", port) for port in (WEB1, FREE, WEB2)))
     taps.unplug(net.scope, [WEB2], "web2")
     assert WEB2.tap not in interfaces()
+    assert_protected(net, earlier)
+
+
+def test_a_stop_migrates_the_rules_only_when_no_other_vm_starts_or_stops(
+    net: NetworkHost, earlier: tuple[Guest, Guest]
+) -> None:
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        with taps.Lock(net.scope):  # as a start between its TAP and its elements
+            stop = pool.submit(taps.unplug, net.scope, [WEB2], "web2")
+            with pytest.raises(TimeoutError):
+                stop.result(timeout=0.5)
+            assert "@held" in anti_spoofing()
+        stop.result(timeout=20)
     assert_protected(net, earlier)
 
 

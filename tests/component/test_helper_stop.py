@@ -11,7 +11,7 @@ import pytest
 from qmp_peer import Connection, Peer, Refuse, Script
 from unit_steps import VM, StandIn
 
-from qsysd.errors import InvalidError, QsysdError, TimeoutExpired
+from qsysd.errors import HostError, InvalidError, QsysdError, TimeoutExpired
 from qsysd.paths import Scope
 from qsysd.runtime import readiness, roots, shutdown
 
@@ -53,6 +53,15 @@ def test_stop_sends_quit_at_the_timeout_of_a_guest_that_ignores_the_power_button
     assert commands[-1] == "quit"
     assert not qemu.is_running()
     assert journal() == ["the guest did not power off within 1 s; sending quit to QEMU"]
+
+
+def test_stop_follows_no_link_in_place_of_the_directory_of_monitors(qemu: StandIn, scope: Scope) -> None:
+    qemu.monitor(lambda connection: connection.serve(qemu.obedient()), "stop")
+    os.rename(scope.vm_dir(VM), scope.vm_dir("other"))
+    os.symlink("other", scope.vm_dir(VM))
+    with pytest.raises(HostError, match=f"vms/{VM}: Not a directory"):
+        shutdown.stop(scope, VM)
+    assert qemu.is_running()
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,15 @@ def test_unplug_removes_the_tap_of_a_nic_that_was_removed_from_the_definition(ne
     assert rules() == before
 
 
+def test_unplug_removes_the_elements_of_a_tap_whose_alias_has_another_vm(net: NetworkHost) -> None:
+    before = rules()
+    for vm in ("", "renamed"):
+        taps.plug(net.scope, [WEB1], OWNER, vm)
+        changed = Port(WEB1.tap, "52:54:00:00:00:09", "qb-default", "default", "10.83.0.99")
+        taps.unplug(net.scope, [changed], "web1")
+        assert rules() == before
+
+
 def test_one_start_after_a_flush_restores_the_anti_spoofing_of_all_vms(net: NetworkHost) -> None:
     first = net.plug(WEB1)
     run("nft", "flush", "ruleset")

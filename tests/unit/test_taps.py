@@ -52,6 +52,7 @@ def test_ports_as_text_and_back() -> None:
         "qv-web1-0,52:54:00:12:34:56,qb-default,default,10.83.0",
         "qv-web1-0,52:54:00:12:34:56,qb-default,default,10.83.0.256",
         "qv-web1-0,52:54:00:12:34:56,qb-default,default,10.83.0.010",
+        "qv-web1-0,52:54:00:12:34:56,qb-default,default,10.83.0." + "1" * 5000,
         "qv-web1-0,52:54:00:12:34:56,qb-default,default,10.83.0.\u0661",
         "qv-web1-0,52:54:00:12:34:56,qb-default,default,10.83.0.1 accept",
         "qv-web1-0,52:54:00:12:34:56,qb-default,default,-;qv-web1-0,52:54:00:12:34:57,qb-default,default,-",
@@ -65,7 +66,7 @@ def test_odd_ports_are_refused(text: str) -> None:
 def test_an_alias_tells_vm_and_port() -> None:
     assert parse_alias(f"qsysd:web1:{HELD}") == ("web1", HELD)
     assert parse_alias(f"qsysd::{FREE}") == ("", FREE)
-    for other in ("", "qsysd:default", "qsysd:web1:nonsense", f"libvirt:web1:{HELD}"):
+    for other in ("", "qsysd:default", "qsysd:web1:nonsense", f"libvirt:web1:{HELD}", f"qsysd:../x:{HELD}"):
         assert parse_alias(other) is None
 
 
