@@ -10,8 +10,8 @@ from qsysd import paths
 from qsysd.host import intents, locks, selection
 from qsysd.host.context import Host
 
-# Suffix of the staging directories of images; importing that package takes too long for this check.
-STAGING_SUFFIX = ".part"
+# The names of staging directories of images; importing that package takes too long for this check.
+STAGING_PREFIX, STAGING_SUFFIX = ".", ".part"
 
 
 @contextmanager
@@ -85,6 +85,7 @@ def recover(host: Host) -> None:
 def _has_staging(host: Host) -> bool:
     """Return whether an image is being created, or was when its command was killed."""
     try:
-        return any(entry.endswith(STAGING_SUFFIX) for entry in os.listdir(host.scope.images_dir))
+        entries = os.listdir(host.scope.images_dir)
     except OSError:
         return False
+    return any(entry.startswith(STAGING_PREFIX) and entry.endswith(STAGING_SUFFIX) for entry in entries)

@@ -12,7 +12,7 @@ from own_host import OwnHost
 
 from qsysd import paths
 from qsysd.errors import HostError, InvalidError, QsysdError
-from qsysd.host import changes, intents, locks, selection
+from qsysd.host import changes, intents, locks, recovery, selection
 from qsysd.host.changes import begin, changing, changing_images, setting_up
 from qsysd.host.context import Host
 from qsysd.host.removal import remove_everything
@@ -91,6 +91,17 @@ def test_the_rest_of_a_killed_image_build_is_removed(host: OwnHost) -> None:
     rest.mkdir()
     changes.recover(host)
     assert not rest.exists()
+
+
+def test_other_files_beside_the_images_cause_no_recovery(
+    host: OwnHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # For example of a download, which can stay there.
+    Path(host.scope.images_dir, "debian.qcow2.part").touch()
+    recovered: list[Host] = []
+    monkeypatch.setattr(recovery, "recover", recovered.append)
+    changes.recover(host)
+    assert not recovered
 
 
 def test_all_vms_are_those_after_recovery(host: OwnHost) -> None:
