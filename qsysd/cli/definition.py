@@ -43,7 +43,7 @@ _OPTIONS = (
         "nics",
         multiple=True,
         metavar="KEY=VALUE,...",
-        help="NIC with a fixed MAC or address: network=NAME,mac=MAC,address=IP. Repeatable.",
+        help="NIC with a fixed MAC or address: name=lan,network=NAME,mac=MAC,address=IP. Repeatable.",
     ),
     click.option("--kernel", type=click.Path(), help="Kernel for direct boot."),
     click.option("--initrd", type=click.Path(), help="Initial RAM disk of the kernel."),

@@ -7,7 +7,7 @@ import shlex
 import tempfile
 
 from qsysd import files, process
-from qsysd.errors import QsysdError
+from qsysd.errors import HostError, QsysdError
 from qsysd.runtime import spawn
 
 
@@ -20,6 +20,11 @@ def edit_text(text: str, name: str) -> str:
         words = shlex.split(editor)
     except ValueError as error:
         raise QsysdError(f"the editor {editor!r} is not a command: {error}", hint="EDITOR=nano") from error
+    if spawn.find(words[0]) is None:
+        raise HostError(
+            f"the editor {words[0]!r} is not installed",
+            hint="apt install nano, or set EDITOR to an installed editor",
+        )
     with tempfile.NamedTemporaryFile("w+", prefix=f"qsysd-{name}-", suffix=".yaml", encoding="utf-8") as file:
         file.write(text)
         file.flush()

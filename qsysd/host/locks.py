@@ -76,14 +76,15 @@ def lock_if_free(host: Host, name: str) -> Iterator[bool]:
 def _wait_for_lock(host: Host, descriptor: int, name: str, exclusive: bool) -> None:
     started = time.monotonic()
     told = False
+    subject = name.lstrip(":").replace(":", " ")  # web1, image debian, setup, addresses
     while not _try_lock(descriptor, exclusive):
         waited = time.monotonic() - started
         if waited > LOCK_TIMEOUT:
             raise TimeoutExpired(
-                f"{name}: another qsysd command has been running for {LOCK_TIMEOUT / 60:.0f} min",
+                f"{subject}: another qsysd command has been running for {LOCK_TIMEOUT / 60:.0f} min",
                 hint="to find it: ps -C qsysd",
             )
         if waited > TELL_AFTER and not told:
-            host.progress(f"{name}: waiting for another qsysd command to end")
+            host.progress(f"{subject}: waiting for another qsysd command to end")
             told = True
         time.sleep(_POLL)

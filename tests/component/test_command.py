@@ -402,6 +402,16 @@ def test_an_invalid_editor_is_an_error(run: Run, editor: str) -> None:
     assert "a bug in qsysd" not in done.stderr
 
 
+def test_a_missing_editor_is_not_taken_for_a_package(run: Run) -> None:
+    create(run, "--no-start")
+    done = run("edit", "web1", EDITOR="nosucheditor --wait")
+    assert done.returncode == 7
+    assert done.stderr == (
+        "error: the editor 'nosucheditor' is not installed\n"
+        "hint: apt install nano, or set EDITOR to an installed editor\n"
+    )
+
+
 def test_a_refused_definition_is_kept_in_a_file(run: Run, host: OwnHost) -> None:
     create(run, "--no-start")
     before = Path(host.scope.definition("web1")).read_text(encoding="utf-8")

@@ -115,6 +115,20 @@ def test_what_another_command_changes_is_waited_for_and_that_is_told(
 
 
 @pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize(
+    ("lock", "subject"),
+    [(locks.of_image("debian"), "image debian"), (paths.SETUP, "setup"), (paths.ADDRESSES, "addresses")],
+)
+def test_the_message_of_a_lock_names_its_subject(
+    host: OwnHost, hold: Callable[..., Holder], lock: str, subject: str
+) -> None:
+    hold(lock).wait()
+    with pytest.raises(TimeoutExpired, match=f"^{subject}: another"), locks.locked(host, [lock]):
+        raise AssertionError("two commands hold one lock")
+    assert host.told == [f"{subject}: waiting for another qsysd command to end"]
+
+
+@pytest.mark.usefixtures("impatient")
 def test_another_vm_is_not_waited_for(host: OwnHost, hold: Callable[..., Holder]) -> None:
     hold("web1").wait()
     assert is_free(host, "web2")
