@@ -11,7 +11,7 @@ from enum import StrEnum
 
 from qsysd.errors import QsysdError
 from qsysd.files import SyncedTogether
-from qsysd.host import intents, selection, unit_states
+from qsysd.host import intents, locks, selection, unit_states
 from qsysd.host.changes import changing
 from qsysd.host.context import Host
 from qsysd.host.recovery import is_known
@@ -86,7 +86,7 @@ def delete(host: Host, names: Sequence[str] | None, *, dry_run: bool = False) ->
     host.require_root()
     if dry_run:
         return Deleted(contents=_contents(host, selection.resolve(host, names)))
-    killed = {intent.name for intent in intents.pending(host.scope)}
+    killed = _killed(host)
     with changing(host, names) as vms:
         # Recovery has already removed a VM whose create or delete was killed.
         left = [name for name in vms if name not in killed or unit_states.has_traces(host, name)]
@@ -97,6 +97,17 @@ def delete(host: Host, names: Sequence[str] | None, *, dry_run: bool = False) ->
     return Deleted(
         deleted=deleted, kept=kept, failed={name: _as_error(name, error) for name, error in failed.items()}
     )
+
+
+def _killed(host: Host) -> set[str]:
+    """Return the VMs whose change was killed, without those that a running command changes."""
+    found = set()
+    for intent in intents.pending(host.scope):
+        with locks.lock_if_free(host, intent.name) as free:
+            # A command that has just ended has removed its intent before it released the lock.
+            if free and os.path.lexists(intent.path):
+                found.add(intent.name)
+    return found
 
 
 def _check(host: Host, names: Sequence[str]) -> None:

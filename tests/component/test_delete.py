@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+import time
+
 import pytest
 from own_host import OwnHost, removed_by_delete
 
 from qsysd import paths
 from qsysd.errors import NotFoundError
-from qsysd.host import intents
+from qsysd.host import intents, locks, removal
 from qsysd.operations import create, delete
 
 VM = "name: {}\nimage: tiny\nseed: false\n"
@@ -55,3 +58,29 @@ def test_a_vm_that_recovery_removes_first_counts_as_deleted(host: OwnHost, verb:
     assert (host.store.names(), intents.pending(host.scope)) == ([], [])
     with pytest.raises(NotFoundError):
         delete.delete(host, ["web1"])
+
+
+def test_a_vm_that_another_delete_removes_first_does_not_exist(
+    host: OwnHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(host, "web1")
+    monkeypatch.setattr(locks, "TELL_AFTER", 0.0)
+    raised: list[NotFoundError] = []
+
+    def second() -> None:
+        try:
+            delete.delete(host, ["web1"])
+        except NotFoundError as error:
+            raised.append(error)
+
+    other = threading.Thread(target=second)
+    with locks.locked(host, ["web1"]):
+        intent = intents.begin(host, "web1", "delete")
+        other.start()
+        deadline = time.monotonic() + 10
+        while not host.told and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert removal.remove_all(host, ["web1"]) == {}
+        intents.end(intent)
+    other.join()
+    assert [str(error) for error in raised] == ["VM 'web1' does not exist"]
