@@ -26,6 +26,7 @@ def names(count: int = 300) -> list[str]:
 
 
 NICS = ["net0", "net9", "net10", "net31", "net999", "net1000", "net00", "net", "a", "lan", "x" * 15]
+NICS.append("net" + "1" * 12)
 
 
 @pytest.mark.parametrize("nic", NICS)

@@ -65,6 +65,7 @@ def test_an_empty_list_of_nics_is_a_vm_without_one() -> None:
         ({1: 1}, "unknown key '1'"),
         ({("a", "b"): 1}, "a key must be a single value, not a list or a mapping"),
         ({None: 1}, "unknown key ''"),
+        ({"user": "a\udcff"}, "user: not UTF-8 text"),
         ({"user": "a\nb"}, "user: control characters, noncharacters and line breaks are not allowed"),
     ],
 )
