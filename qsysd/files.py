@@ -1,7 +1,7 @@
 """Files: atomic writes, reads, removals, and their durability.
 
-A file is written beside its place, synced, and renamed over it, so that a power cut leaves the old
-or the new one. A rename, a new name or a removal is durable once its directory is synced (fsync(2)).
+A file is written under another name, synced and renamed, so that a power cut leaves the old or the new
+one. A rename, a new name or a removal is durable when its directory is synced (fsync(2)).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _changed: dict[str, None] | None = None
 
 
 def write_atomic(path: str, content: str | bytes, mode: int, *, staging: str = "") -> None:
-    """Write a file so that a crash leaves the old or the new one. Raises QsysdError.
+    """Write a file so that a crash leaves the old or the new one. Raise QsysdError.
 
     staging: the path under which it is written first; the default is PATH.part. No link is followed: the
     directory may be writable by a VM's QEMU.
@@ -58,7 +58,7 @@ def hint(error: OSError) -> str | None:
 
 
 def read_text(path: str, *, errors: str = "strict") -> str | None:
-    """Return a file's text, or None if it does not exist. Raises QsysdError if it cannot be read.
+    """Return a file's text, or None if it does not exist. Raise QsysdError if it cannot be read.
 
     errors: the treatment of bytes that are not UTF-8, as in bytes.decode().
     """
@@ -81,7 +81,7 @@ def read_bytes(path: str) -> bytes | None:
 
 
 def _read(path: str) -> bytes:
-    """Return the bytes of a regular file; a FIFO without a writer does not block. Raises OSError."""
+    """Return the bytes of a regular file; a FIFO without a writer does not block. Raise OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -112,7 +112,7 @@ def _unlink(path: str) -> bool:
 
 
 def sync_file(path: str) -> None:
-    """Make the contents of a file durable that another program wrote. Raises QsysdError."""
+    """Sync a file that another program wrote. Raise QsysdError."""
     try:
         _sync(path, os.O_RDONLY | os.O_NOFOLLOW)
     except OSError as error:
@@ -120,7 +120,7 @@ def sync_file(path: str) -> None:
 
 
 def make_directory(path: str, mode: int) -> None:
-    """Create a directory and those above it durably, unless they exist. Raises QsysdError."""
+    """Create a directory and those above it durably, unless they exist. Raise QsysdError."""
     if os.path.isdir(path):
         return
     above = os.path.dirname(path)
@@ -134,7 +134,7 @@ def make_directory(path: str, mode: int) -> None:
 
 
 def sync_directory(path: str) -> None:
-    """Make the entries of a directory durable: at once, or at the end of `SyncedTogether`."""
+    """Sync the entries of a directory: at once, or at the end of `SyncedTogether`."""
     path = path or "."
     if _changed is not None:
         _changed[path] = None

@@ -210,7 +210,7 @@ def _parse_lease(line: str) -> Lease | None:
 def release(scope: Scope, network: str, address: str, mac: str, *, running: bool) -> None:
     """End the lease of a MAC, if it has one, so that its address is free at once.
 
-    running: whether the network's dnsmasq runs. It has the leases in memory and is sent a DHCPRELEASE;
+    running: whether the network's dnsmasq runs. It keeps the leases in memory, and is sent a DHCPRELEASE;
     otherwise the lease file is edited. Raise HostError if it does not end or the file cannot be changed.
     """
     _check("x", mac, address)
@@ -256,7 +256,7 @@ def _forget(scope: Scope, network: str, address: str) -> None:
 
 @dataclass(frozen=True)
 class Blocker:
-    """What blocks the traffic of guests or removes their anti-spoofing, and what to do about it."""
+    """What blocks the traffic of guests or removes their anti-spoofing. remedy: its correction."""
 
     message: str
     remedy: str

@@ -15,8 +15,8 @@ NAME_MAX = 28
 _NAME_FIRST = frozenset("abcdefghijklmnopqrstuvwxyz")
 _NAME_CHARACTERS = _NAME_FIRST | frozenset("0123456789-")
 
-# The name of a disk or a NIC within its VM. Without a dash: file names, TAPs and QEMU's ids are built from it
-# with one (`disk0-file`), and stay unique.
+# The name of a disk or a NIC within its VM. It contains no dash, so that names of files, TAPs and QEMU's objects
+# that are derived from it with a dash (`disk0-file`) are unique.
 DEVICE_NAME_RULE = "[a-z][a-z0-9]{0,14}"
 DEVICE_NAME_MAX = 15
 _DEVICE_NAME_CHARACTERS = _NAME_CHARACTERS - {"-"}
@@ -28,16 +28,16 @@ UNIT_PATTERN = "qemu-vm@*.service"
 # The drop-in that qsysd renders for a VM, and the variable in it that identifies the rendering.
 DROP_IN = "50-qsysd.conf"
 DROP_IN_MARK = "QSYSD_DROP_IN"
-# The application identifier of a VM's seed is this and the digest of its documents.
+# The application identifier of a VM's seed disk: this, followed by the digest of its documents.
 SEED_MARK = "QSYSD-SEED "
 
-# Linux's IFNAMSIZ is 16 bytes with the closing NUL; sockaddr_un holds 108 with it (unix(7)).
+# In bytes, without the terminating NUL: IFNAMSIZ of Linux, and sun_path of sockaddr_un (unix(7)).
 INTERFACE_NAME_MAX = 15
 SOCKET_PATH_MAX = 107
 
 TAP_PREFIXES = ("qv-", "qv_")
 
-# Files for the locks of all VMs, and as many for those of the images.
+# The number of lock files for all VMs, and for all images.
 LOCK_FILES = 256
 # Locks that do not belong to a VM.
 ADDRESSES = ":addresses"
@@ -240,16 +240,16 @@ class Scope:
         """Return the metadata of an image: source, digest, default user."""
         return os.path.join(self.images_dir, f"{name}.yaml")
 
-    # locks: flock on files that are never unlinked, so that a lock dies with its holder
+    # locks: flock(2) on files that are never removed; the kernel releases a lock when its holder exits
 
     def lock(self, name: str) -> str:
         """Return the lock file for a VM's name, `image:NAME`, ADDRESSES, SETUP or TAPS.
 
-        A fixed number of files serves all names of a kind. The kinds share no file: a command that takes
-        one lock inside another would wait for itself.
+        A fixed number of files serves all names of a kind. The kinds share no file: otherwise a command
+        that takes the locks of both would wait for itself.
         """
         if name in (ADDRESSES, SETUP, TAPS):
             return os.path.join(self.locks_dir, name[1:])
         kind = "image" if name.startswith("image:") else "vm"
-        # Another function of the name would let commands of two versions change one VM during an upgrade.
+        # With another hash, commands of two versions could change one VM at the same time during an upgrade.
         return os.path.join(self.locks_dir, f"{kind}-{crc32(name.encode()) % LOCK_FILES:02x}")

@@ -19,7 +19,7 @@ def stream(
 
     For a program that takes long and reports its progress. The caller waits for it or ends it: it runs in
     a separate session, so that `os.killpg` reaches its children. keep: descriptors that it inherits.
-    Raises HostError if it is not installed.
+    Raise HostError if it is not installed.
     """
     command = [require(argv[0]), *argv[1:]]
     log_command(command)

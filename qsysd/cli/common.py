@@ -48,7 +48,7 @@ def vms_arguments(function: Function) -> Function:
 
 
 def chosen(names: Sequence[str], everything: bool) -> list[str] | None:
-    """Return the VMs that the arguments name, or None for all. Raises InvalidError for none."""
+    """Return the VMs that the arguments name, or None for all. Raise InvalidError for none."""
     if everything and names:
         raise InvalidError("names and --all exclude each other", hint="give names or --all")
     if everything:
@@ -76,7 +76,7 @@ def is_terminal() -> bool:
 
 
 def confirm(question: str, *, yes: bool) -> None:
-    """Continue only if the answer is yes, else exit with 1. Raises InvalidError without a terminal."""
+    """Continue only if the answer is yes, else exit with 1. Raise InvalidError without a terminal."""
     if yes:
         return
     if not is_terminal():

@@ -1,4 +1,4 @@
-"""The files of a VM."""
+"""Create the files of a new VM."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from qsysd.model.vm import VMSpec
 
 
 def make(host: Host, spec: VMSpec) -> None:
-    """Create all of a new VM but its definition: disks, seed, environment file, drop-in, DHCP entries.
+    """Create everything of a VM except its definition: disks, seed, environment file, drop-in, DHCP entries.
 
-    The definition must exist, and an intent to create the VM, which removes everything after an error.
+    The definition must exist, and an intent to create the VM, whose undo removes everything after an error.
     """
     directory = host.scope.vm_dir(spec.name)
     os.mkdir(directory, 0o700)

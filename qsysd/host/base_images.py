@@ -15,7 +15,7 @@ from qsysd.names import in_order
 def users(host: Host, name: str) -> Users:
     """Return the VMs whose disks or definitions use an image.
 
-    For a VM with a disk that cannot be read, this is the image in its definition.
+    For a VM with a disk that cannot be read, the image in its definition is used.
     """
     overlays = {vm: _disks(host, vm) for vm in host.store.names()}
     named = [vm for vm in host.store.names() if host.store.summary(vm).image == name]
@@ -32,7 +32,7 @@ def _disks(host: Host, vm: str) -> list[str]:
 
 
 def ensure(host: Host, name: str) -> None:
-    """Build an image that does not exist and has a recipe. Raise NotFoundError for one that has none."""
+    """Build an image if it does not exist. Raise NotFoundError if it has no recipe either."""
     if host.images.exists(name):
         return
     if name not in image_names.RECIPES:
@@ -52,7 +52,7 @@ def build(
 ) -> Image:
     """Build an image from a recipe, under the image's lock. size: bytes of the virtual disk.
 
-    Raises InvalidError, ExistsError, HostError, QsysdError.
+    Raise InvalidError, ExistsError, HostError, QsysdError.
     """
     with locks.locked(host, [locks.of_image(name or recipe)]):
         return host.images.build(recipe, name=name, suite=suite, size=size, progress=host.progress)

@@ -26,12 +26,12 @@ def changing(
 ) -> Iterator[list[str]]:
     """Hold the locks of VMs that a verb changes; yield the VMs, each once.
 
-    names: None for all VMs of this host. exclusive: False for starting, stopping and the like, which share
-    the locks, so that `kill` gets through while a `stop` waits. ready: whether the host must be set up.
+    names: None for all VMs of this host. exclusive: False for verbs such as start and stop, which share
+    the locks, so that `kill` can proceed while a `stop` waits. ready: whether the host must be set up.
     images: base images that must not change meanwhile. addresses: whether addresses are allocated.
 
     Changes of killed commands are recovered first. The order of the locks is VMs, images, ADDRESSES.
-    Raise QsysdError for every user but root, HostError, TimeoutExpired, InvalidError.
+    Raise QsysdError for every user except root, HostError, TimeoutExpired, InvalidError.
     """
     vms = begin(host, names, ready=ready)
     with (
@@ -53,7 +53,7 @@ def changing_images(host: Host, names: Sequence[str]) -> Iterator[None]:
 
 @contextmanager
 def setting_up(host: Host) -> Iterator[None]:
-    """Hold the lock for a set-up of the host, after recovery. Raise as `changing` does."""
+    """Hold the lock of the host's set-up, and recover. Raise as `changing` does."""
     host.require_root()
     with locks.locked(host, [paths.SETUP]):
         recover(host)
@@ -83,7 +83,7 @@ def recover(host: Host) -> None:
 
 
 def _has_staging(host: Host) -> bool:
-    """Return whether an image is being created, or was when its command was killed."""
+    """Return whether a staging directory of an image exists: of a running or of a killed command."""
     try:
         entries = os.listdir(host.scope.images_dir)
     except OSError:

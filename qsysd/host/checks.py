@@ -1,4 +1,4 @@
-"""Whether a definition can be a VM of this host, together with the other VMs."""
+"""Checks of a definition against this host and its other VMs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from qsysd.store.claims import Claims
 
 
 def check(host: Host, spec: VMSpec, others: Sequence[Claims]) -> None:
-    """Raise what makes a VM impossible, before anything is created; warn of what is only unusual."""
+    """Raise an error if a VM is not possible on this host; warn of unusual values."""
     check_references(host, spec, others)
     for name in {nic.network for nic in spec.nics}:
         net = host.store.load_network(name)
@@ -52,7 +52,7 @@ def _warn_of_memory(host: Host, spec: VMSpec, others: Sequence[Claims]) -> None:
 
 
 def check_references(host: Host, spec: VMSpec, others: Sequence[Claims]) -> None:
-    """Raise where a definition names what does not exist, or what another VM already has."""
+    """Raise an error if a definition refers to what does not exist, or to what belongs to another VM."""
     for other in spec.depends_on:
         if not host.store.exists(other):
             raise NotFoundError(
@@ -78,7 +78,7 @@ def check_unique(host: Host, spec: VMSpec, others: Sequence[Claims]) -> None:
 
 
 def _check_order(spec: VMSpec, others: Sequence[Claims]) -> None:
-    """Raise where VMs would wait for each other: systemd drops the job of one of them."""
+    """Raise InvalidError for a cycle of dependencies, in which systemd would drop one of the jobs."""
     needs = {vm.name: vm.depends_on for vm in others}
     ways: list[tuple[str, ...]] = [(spec.name, need) for need in spec.depends_on]
     seen: set[str] = set()

@@ -18,7 +18,7 @@ READ_MAX = 1024 * 1024  # bytes of a console at once
 
 @dataclass(frozen=True)
 class Place:
-    """A place in a log. inode: of the file, -1 without one; position: in bytes."""
+    """A position in a log. inode: of the file, -1 without one; position: in bytes."""
 
     inode: int
     position: int
@@ -43,7 +43,7 @@ class ConsoleLog:
         return Place(self._inode, self._position)
 
     def tail(self, count: int) -> list[str]:
-        """Return the last lines, at most `count`; `new_lines` continues after them. Raises QsysdError."""
+        """Return the last lines, at most `count`; `new_lines` continues after them. Raise QsysdError."""
         file = self._open()
         if file is None:
             return []
@@ -57,7 +57,7 @@ class ConsoleLog:
         return _lines(data)[-count:] if count else []
 
     def new_lines(self) -> list[str]:
-        """Return the complete lines that were written since the last call. Raises QsysdError."""
+        """Return the complete lines that were written since the last call. Raise QsysdError."""
         file = self._open()
         if file is None:
             return []
@@ -66,7 +66,7 @@ class ConsoleLog:
             if status.st_ino != self._inode:
                 self._inode, self._position, self._rest = status.st_ino, 0, b""
             elif status.st_size < self._position:
-                self._position = status.st_size  # trimmed: its lines were returned before
+                self._position = status.st_size  # trimmed; its lines have been returned
             data = os.pread(file, READ_MAX, self._position)
         finally:
             os.close(file)
@@ -94,5 +94,5 @@ def _lines(data: bytes) -> list[str]:
 
 
 def console_tail(host: Host, vm: str, lines: int) -> list[str]:
-    """Return the last lines that the guest wrote to its console. lines: at most."""
+    """Return the last lines of the guest's console. lines: their number at most."""
     return ConsoleLog(host.scope.console_log(vm)).tail(lines)

@@ -1,4 +1,4 @@
-"""A host, as operations use it."""
+"""The host on which operations work."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ class Host:
         return Images(self.scope)
 
     def require_root(self) -> None:
-        """Raise QsysdError for every user but root."""
+        """Raise QsysdError for every user except root."""
         if os.geteuid() != 0:
             raise QsysdError("root privileges are required", hint="run the command with sudo, or as root")
 
     def require_ready(self) -> None:
-        """Raise QsysdError for every user but root, and HostError on a host that was never set up."""
+        """Raise QsysdError for every user except root, and HostError on a host that is not set up."""
         self.require_root()
         unit = os.path.join(self.scope.unit_dir, paths.UNIT_TEMPLATE)
         if not os.path.exists(unit):

@@ -1,4 +1,4 @@
-"""Differences between what is on disk, what is defined and what runs. For `doctor`."""
+"""Differences between definitions, files on disk and running VMs, for `doctor`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from qsysd.store.claims import Claims, of_others
 
 
 class Divergence(NamedTuple):
-    """A difference, and what to do about it."""
+    """A difference on one VM. remedy: its correction."""
 
     vm: str
     message: str

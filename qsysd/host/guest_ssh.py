@@ -33,7 +33,7 @@ def address(host: Host, name: str) -> str:
 def wait(host: Host, name: str, timeout: float) -> float:
     """Wait until the SSH server of the guest answers; return the seconds that it took. timeout: seconds.
 
-    Raise TimeoutExpired with the last progress of the boot, StateError if the VM goes off.
+    Raise TimeoutExpired with the last progress of the boot, StateError if the VM is switched off.
     """
     where = address(host, name)
     started = time.monotonic()

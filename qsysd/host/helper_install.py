@@ -1,4 +1,4 @@
-"""What VMs need without the package: the units, and a copy of the helper that they run.
+"""Install what VMs need without the package: the units, and a copy of the helper that they run.
 
 The helper is copied to a directory named by its digest, and the symlink `current` points to it: an
 upgrade replaces it in one step, and removing the package removes nothing that VMs need. Each file is
@@ -23,7 +23,7 @@ from qsysd.runtime import spawn, trees
 
 PACKAGE = os.path.dirname(os.path.dirname(__file__))
 
-# What the helper consists of: the package `runtime`, and what it uses of the lower floors.
+# The modules of the helper: the package `runtime`, and those of the lower floors that it imports.
 HELPER_MODULES = (
     *("__init__", "digests", "errors", "files", "paths"),
     *(
@@ -59,7 +59,7 @@ COMPILED = "compiled.sha256"
 
 
 def python() -> str:
-    """Return the interpreter for the helper: the system's."""
+    """Return the interpreter for the helper: /usr/bin/python3, or this one if that does not exist."""
     system = "/usr/bin/python3"
     return system if os.path.exists(system) else os.path.realpath(sys.executable)
 
@@ -70,7 +70,7 @@ def helper_command(host: Host) -> list[str]:
 
 
 def after_stop(host: Host) -> str:
-    """Return the shell script that the unit's last step runs."""
+    """Return the path of the shell script that the unit runs as its last step."""
     return os.path.join(host.scope.helper_dir, "current", "after-stop")
 
 
@@ -154,16 +154,16 @@ def _sha256(content: bytes | None) -> str:
 
 
 def install_helper(host: Host) -> str:
-    """Copy what the units call to a directory outside the package, unless it is installed and intact.
+    """Copy the helper to a directory outside the package, unless it is installed and intact.
 
-    Return the new directory, or "".
+    Return the new directory, "" if none was needed.
     """
     texts = _helper_texts(host)
     digest, current = _digest(texts), _current(host)
     helper_dir = host.scope.helper_dir
     if _is_named(current, digest) and not any(_damaged(f"{helper_dir}/{current}", texts)):
         return ""
-    # A damaged helper stays, for units that use it now; the new one gets another name.
+    # A damaged helper is kept for units that use it now; the new one gets another name.
     name = digest if current != digest else f"{digest}-1"
     directory = f"{helper_dir}/{name}"
     if any(_damaged(directory, texts)):
@@ -221,7 +221,7 @@ def _remove_old_helpers(host: Host, keep: set[str | None]) -> None:
 
 
 def unit_texts(host: Host) -> dict[str, str]:
-    """Return the units by their names. Raises HostError without QEMU or systemd."""
+    """Return the units by their names. Raise HostError without QEMU or systemd."""
     texts = {
         paths.UNIT_TEMPLATE: render.unit(
             host.scope,

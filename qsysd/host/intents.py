@@ -85,7 +85,7 @@ def _verb_inside(path: str) -> str:
 
 
 def begin(host: Host, vm: str, verb: str) -> Intent:
-    """Write an intent, durably. The VM's exclusive lock must be held. Raises QsysdError."""
+    """Write an intent, durably. The VM's exclusive lock must be held. Raise QsysdError."""
     path = host.scope.intent(vm, verb)
     try:
         _make_way(path)

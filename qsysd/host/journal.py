@@ -1,4 +1,4 @@
-"""The reason of a failed start, from the journal (journalctl(1))."""
+"""The reason for a failed start, from the journal (journalctl(1))."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _TIMEOUT = 20.0
 
 
 def failure(host: Host, unit: str) -> str:
-    """Return why the last start of a unit failed: QEMU's messages, otherwise those of other steps.
+    """Return the messages of the last start of a unit: those of QEMU, otherwise those of the failed step.
 
     Return "" if the journal contains none.
     """

@@ -1,4 +1,4 @@
-"""SSH keys: those of the caller, and the host's own for `qsysd ssh`."""
+"""SSH keys: those of the caller, and the key of the host for `qsysd ssh`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from qsysd.runtime import spawn
 def host_key(scope: Scope) -> str:
     """Return the public key of the host, which is created at its first use. Root only.
 
-    Raises HostError if the private key is damaged: guests do not accept another key of this host.
+    Raise HostError if the private key is damaged: guests do not accept another key of this host.
     """
     public = f"{scope.ssh_key}.pub"
     if not os.path.lexists(scope.ssh_key):
@@ -48,7 +48,7 @@ def _create_host_key(scope: Scope) -> None:
 
 
 def callers_homes() -> list[str]:
-    """Return the home directories of the caller: also of the user who ran sudo."""
+    """Return the home directories of the caller, and of the user who ran sudo or pkexec."""
     homes = [os.path.expanduser("~")]
     behind = os.environ.get("SUDO_UID") or os.environ.get("PKEXEC_UID")
     if behind and behind.isdigit():

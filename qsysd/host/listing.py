@@ -1,4 +1,4 @@
-"""VMs as systemd and QEMU see them: asked at this moment, never cached."""
+"""The list of VMs, with their states in systemd and QEMU, which are queried each time."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def listed(
 ) -> list[ListedVM]:
     """Return the named VMs, or all VMs of this host. Raise NotFoundError for an unknown name.
 
-    Remains of a VM without a definition are listed, too. timeout: seconds that each QEMU has to answer.
+    Remains of a VM without a definition are listed, too. timeout: seconds for the answer of each QEMU.
     """
     return [vm for vm, _ in with_units(host, names, timeout=timeout)]
 
@@ -61,7 +61,7 @@ def with_units(
     for name in named:
         unit_states.require_traces(host, name)
     chosen = named or host.store.names()
-    # QEMU processes answer in parallel to the query to systemd.
+    # QEMU processes answer while systemd is queried.
     with guest_states.asked(host, chosen[: guest_states.QUESTIONS], timeout) as questions:
         patterns = map(paths.unit, named) if named else [paths.UNIT_PATTERN]
         units = host.systemd.active_units(*patterns)

@@ -17,7 +17,7 @@ from qsysd.host.context import Host
 from qsysd.paths import Scope
 
 LOCK_TIMEOUT = 600.0  # seconds; more than a stop takes
-TELL_AFTER = 2.0  # seconds of waiting until it is reported
+REPORT_AFTER = 2.0  # seconds of waiting until it is reported
 _POLL = 0.01
 
 
@@ -52,7 +52,7 @@ def locked(host: Host, names: Iterable[str], *, exclusive: bool = True) -> Itera
     Changes on disk need exclusive locks. Starting, stopping and similar verbs use shared locks, so that
     `kill` can proceed while a `stop` waits. Locks are always taken in the same order, to avoid deadlocks:
     SETUP, VMs, images, ADDRESSES.
-    Raises TimeoutExpired.
+    Raise TimeoutExpired.
     """
     by_file = {host.scope.lock(name): name for name in names}
     with ExitStack() as held:
@@ -75,7 +75,7 @@ def lock_if_free(host: Host, name: str) -> Iterator[bool]:
 
 def _wait_for_lock(host: Host, descriptor: int, name: str, exclusive: bool) -> None:
     started = time.monotonic()
-    told = False
+    reported = False
     subject = name.lstrip(":").replace(":", " ")  # web1, image debian, setup, addresses
     while not _try_lock(descriptor, exclusive):
         waited = time.monotonic() - started
@@ -84,7 +84,7 @@ def _wait_for_lock(host: Host, descriptor: int, name: str, exclusive: bool) -> N
                 f"{subject}: another qsysd command has been running for {LOCK_TIMEOUT / 60:.0f} min",
                 hint="to find it: ps -C qsysd",
             )
-        if waited > TELL_AFTER and not told:
+        if waited > REPORT_AFTER and not reported:
             host.progress(f"{subject}: waiting for another qsysd command to end")
-            told = True
+            reported = True
         time.sleep(_POLL)

@@ -32,7 +32,7 @@ class Outcome:
 
     before, after: the states of the unit, as in `list`: systemd's ActiveState, for enable and disable whether
     the VM starts at host boot; "" if unknown. needed_by: the VM that depends on this one, if it was started
-    for that reason only. error: for FAILED only.
+    for that reason only. error: of a FAILED verb.
     """
 
     name: str

@@ -90,7 +90,7 @@ def _recovered(host: Host, intent: Intent) -> Recovered | None:
             with SyncedTogether():
                 REPAIRS[intent.kind, intent.verb].function(host, intent.name)
             intents.end(intent)
-    except Exception as error:  # any error of a broken VM must not block the others
+    except Exception as error:  # no error of one VM may prevent the recovery of others
         return Recovered(intent, error)
     return Recovered(intent)
 

@@ -20,13 +20,13 @@ from qsysd.runtime.ports import is_mac, parse_alias
 
 
 def remove_everything(host: Host, name: str) -> None:
-    """Remove everything that exists of a VM. Raises what prevents it."""
+    """Remove everything that exists of a VM. Raise the error that prevents it."""
     for error in remove_all(host, [name]).values():
         raise error
 
 
 def remove_all(host: Host, names: Sequence[str]) -> dict[str, Exception]:
-    """Remove everything that exists of VMs; return what prevented it, by VM. The other VMs are removed."""
+    """Remove everything that exists of VMs; return the errors by VM. An error does not affect other VMs."""
     failed = _with_mounts(host, names)
     names = [name for name in names if name not in failed]
     units = [paths.unit(name) for name in names]
@@ -41,7 +41,7 @@ def remove_all(host: Host, names: Sequence[str]) -> dict[str, Exception]:
             # The last step of the unit may have been killed, or did not run.
             taps.unplug(host.scope, [], name)
             _remove_files(host, name)
-        except Exception as error:  # any error of this VM must not keep the others
+        except Exception as error:  # no error of one VM may prevent the removal of others
             failed[name] = error
     for unit in units:
         host.systemd.reset_failed(unit)
@@ -77,7 +77,7 @@ def _disable(host: Host, units: Sequence[str]) -> None:
 
 
 def _power_off(host: Host, names: Sequence[str]) -> dict[str, Exception]:
-    """Switch VMs off; return what prevented it, by VM."""
+    """Switch VMs off; return the errors by VM."""
     with suppress(QsysdError):
         power_off(host, names)
         return {}

@@ -20,7 +20,7 @@ from qsysd.store.claims import Claims, of_others, rendered_ports
 def of_definition(host: Host, name: str) -> tuple[VMSpec, Rendered]:
     """Return a VM's spec and its rendering.
 
-    Raises NotFoundError, and InvalidError also for a definition that `create` has not completed.
+    Raise NotFoundError, and InvalidError also for a definition that `create` has not completed.
     """
     text = host.store.require(name)
     path = host.scope.definition(name)
@@ -84,7 +84,7 @@ def render_each(host: Host, names: Sequence[str]) -> tuple[dict[str, list[str]],
         try:
             spec, rendered = of_definition(host, name)
             if host.store.is_changed_by_hand(name):
-                # Read once: with 1000 changed definitions, reading them for each would take minutes.
+                # Read once: with 1000 changed definitions, reading them for each takes minutes.
                 claims = claims or of_others(host.store)
                 checks.check_unique(host, spec, [other for other in claims if other.name != name])
             changed[name] = write(host, spec, rendered)

@@ -1,4 +1,4 @@
-"""Why a VM did not start."""
+"""The error of a VM that did not start."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from qsysd.systemd import JobResult
 
 
 def error(host: Host, name: str, result: JobResult, timeout: float) -> QsysdError:
-    """Return the error of a VM whose start job did not end as `done`. timeout: seconds that it had."""
+    """Return the error of a VM whose start job did not end as `done`. timeout: the job's, in seconds."""
     hint = f"qsysd logs {name}"
     if result.result == "canceled":
         return StateError(f"{name}: the start was canceled by another command")
@@ -28,7 +28,7 @@ def error(host: Host, name: str, result: JobResult, timeout: float) -> QsysdErro
     if result.result == "dependency":
         return QsysdError(f"{name} did not start: a unit that it depends on failed", hint=hint)
     try:
-        # systemd does not report a missing program in the unit's own journal.
+        # systemd does not report a missing program in the journal of the unit.
         spawn.require(machine_types.PROGRAM)
     except HostError as missing:
         return HostError(f"{name} did not start: {missing.message}", hint=missing.hint)

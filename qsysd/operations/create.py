@@ -1,4 +1,4 @@
-"""create: a VM, all or nothing."""
+"""create: create a VM, all or nothing."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def create(
     wait_timeout seconds; after a timeout the VM is kept.
 
     Raise InvalidError, ExistsError and NotFoundError before anything is created, TimeoutExpired of the wait,
-    and any other error after what was created has been removed.
+    and any other error after everything has been removed again.
     """
     host.require_ready()
     public_keys.check(ssh_keys)
@@ -89,9 +89,9 @@ def create(
 def _create(
     host: Host, spec: VMSpec, defaults: Defaults, ssh_keys: Sequence[str], *, start: bool, enable: bool
 ) -> VMSpec:
-    """Create everything of a VM whose name is free, or nothing; return the completed spec."""
+    """Create all parts of a VM whose name is free, or none; return the completed spec."""
     with ExitStack() as undo:
-        # Two creates must not allocate the same address: it is taken once a definition has it.
+        # Two creates must not allocate the same address: it is in use when it is in a definition.
         with locks.locked(host, [paths.ADDRESSES]):
             others = claims.of_others(host.store, spec.name)
             spec = allocation.complete(host, spec, defaults, others, ssh_keys)
@@ -122,7 +122,8 @@ def _check_wait(spec: VMSpec, *, start: bool) -> None:
 def _ensure_image(host: Host, spec: VMSpec) -> None:
     """Build the image of a definition if it does not exist and has a recipe.
 
-    A build takes minutes: it is not begun for a VM that cannot be created, and no VM is locked meanwhile.
+    A build takes minutes: it is not begun for a VM that cannot be created, and the VM is not locked
+    during it.
     """
     if not spec.image or host.images.exists(spec.image):
         return
@@ -133,7 +134,7 @@ def _ensure_image(host: Host, spec: VMSpec) -> None:
 
 
 def _check_free(host: Host, name: str) -> None:
-    """Raise ExistsError where the name is taken, and HostError without systemd."""
+    """Raise ExistsError if the name is in use, and HostError without systemd."""
     host.systemd.state(paths.unit(name))
     if host.store.exists(name):
         definition = host.scope.definition(name)
@@ -142,7 +143,7 @@ def _check_free(host: Host, name: str) -> None:
                 f"{definition} exists, but no VM was created from it",
                 hint=f"mv {definition} to another directory, then: qsysd create --file FILE",
             )
-        raise ExistsError(f"VM {name!r} already exists", hint=f"qsysd status {name}, or take another name")
+        raise ExistsError(f"VM {name!r} already exists", hint=f"qsysd status {name}, or use another name")
     for path in (host.scope.vm_dir(name), host.scope.environment(name), host.scope.drop_in(name)):
         if os.path.lexists(path):
             raise ExistsError(

@@ -1,4 +1,4 @@
-"""delete: VMs with their disks."""
+"""delete: delete VMs with their disks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LISTED_MAX = 100  # files of a VM's directory that are listed; its QEMU can crea
 
 
 class Kind(StrEnum):
-    """What a path is."""
+    """The kind of a path."""
 
     FILE = "file"
     DIRECTORY = "directory"
@@ -46,11 +46,10 @@ class Item:
 
 @dataclass(frozen=True)
 class Contents:
-    """What deleting a VM removes. items: without the rendered files; more: how many are not listed.
+    """The contents of a VM, which a delete removes. items: its paths; more: how many are not listed.
 
     running: whether the VM is switched off first. definition, directory: their paths; defined: whether the
-    definition exists.
-    needed_by: the VMs that depend on it and are not deleted.
+    definition exists. needed_by: the VMs that depend on it and are not deleted.
     """
 
     name: str
@@ -68,7 +67,7 @@ class Contents:
 class Deleted:
     """The result of a delete. contents: of a dry run only.
 
-    kept: drop-ins that are not qsysd's. failed: what prevented a deletion, by VM.
+    kept: drop-ins that are not qsysd's. failed: the errors by VM.
     """
 
     contents: list[Contents] = field(default_factory=list)
@@ -117,13 +116,13 @@ def _check(host: Host, names: Sequence[str]) -> None:
 
 
 def _delete(host: Host, names: Sequence[str]) -> dict[str, Exception]:
-    """Delete VMs whose locks are held; return what prevented it, by VM."""
+    """Delete VMs whose locks are held; return the errors by VM."""
     for name in names:
-        # A delete that fails is not undone: the intent stays, and the next command completes it.
+        # A delete that fails is not undone: the intent is kept, and the next command completes it.
         try:
             intents.begin(host, name, "delete")
         except QsysdError as error:
-            # A full disk: deleting frees space, and can be repeated if it is killed.
+            # The disk may be full. A delete frees space, and can be repeated if it is killed.
             host.progress(f"warning: {error.message}")
     with SyncedTogether():
         failed = remove_all(host, names)
@@ -140,7 +139,7 @@ def _as_error(name: str, error: Exception) -> QsysdError:
 
 
 def _foreign_drop_ins(host: Host, vm: str) -> list[str]:
-    """Return the drop-ins of a VM that are not qsysd's, or what is in the place of their directory."""
+    """Return the drop-ins of a VM that are not qsysd's, or what exists in place of their directory."""
     directory = host.scope.drop_in_dir(vm)
     try:
         names = sorted(os.listdir(directory))

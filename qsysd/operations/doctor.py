@@ -1,4 +1,4 @@
-"""Check all that a host needs, and name the remedy for what it lacks."""
+"""doctor: check everything that VMs need on a host, with a remedy for each problem."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from qsysd.host.context import Host
 from qsysd.qemu.machine_types import PROGRAM
 from qsysd.runtime import kvm, spawn, tampering, taps
 
-FREE_SPACE_LOW = 5 * 1024**3  # bytes; a Debian guest takes a few GiB as it lives
+FREE_SPACE_LOW = 5 * 1024**3  # bytes; the disk of a Debian guest grows by a few GiB
 PROGRAMS = ("qemu-img", "ip", "nft", "dnsmasq", "dhcp_release", "genisoimage", "ssh", "ssh-keygen")
 BUILD_PROGRAMS = ("mmdebstrap",)
 
 
 class Level(StrEnum):
-    """How bad a finding is. MISSING: VMs do not run; WARNING: they run, but with a fault."""
+    """The severity of a finding. MISSING: VMs cannot run; WARNING: they run, but something is wrong."""
 
     OK = "ok"
     WARNING = "warning"
@@ -42,7 +42,7 @@ class Finding:
 
 
 def examine(host: Host) -> list[Finding]:
-    """Check this host; what it finds is never raised. Root only, as it tries KVM as a VM would."""
+    """Return the findings of all checks of this host; errors are findings, too. Root only: KVM is probed."""
     host.require_root()
     findings: list[Finding] = []
     for subject, check in CHECKS.items():
@@ -240,7 +240,7 @@ def _definitions(host: Host) -> Iterator[Finding]:
             )
 
 
-# by what a finding names where the check itself cannot be completed
+# The checks by the subject of the finding for a check that cannot be completed.
 CHECKS: dict[str, Callable[[Host], Iterable[Finding]]] = {
     "systemd": _systemd,
     "programs": _programs,

@@ -26,7 +26,7 @@ class Edited:
 
 @dataclass(frozen=True)
 class Rendered:
-    """The result of a rendering: by VM, the files that differed, and what prevented it."""
+    """The result of a rendering: the files that differed, and the errors, by VM."""
 
     differences: dict[str, list[str]]
     failed: dict[str, QsysdError]

@@ -11,7 +11,7 @@ from qsysd.host.context import Host
 from qsysd.model.vm import VMSpec
 from qsysd.runtime.qmp import socket_path
 
-# For ssh(1) itself, also of a guest that reboots: seconds of an attempt, attempts with a second in between.
+# Options of ssh(1), sufficient for a guest that reboots: seconds of an attempt, attempts at intervals of 1 s.
 CONNECT_TIMEOUT = 15
 CONNECT_ATTEMPTS = 20
 
@@ -38,7 +38,7 @@ def address(host: Host, name: str) -> str:
 def wait(host: Host, name: str, *, timeout: float = guest_ssh.WAIT_TIMEOUT) -> float:
     """Wait until the SSH server of the guest answers; return the seconds that it took. timeout: seconds.
 
-    Raise TimeoutExpired with the last progress of the boot, StateError if the VM goes off.
+    Raise TimeoutExpired with the last progress of the boot, StateError if the VM is switched off.
     """
     return guest_ssh.wait(host, name, timeout)
 
@@ -53,8 +53,8 @@ def console(host: Host, name: str) -> Console:
 def ssh(host: Host, name: str, *, user: str | None = None, command: Sequence[str] = ()) -> list[str]:
     """Return the ssh command line into a guest, after its SSH server has answered.
 
-    user: in the guest, None for the definition's. command: what to run there, none for a login. Raise
-    StateError, NotFoundError, TimeoutExpired.
+    user: in the guest, None for that of the definition. command: to run in the guest, empty for a login.
+    Raise StateError, NotFoundError, TimeoutExpired.
     """
     unit_states.require_running(host, name)
     arguments = _ssh_command(host, host.store.load(name), user, command)

@@ -18,7 +18,7 @@ def list_images(host: Host) -> Sequence[Image]:
 
 
 def info(host: Host, name: str) -> tuple[Image, Users]:
-    """Return an image and the VMs that use it. Raises NotFoundError."""
+    """Return an image and the VMs that use it. Raise NotFoundError."""
     return host.images.get(name), base_images.users(host, name)
 
 
@@ -27,7 +27,7 @@ def build(
 ) -> Image:
     """Build an image from a recipe. size: bytes of the virtual disk.
 
-    Raises InvalidError, ExistsError, HostError, QsysdError.
+    Raise InvalidError, ExistsError, HostError, QsysdError.
     """
     host.require_root()
     recover(host)
@@ -45,7 +45,7 @@ def import_file(
 ) -> Image:
     """Create an image from a disk file. kind: its format, None to detect it.
 
-    Raises InvalidError, ExistsError, QsysdError, TimeoutExpired.
+    Raise InvalidError, ExistsError, QsysdError, TimeoutExpired.
     """
     with changing_images(host, [name]):
         return host.images.import_file(

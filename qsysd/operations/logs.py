@@ -29,7 +29,7 @@ class Source(StrEnum):
 class Tail:
     """The last lines of a VM's logs, and where `follow` continues.
 
-    unit: the text of journalctl, and console: lines; None for a log that was not asked for. cursor: of the
+    unit: the text of journalctl, and console: lines; None for a log that was not requested. cursor: of the
     journal, "" for a unit without entries. error: why the rest of the logs cannot be read.
     """
 
@@ -44,7 +44,7 @@ class Tail:
 def tail(
     host: Host, names: Sequence[str] | None, *, lines: int, only: Source | None = None, colour: bool = False
 ) -> list[Tail]:
-    """Return the last lines of VMs' logs. lines: of each log at most. Raise NotFoundError.
+    """Return the last lines of VMs' logs. lines: their number in each log at most. Raise NotFoundError.
 
     colour: whether journalctl colours its lines.
     """

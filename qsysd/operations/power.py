@@ -1,7 +1,7 @@
-"""Start, stop and the like: jobs of systemd for the unit, QMP for what is inside it.
+"""The verbs that change the state of VMs, by jobs of systemd or QMP commands.
 
-docs/states.md has the table of verbs and states; what is done for each is decided here.
-Each verb works on several VMs in parallel; one that fails keeps no other from it.
+docs/states.md is the table of verbs and states. Each verb works on several VMs in parallel; the failure of
+one does not affect the others.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def stop(host: Host, names: Sequence[str] | None) -> list[Outcome]:
             results = unit_jobs.run_jobs(host, "StopUnit", rest, timeout)
             for name, result in zip(rest, results, strict=True):
                 if states[name].active == "activating" and result.done:
-                    # A start that was cancelled is not a failure.
+                    # A canceled start is not a failure.
                     host.systemd.reset_failed(paths.unit(name))
             after = unit_states.states(host, rest)
             for name, result in zip(rest, results, strict=True):

@@ -55,8 +55,8 @@ class NicStatus:
 class VMStatus(ListedVM):
     """The state of a VM in systemd and in QEMU.
 
-    uptime: seconds; crash_loop: systemd no longer restarts it; accel: of the definition; accelerator: the
-    one in use, "" for a VM that is off.
+    uptime: seconds; crash_loop: whether systemd no longer restarts it; accel: of the definition;
+    accelerator: the one in use, "" for a VM that is off.
     """
 
     result: str = "success"
@@ -75,12 +75,12 @@ class VMStatus(ListedVM):
 
 
 def list_vms(host: Host, names: Sequence[str] | None = None) -> list[ListedVM]:
-    """Return the named VMs, or all VMs of this host. Raises NotFoundError for an unknown name."""
+    """Return the named VMs, or all VMs of this host. Raise NotFoundError for an unknown name."""
     return listed(host, names)
 
 
 def status(host: Host, names: Sequence[str] | None) -> list[VMStatus]:
-    """Return the status of VMs. Raises NotFoundError."""
+    """Return the status of VMs. Raise NotFoundError."""
     found = with_units(host, names, timeout=STATUS_MONITOR_TIMEOUT)
     inactive = host.systemd.states([vm.unit for vm, state in found if not state])
     return [_status(host, vm, state or inactive.get(vm.unit)) for vm, state in found]
@@ -174,9 +174,9 @@ def _virtual_size(path: str) -> int | None:
 
 
 def pending(host: Host, name: str, *, running: bool) -> list[str]:
-    """Return what is pending: files to render, a restart, a recovery.
+    """Return what is pending for a VM: rendering, a restart, recovery.
 
-    Raises InvalidError if the definition is not valid.
+    Raise InvalidError if the definition is not valid.
     """
     found = []
     described = description.of_rendered(host.store, name)
@@ -197,8 +197,8 @@ def pending(host: Host, name: str, *, running: bool) -> list[str]:
 
 
 def _rendering(host: Host, name: str) -> tuple[str, bool]:
-    """Return the digest of what a definition renders to, and whether files differ from that."""
-    # With YAML and templates it takes longer than all else.
+    """Return the digest of a definition's rendering, and whether files differ from it."""
+    # A seam: rendering imports YAML and jinja2.
     from qsysd.host import rendering
 
     _, rendered = rendering.of_definition(host, name)
@@ -206,5 +206,5 @@ def _rendering(host: Host, name: str) -> tuple[str, bool]:
 
 
 def show(host: Host, name: str) -> str:
-    """Return a VM's definition as it is on disk. Raises NotFoundError."""
+    """Return a VM's definition as it is on disk. Raise NotFoundError."""
     return host.store.require(name)

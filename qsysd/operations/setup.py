@@ -1,4 +1,4 @@
-"""setup: prepare a host. Safe to repeat."""
+"""setup: prepare a host. It can be repeated."""
 
 from __future__ import annotations
 
@@ -57,9 +57,9 @@ class SetUp:
 
 
 def setup(host: Host) -> SetUp:
-    """Prepare this host. Nothing is done twice.
+    """Prepare this host; return the steps that were needed.
 
-    Raise HostError where systemd or a needed program is missing.
+    Raise HostError if systemd or a program is missing.
     """
     done: list[Step] = []
     with setting_up(host):
@@ -81,12 +81,12 @@ def _directories(host: Host) -> None:
     scope = host.scope
     for path, mode in (
         (scope.config_dir, 0o755),
-        # definitions and what follows from them may hold what is not for everybody
+        # definitions and environment files may contain secrets
         (scope.definitions_dir, 0o700),
         (scope.networks_dir, 0o755),
         (scope.state_dir, 0o755),
         (scope.images_dir, 0o755),
-        # VMs' directories belong to uids that other services may have had, or may get
+        # systemd gives the owners' UIDs of VMs' directories to other services, too
         (scope.vms_dir, 0o700),
         (scope.network_state_dir, 0o755),
         (scope.intents_dir, 0o700),
@@ -102,7 +102,7 @@ def _directories(host: Host) -> None:
 
 
 def _group() -> list[Step]:
-    """Create the group kvm, which the unit names: systemd refuses a unit whose group does not exist."""
+    """Create the group kvm: systemd does not start a unit with a group that does not exist."""
     try:
         grp.getgrnam("kvm")
     except KeyError:
@@ -133,7 +133,7 @@ def _networks(host: Host) -> list[Step]:
 
 
 def render_network(host: Host, spec: NetworkSpec) -> bool:
-    """Write what a network's definition renders to; return whether anything differed."""
+    """Write the rendering of a network's definition; return whether anything differed."""
     _refuse_to_overlap(host, spec)
     _refuse_to_cut_off(host, spec)
     network.prepare(host.scope, spec.name)
@@ -144,7 +144,7 @@ def render_network(host: Host, spec: NetworkSpec) -> bool:
 
 
 def _refuse_to_overlap(host: Host, spec: NetworkSpec) -> None:
-    """Raise ExistsError where a network's new subnet overlaps another network's."""
+    """Raise ExistsError if a network's new subnet overlaps that of another network."""
     if divergence.has_subnet(host, spec):
         return
     subnet = ipaddress.ip_network(spec.subnet)
@@ -158,7 +158,7 @@ def _refuse_to_overlap(host: Host, spec: NetworkSpec) -> None:
 
 
 def _refuse_to_cut_off(host: Host, spec: NetworkSpec) -> None:
-    """Raise StateError where a network's subnet was changed and VMs have addresses outside of the new one."""
+    """Raise StateError if a network's subnet was changed and VMs have addresses outside of the new one."""
     if read_text(host.scope.network_environment(spec.name)) is None or divergence.has_subnet(host, spec):
         return
     names = divergence.cut_off(host, spec.name, spec.subnet)

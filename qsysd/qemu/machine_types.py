@@ -20,7 +20,7 @@ def pinned_machine(scope: Scope, alias: str) -> str:
     """Return the versioned machine type that an alias stands for: `pc-q35-7.2` for `q35`.
 
     The definition records it, so that the guest sees the same machine after an upgrade of QEMU.
-    Raises HostError without QEMU, and for an alias that it does not have.
+    Raise HostError without QEMU, and for an alias that it does not have.
     """
     machines = _machines(scope)
     if alias not in machines:

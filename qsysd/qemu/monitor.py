@@ -38,7 +38,7 @@ class Monitor(Channel):
         """Run a command and return the value of its reply.
 
         arguments: as the command takes them, for example an option's values. timeout: seconds.
-        Raises CommandRefused, MonitorTimeout, MonitorGone.
+        Raise CommandRefused, MonitorTimeout, MonitorGone.
         """
         deadline = time.monotonic() + (self.timeout if timeout is None else timeout)
         self._last_id += 1
@@ -63,7 +63,7 @@ class Monitor(Channel):
     def run_state(self) -> str:
         """Return the guest's run state: running, paused, io-error, … (RunState in qapi/run-state.json).
 
-        Raises as `execute` does, and MonitorGone for a reply that holds no run state.
+        Raise as `execute` does, and MonitorGone for a reply that holds no run state.
         """
         reply = self.execute("query-status")
         return self._run_state(reply.get("status") if isinstance(reply, dict) else None)
@@ -71,7 +71,7 @@ class Monitor(Channel):
     def wait_event(self, *names: str, timeout: float) -> dict[str, Any]:
         """Return the first event with one of these names, which may have been received before the call.
 
-        timeout: seconds. Raises MonitorTimeout, MonitorGone.
+        timeout: seconds. Raise MonitorTimeout, MonitorGone.
         """
         deadline = time.monotonic() + timeout
         while True:
@@ -81,7 +81,7 @@ class Monitor(Channel):
             self._read(deadline)
 
     def _read(self, deadline: float) -> dict[str, Any]:
-        """Return the next message; an event is added to `events`. Raises MonitorTimeout, MonitorGone."""
+        """Return the next message; an event is added to `events`. Raise MonitorTimeout, MonitorGone."""
         message = self._message(self._read_line(deadline))
         if "event" in message:
             self.events.append(message)

@@ -17,7 +17,7 @@ def this_host(progress: Progress) -> Host:
 
 
 def call(host: Host, request: Request) -> Any:
-    """Run a request on this host and return its result. Raises what the operation raises."""
+    """Run a request on this host and return its result. Raise what the operation raises."""
     operation = registry.find(request.operation)
     function = operation.load()
     if not operation.changes(request.arguments):

@@ -74,7 +74,7 @@ OPERATIONS = {
 
 
 def find(name: str) -> Operation:
-    """Return the operation of a name. Raises InvalidError."""
+    """Return the operation of a name. Raise InvalidError."""
     try:
         return OPERATIONS[name]
     except KeyError:

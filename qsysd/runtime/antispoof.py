@@ -165,12 +165,12 @@ def replacement(vms: Iterable[Sequence[Port]]) -> str:
 
 
 def exists() -> bool:
-    """Return whether the host has the table. Raises HostError where nft fails."""
+    """Return whether the host has the table. Raise HostError where nft fails."""
     return nftables.has_table(FAMILY, NAME)
 
 
 def protected_taps() -> set[str]:
-    """Return the TAPs with elements, none if the rules are not the current ones. Raises HostError."""
+    """Return the TAPs with elements, none if the rules are not the current ones. Raise HostError."""
     import re
 
     try:
@@ -186,5 +186,5 @@ def protected_taps() -> set[str]:
 
 
 def remove() -> None:
-    """Remove the table. Raises HostError."""
+    """Remove the table. Raise HostError."""
     nftables.run(f"add table {TABLE}\ndelete table {TABLE}\n")

@@ -44,7 +44,7 @@ class Network:
 def parse(environment: Mapping[str, str]) -> Network:
     """Return the network that QSYSD_NETWORK, _KIND, _BRIDGE, _GATEWAY and _RULES describe.
 
-    Raises InvalidError for any other value: they end up in commands that root runs.
+    Raise InvalidError for any other value: they end up in commands that root runs.
     """
 
     def value(variable: str) -> str:
@@ -97,7 +97,7 @@ def mac(network: str) -> str:
 def up(scope: Scope, environment: Mapping[str, str]) -> list[str]:
     """Create the network's bridge and rules, or repair them; return what was done, for the journal.
 
-    Raises InvalidError, and HostError where a tool fails or the name belongs to another interface.
+    Raise InvalidError, and HostError where a tool fails or the name belongs to another interface.
     """
     network = parse(environment)
     bridge = network.bridge
@@ -124,7 +124,7 @@ def up(scope: Scope, environment: Mapping[str, str]) -> list[str]:
 
 
 def _configure(network: Network) -> None:
-    """Configure the bridge, switch on forwarding, and load the network's rules. Raises HostError."""
+    """Configure the bridge, switch on forwarding, and load the network's rules. Raise HostError."""
     bridge = network.bridge
     others = iproute.addresses(bridge) - {network.gateway}
     iproute.batch(
@@ -146,7 +146,7 @@ def _configure(network: Network) -> None:
 def down(scope: Scope, environment: Mapping[str, str]) -> list[str]:
     """Remove the network's bridge and rules, unless a VM uses them; return what was done, for the journal.
 
-    Raises InvalidError, and HostError where a tool fails.
+    Raise InvalidError, and HostError where a tool fails.
     """
     network = parse(environment)
     with taps.Lock(scope, exclusive=True):

@@ -32,7 +32,7 @@ def trim(scope: Scope) -> None:
 
 
 def _trim(file: int) -> None:
-    """Cut one open file. A file with a second name is not QEMU's to lose. Raises OSError."""
+    """Cut one open file. A file with a second name is not QEMU's to lose. Raise OSError."""
     status = os.fstat(file)
     if stat.S_ISREG(status.st_mode) and status.st_nlink == 1 and status.st_size > SIZE_MAX:
         tail = os.pread(file, SIZE_KEPT, status.st_size - SIZE_KEPT)

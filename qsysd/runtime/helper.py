@@ -26,7 +26,7 @@ USAGE = (
 
 
 def run(verb: str, scope: Scope, name: str) -> int:
-    """Run a verb, load only what it needs, and return the exit status. Raises QsysdError."""
+    """Run a verb, load only what it needs, and return the exit status. Raise QsysdError."""
     match verb:
         case "before-start":
             from qsysd.runtime.prepare import before_start

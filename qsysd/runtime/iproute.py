@@ -15,7 +15,7 @@ TIMEOUT = 20.0
 def batch(commands: Sequence[str]) -> None:
     """Run ip(8) commands in one process, up to the first that fails.
 
-    Raises HostError with the command and the kernel's error.
+    Raise HostError with the command and the kernel's error.
     """
     done = spawn.run(["ip", "-batch", "-"], stdin=_lines(commands), timeout=TIMEOUT, check=False)
     if done.returncode == 0:
@@ -31,7 +31,7 @@ def batch(commands: Sequence[str]) -> None:
 
 
 def delete_existing(interfaces: Iterable[str]) -> None:
-    """Delete those of the interfaces that still exist; errors are ignored. Raises HostError without ip."""
+    """Delete those of the interfaces that still exist; errors are ignored. Raise HostError without ip."""
     text = _lines(f"link delete dev {interface}" for interface in interfaces)
     if text:
         spawn.run(["ip", "-force", "-batch", "-"], stdin=text, timeout=TIMEOUT, check=False)

@@ -13,7 +13,7 @@ from qsysd.runtime.unit import log
 class Monitors:
     """The monitors of a VM. Create it as root: the VM's user may not search the directory of all VMs.
 
-    Raises HostError where the VM's directory cannot be opened.
+    Raise HostError where the VM's directory cannot be opened.
     """
 
     def __init__(self, scope: Scope, vm: str) -> None:
@@ -28,7 +28,7 @@ class Monitors:
             raise HostError(f"{directory}: {error.strerror}", hint=f"qsysd kill {vm}") from error
 
     def connect(self, purpose: str, timeout: float) -> Client:
-        """Return a connection to a monitor. timeout: seconds. Raises MonitorError."""
+        """Return a connection to a monitor. timeout: seconds. Raise MonitorError."""
         return Client(self._paths[purpose], timeout=timeout, directory=self._directory)
 
     def connect_any(self) -> Client | None:

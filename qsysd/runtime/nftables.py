@@ -13,17 +13,17 @@ COMMAND = ("nft", "-f", "-")
 
 
 def begin(commands: str) -> spawn.Running:
-    """Start a transaction; `finish` waits for it. Raises HostError without nft."""
+    """Start a transaction; `finish` waits for it. Raise HostError without nft."""
     return spawn.Running(COMMAND, stdin=commands)
 
 
 def finish(running: spawn.Running) -> str:
-    """Wait for a transaction and return what its commands list. Raises HostError with nft's error."""
+    """Wait for a transaction and return what its commands list. Raise HostError with nft's error."""
     return _output(running.finish(timeout=TIMEOUT, check=False))
 
 
 def run(commands: str) -> str:
-    """Run one transaction and return what its commands list. Raises HostError with nft's error."""
+    """Run one transaction and return what its commands list. Raise HostError with nft's error."""
     return _output(spawn.run(COMMAND, stdin=commands, timeout=TIMEOUT, check=False))
 
 
@@ -36,7 +36,7 @@ def _output(done: spawn.Done) -> str:
 
 
 def load(path: str) -> None:
-    """Load a file of commands as one transaction. Raises HostError with nft's error."""
+    """Load a file of commands as one transaction. Raise HostError with nft's error."""
     try:
         with open(path, encoding="utf-8") as file:
             commands = file.read()
@@ -46,5 +46,5 @@ def load(path: str) -> None:
 
 
 def has_table(family: str, name: str) -> bool:
-    """Return whether the host has a table. Raises HostError where nft fails."""
+    """Return whether the host has a table. Raise HostError where nft fails."""
     return f"table {family} {name}" in run(f"list tables {family}\n").splitlines()

@@ -80,7 +80,7 @@ def is_address(text: str) -> bool:
 def parse_ports(text: str) -> list[Port]:
     """Return the ports that QSYSD_NICS describes: `tap,mac,bridge,network,address;…`, `-` for no address.
 
-    Raises InvalidError on anything that `format_ports` does not write.
+    Raise InvalidError on anything that `format_ports` does not write.
     """
     ports = [_parse_port(part) for part in text.split(";")] if text else []
     names = [port.tap for port in ports]

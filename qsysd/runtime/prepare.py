@@ -40,7 +40,7 @@ def before_start(scope: Scope, vm: str) -> None:
 def check_rendering(scope: Scope, vm: str) -> None:
     """Check that this start uses what the VM's definition renders to.
 
-    Raises HostError where systemd has not loaded the drop-in that the environment file belongs to: the
+    Raise HostError where systemd has not loaded the drop-in that the environment file belongs to: the
     start would lack its ordering, timeout and mounts. A changed definition is only reported.
     """
     expected = os.environ.get("QSYSD_EXPECTED_DROP_IN", "")  # older environment files do not have it

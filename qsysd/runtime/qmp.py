@@ -76,7 +76,7 @@ class Channel:
     peer: the process that must listen there. QEMU can write to the directory of the socket, so root
     must make sure that it is connected to this VM's QEMU and not, through a link, to another's.
     directory: an open descriptor of the socket's directory, for a user who may not search those above it.
-    No socket stays open after an error. Raises MonitorGone, MonitorBusy, MonitorTimeout.
+    No socket stays open after an error. Raise MonitorGone, MonitorBusy, MonitorTimeout.
     """
 
     def __init__(
@@ -165,7 +165,7 @@ class Channel:
             raise MonitorGone(f"{command}: QEMU closed the monitor") from error
 
     def _read_line(self, deadline: float) -> bytes:
-        """Return the next message, without its end. Raises MonitorTimeout, MonitorGone."""
+        """Return the next message, without its end. Raise MonitorTimeout, MonitorGone."""
         while b"\n" not in self._buffer:
             left = deadline - time.monotonic()
             if left <= 0:  # QEMU may send without end
@@ -194,7 +194,7 @@ class Client(Channel):
     def execute(self, command: str, *, timeout: float | None = None) -> bytes:
         """Run a command without arguments; return the line of its reply, without spaces.
 
-        timeout: seconds. Raises CommandRefused, MonitorTimeout, MonitorGone.
+        timeout: seconds. Raise CommandRefused, MonitorTimeout, MonitorGone.
         """
         deadline = time.monotonic() + (self.timeout if timeout is None else timeout)
         self._last_id += 1
@@ -218,7 +218,7 @@ class Client(Channel):
     def run_state(self) -> str:
         """Return the guest's run state: running, paused, io-error, … (RunState in qapi/run-state.json).
 
-        Raises as `execute` does, and MonitorGone for any other reply.
+        Raise as `execute` does, and MonitorGone for any other reply.
         """
         return self._status(self.execute("query-status"))
 
@@ -230,7 +230,7 @@ class Client(Channel):
 class RunStateQuery(Client):
     """A query of the run state that is sent now and read later, so that many VMs work on it at once.
 
-    path, timeout: as for a Client; the timeout is for the whole query. Raises as a Client does.
+    path, timeout: as for a Client; the timeout is for the whole query. Raise as a Client does.
     """
 
     _COMMANDS = ("qmp_capabilities", "query-status")

@@ -18,7 +18,7 @@ POLL_INTERVAL = 0.002  # seconds between two attempts to connect
 def ready(scope: Scope, vm: str) -> bool:
     """Return True when QEMU answers QMP, False when it exits: its own error is in the journal then.
 
-    Raises QsysdError when QEMU does not answer, TimeoutExpired when it creates no monitor.
+    Raise QsysdError when QEMU does not answer, TimeoutExpired when it creates no monitor.
     """
     qemu = main_process()
     if qemu is None:

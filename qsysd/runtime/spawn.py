@@ -73,7 +73,7 @@ def find(program: str) -> str | None:
 def require(program: str) -> str:
     """Return the absolute path of `program`.
 
-    Raises HostError, with the Debian package to install, where the host lacks it.
+    Raise HostError, with the Debian package to install, where the host lacks it.
     """
     path = find(program)
     if path is None:
@@ -111,7 +111,7 @@ class Running:
     """A program that was started; `finish` waits for it. Two that wait for the kernel can wait together.
 
     Input and output are files in memory, so that no pipe can fill up. stdin: its input, empty by
-    default. Raises HostError if it is not installed.
+    default. Raise HostError if it is not installed.
     """
 
     def __init__(
@@ -145,7 +145,7 @@ class Running:
     def finish(self, *, timeout: float | None = None, check: bool = True) -> Done:
         """Wait until the program exits, and return its status and output. timeout: seconds.
 
-        Raises CommandError if `check` is set and its status is not zero, TimeoutExpired if it takes too
+        Raise CommandError if `check` is set and its status is not zero, TimeoutExpired if it takes too
         long and was killed.
         """
         try:

@@ -104,7 +104,7 @@ def repair(scope: Scope) -> Iterator[str]:
 
 
 def _repair(change: Change) -> str:
-    """Restore one TAP; return what was done. Raises HostError."""
+    """Restore one TAP; return what was done. Raise HostError."""
     tap = change.port.tap
     restored = change.owner is None or _restore_owner(change)
     count = taps.repairs(tap) + 1 if restored else taps.REPAIRS_MAX + 1

@@ -84,7 +84,7 @@ def plug(scope: Scope, ports: Sequence[Port], owner_uid: int, vm: str) -> None:
     """Create the VM's TAPs with their anti-spoofing, and put them on their bridges; all of them or none.
 
     owner_uid: the only user who may open them. A TAP that a crash left is replaced. Elements and TAPs are
-    added at the same time: QEMU opens a TAP only after this returns. Raises HostError where a bridge
+    added at the same time: QEMU opens a TAP only after this returns. Raise HostError where a bridge
     or a tool is missing or the kernel refuses, StateError where an interface of that name is not qsysd's.
     """
     if not ports:
@@ -109,7 +109,7 @@ def plug(scope: Scope, ports: Sequence[Port], owner_uid: int, vm: str) -> None:
 
 
 def _plug(ports: Sequence[Port], owner_uid: int, vm: str) -> bool:
-    """Create the TAPs and add their elements; return whether nft had sets for them. Raises HostError."""
+    """Create the TAPs and add their elements; return whether nft had sets for them. Raise HostError."""
     for port in ports:
         if not sysfs.is_bridge(port.bridge):
             raise HostError(
@@ -125,7 +125,7 @@ def _plug(ports: Sequence[Port], owner_uid: int, vm: str) -> bool:
 
 
 def restore_missing_rules(scope: Scope) -> list[str]:
-    """Restore rules and elements where TAPs lack them; return those TAPs. Raises HostError.
+    """Restore rules and elements where TAPs lack them; return those TAPs. Raise HostError.
 
     Something flushed nftables, or an earlier version started the VM.
     """
@@ -140,7 +140,7 @@ def restore_missing_rules(scope: Scope) -> list[str]:
 
 
 def _unprotected() -> list[str]:
-    """Return the TAPs without anti-spoofing rules or elements. Raises HostError."""
+    """Return the TAPs without anti-spoofing rules or elements. Raise HostError."""
     taps = [found[1].tap for text in existing_taps().values() if (found := parse_alias(text))]
     return sorted(set(taps) - antispoof.protected_taps()) if taps else []
 
@@ -149,7 +149,7 @@ def _restore_rules(scope: Scope) -> list[Port]:
     """Restore the anti-spoofing of all TAPs and the rules of their networks; return their ports.
 
     Some firewalls flush all tables, and so does loading /etc/nftables.conf. The caller holds the lock
-    exclusively. Raises HostError with nft's error.
+    exclusively. Raise HostError with nft's error.
     """
     ports = restore_antispoofing()
     for network in sorted({port.network for port in ports}):
@@ -162,7 +162,7 @@ def _restore_rules(scope: Scope) -> list[Port]:
 def restore_antispoofing() -> list[Port]:
     """Restore the anti-spoofing rules and the elements of all TAPs on the host; return their ports.
 
-    The caller holds the lock exclusively. Raises HostError with nft's error.
+    The caller holds the lock exclusively. Raise HostError with nft's error.
     """
     vms: dict[str, list[Port]] = {}
     for text in existing_taps().values():
@@ -174,7 +174,7 @@ def restore_antispoofing() -> list[Port]:
 
 
 def _connect(ports: Sequence[Port], owner_uid: int, vm: str) -> None:
-    """Create the TAPs and put them on their bridges. Raises HostError."""
+    """Create the TAPs and put them on their bridges. Raise HostError."""
     for port in ports:
         _create(port.tap, owner_uid)
     # Two steps: in one, the kernel brings the interface up before it sets the address mode, and gives
@@ -193,7 +193,7 @@ def unplug(scope: Scope, ports: Sequence[Port], vm: str) -> None:
     """Remove the VM's TAPs and their anti-spoofing elements, those that still exist.
 
     All other TAPs of that VM are removed too: its definition may have lost a NIC while it ran. An
-    interface that is not qsysd's is left alone. Raises HostError where a tool fails.
+    interface that is not qsysd's is left alone. Raise HostError where a tool fails.
     """
     if not ports and not existing_taps():
         return  # the usual case of a VM without NICs
@@ -222,7 +222,7 @@ def unplug(scope: Scope, ports: Sequence[Port], vm: str) -> None:
 
 
 def _delete(taps: Iterable[str]) -> None:
-    """Delete TAPs, some of which may be deleted by others meanwhile. Raises HostError."""
+    """Delete TAPs, some of which may be deleted by others meanwhile. Raise HostError."""
     iproute.delete_existing(taps)
     left = [tap for tap in taps if is_ours(tap)]
     if left:
@@ -247,7 +247,7 @@ def existing_taps() -> dict[str, str]:
 def restore_names() -> list[str]:
     """Rename TAPs back that were renamed, as anti-spoofing is by name; return the names they had.
 
-    The caller holds the lock exclusively. Raises HostError.
+    The caller holds the lock exclusively. Raise HostError.
     """
     renamed = {
         name: found[1].tap
@@ -274,7 +274,7 @@ def is_ours(tap: str) -> bool:
 
 
 def _create(tap: str, owner_uid: int) -> None:
-    """Create a persistent TAP that `owner_uid` may open. Raises HostError.
+    """Create a persistent TAP that `owner_uid` may open. Raise HostError.
 
     QEMU asks for the virtio-net header when it opens the TAP, so it is created with it.
     """

@@ -53,7 +53,7 @@ def refuse_mounts(path: str) -> None:
 def remove(path: str) -> None:
     """Remove a directory with everything in it, or a file, if it exists.
 
-    Raises StateError, before anything is removed, if something is mounted at `path` or below it, and
+    Raise StateError, before anything is removed, if something is mounted at `path` or below it, and
     QsysdError if something cannot be removed.
     """
     if not os.path.lexists(path):

@@ -17,7 +17,7 @@ def log(message: str) -> None:
 def variable(name: str, characters: str, lengths: range) -> str:
     """Return a variable of the environment file. characters, lengths: what is allowed.
 
-    Raises InvalidError for any other value.
+    Raise InvalidError for any other value.
     """
     value = os.environ.get(name, "")
     if len(value) not in lengths or not set(value) <= set(characters):

@@ -14,7 +14,7 @@ def set_owner(directory: str, uid: int, gid: int) -> None:
     """Give a VM's directory and the regular files in it to a user.
 
     A compromised QEMU can leave anything in the directory, so nothing is followed: symlinks,
-    devices and files with a second name are refused. Sockets are removed. Raises HostError.
+    devices and files with a second name are refused. Sockets are removed. Raise HostError.
     """
     try:
         root = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)

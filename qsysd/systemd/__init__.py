@@ -20,7 +20,7 @@ __all__ = ["BusLost", "JobResult", "StopPlan", "Systemd", "UnitRefused", "UnitSt
 _WITH_PROCESSES = ("active", "activating", "deactivating", "reloading")
 _ACTIVE = (*_WITH_PROCESSES, "failed", "maintenance", "refreshing")
 
-# A unit without files: nothing of it ever needs to be read again.
+# A unit without files, which by itself never needs a daemon-reload.
 _NEVER_CHANGED = "/org/freedesktop/systemd1/unit/init_2escope"
 
 NOT_LOADED = "not-loaded"
@@ -51,7 +51,7 @@ class StopPlan:
 
 
 class Systemd:
-    """The systemd on the system bus or on a private bus. It is connected to at the first call."""
+    """systemd on the system bus or on a private bus. The connection is made at the first call."""
 
     def __init__(self, address: str | None = None, *, patience: float | None = None) -> None:
         self._bus = Bus(address, patience=patience)
@@ -96,7 +96,7 @@ class Systemd:
             return
 
     def refresh(self, units: Iterable[str]) -> bool:
-        """Reload systemd if the next start of these units would not use the files on disk; return whether.
+        """Reload systemd if it has not read the files of these units; return whether it was necessary.
 
         A unit that is not loaded is read at its start. Only a unit that is loaded with an old drop-in
         needs the daemon-reload, in which PID 1 reads all its units. Call this after ResetFailedUnit, and
@@ -192,13 +192,16 @@ class Systemd:
         return self.main_pids([state]).get(state.name)
 
     def main_pids(self, states: Iterable[UnitState]) -> dict[str, int]:
-        """Return the main process of each service that has one, by unit; all are asked at once."""
+        """Return the main process of each service that has one, by unit; all are queried in parallel."""
         alive = [state for state in states if state.active in _WITH_PROCESSES]
         values = self.get_all([state.path for state in alive], SERVICE, "MainPID")
         return {state.name: int(pid) for state, pid in zip(alive, values, strict=True) if pid}
 
     def stop_plans(self, states: Iterable[UnitState]) -> Sequence[StopPlan]:
-        """Return what limits the stop of each service. Two properties: all of them take systemd 13 ms."""
+        """Return what limits the stop of each service.
+
+        Two properties are queried; for all properties of a service, systemd takes 13 ms.
+        """
         objects = [state.path for state in states]
         timeouts = self.get_all(objects, SERVICE, "TimeoutStopUSec")
         after = self.get_all(objects, UNIT, "After")
@@ -207,14 +210,14 @@ class Systemd:
         ]
 
     def get_all(self, objects: Sequence[str], interface: str, name: str) -> Sequence[Any]:
-        """Return one property of several objects, asked for all at once. Raise as `get` does."""
+        """Return one property of several objects, queried in parallel. Raise as `get` does."""
         wanted = [(path, interface, name) for path in objects]
         return self._bus.patiently(lambda: self._bus.get_all(wanted)) if wanted else []
 
     def selected(self, state: UnitState, names: Mapping[str, str]) -> dict[str, Any]:
         """Return some properties of a loaded unit by name. names: the interface of each.
 
-        All properties of a service take systemd 13 ms.
+        For all properties of a service, systemd takes 13 ms.
         """
         wanted = [(state.path, interface, name) for name, interface in names.items()]
         values = self._bus.patiently(lambda: self._bus.get_all(wanted))

@@ -1,6 +1,6 @@
-"""The bus: connected to at the first call, and again after a restart of the bus or of systemd.
+"""The connection to the bus, which is renewed after a restart of the bus or of systemd.
 
-No proxy objects are used: introspecting one takes longer than any call made here.
+No proxy objects are used: introspection takes longer than any call of this package.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CALL_TIMEOUT = 30.0  # seconds; PID 1 was seen busy for 2 s in a daemon-reload w
 # Seconds within which systemd (daemon-reexec) or the bus (an upgrade of dbus) must be available again.
 PATIENCE = 15.0
 RETRY_PAUSE = 0.05
-# The errors of the bus if nobody owns the name, or if its owner leaves before it has answered.
+# The errors of the bus if the name has no owner, or if its owner disconnects before it has answered.
 _ABSENT = (".ServiceUnknown", ".NameHasNoOwner", ".Disconnected", ".NoReply")
 BOOTED = "/run/systemd/system"  # sd_booted(3)
 
@@ -160,7 +160,7 @@ class Bus:
         return answer.unpack()
 
     def get_all(self, wanted: Sequence[tuple[str, str, str]]) -> Sequence[Any]:
-        """Return properties by path, interface and name, asked for all at once. Raise as `call` does."""
+        """Return properties by path, interface and name, queried in parallel. Raise as `call` does."""
         connection = self.connection()
         gio, glib = libraries()
         values: dict[int, Any] = {}
@@ -187,7 +187,7 @@ class Bus:
         return [values[number] for number in range(len(wanted))]
 
     def _error(self, error: Any, method: str) -> QsysdError:
-        """Return the error that a GLib.Error of a call means."""
+        """Return the QsysdError for the GLib.Error of a call."""
         gio, _ = libraries()
         name = gio.dbus_error_get_remote_error(error) or ""
         # Gio's dbus_error_strip_remote_error() changes only a copy.

@@ -1,8 +1,8 @@
-"""Jobs: enqueued and waited for, also while the bus or systemd restarts.
+"""Enqueue jobs and wait for them, also while the bus or systemd restarts.
 
-StartUnit and its like only enqueue a job. JobRemoved is subscribed to before the call, because the signal
-can arrive before the reply. A signal can be lost with the bus or in a daemon-reexec: every second, jobs
-are checked for whether they still exist, and the state of the unit shows how a job ended.
+StartUnit and similar methods only enqueue a job. JobRemoved is subscribed to before the call, because the
+signal can arrive before the reply. A signal can be lost with the bus or in a daemon-reexec: every second,
+jobs are checked for whether they still exist, and the state of the unit shows how a job ended.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _ENDED = {
 
 @dataclass(frozen=True)
 class JobResult:
-    """How a job ended: `done`, or systemd's result (failed, canceled, timeout, dependency, …).
+    """The result of a job: `done`, or systemd's result (failed, canceled, timeout, dependency, …).
 
     refusal: systemd's message if it accepted no job for the unit; the result is `refused` then.
     """
@@ -98,7 +98,7 @@ class Jobs:
         self._subscribed = connection
 
     def _enqueue(self, method: str, unit: str) -> str:
-        """Return the path of a new job. Raises NotFoundError, UnitRefused."""
+        """Return the path of a new job. Raise NotFoundError, UnitRefused."""
         lost = False
 
         def once() -> str:

@@ -64,7 +64,7 @@ def test_a_vm_that_another_delete_removes_first_does_not_exist(
     host: OwnHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make(host, "web1")
-    monkeypatch.setattr(locks, "TELL_AFTER", 0.0)
+    monkeypatch.setattr(locks, "REPORT_AFTER", 0.0)
     raised: list[NotFoundError] = []
 
     def second() -> None:

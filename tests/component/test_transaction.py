@@ -89,7 +89,7 @@ def host(scope: Scope) -> OwnHost:
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give up waiting for a lock at once, and say so before."""
     monkeypatch.setattr(locks, "LOCK_TIMEOUT", 0.1)
-    monkeypatch.setattr(locks, "TELL_AFTER", 0.0)
+    monkeypatch.setattr(locks, "REPORT_AFTER", 0.0)
 
 
 def is_free(host: OwnHost, *names: str, exclusive: bool = True) -> bool:
