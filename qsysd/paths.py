@@ -15,8 +15,8 @@ NAME_MAX = 28
 _NAME_FIRST = frozenset("abcdefghijklmnopqrstuvwxyz")
 _NAME_CHARACTERS = _NAME_FIRST | frozenset("0123456789-")
 
-# The name of a disk or a NIC within its VM. It contains no dash, so that names of files, TAPs and QEMU's objects
-# that are derived from it with a dash (`disk0-file`) are unique.
+# The name of a disk or a NIC within its VM. It contains no dash, so that names of files, TAPs and objects of
+# QEMU that are derived from it with a dash (`disk0-file`) are unique.
 DEVICE_NAME_RULE = "[a-z][a-z0-9]{0,14}"
 DEVICE_NAME_MAX = 15
 _DEVICE_NAME_CHARACTERS = _NAME_CHARACTERS - {"-"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Iterator
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from qsysd import network, render
 from qsysd.errors import QsysdError
@@ -17,7 +17,8 @@ from qsysd.names import in_order
 from qsysd.store.claims import Claims, of_others
 
 
-class Divergence(NamedTuple):
+@dataclass(frozen=True)
+class Divergence:
     """A difference on one VM. remedy: its correction."""
 
     vm: str

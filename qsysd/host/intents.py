@@ -13,7 +13,7 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from qsysd.errors import QsysdError
 from qsysd.files import SyncedTogether, cannot_write, hint, read_text, remove, sync_directory
@@ -21,7 +21,8 @@ from qsysd.host.context import Host
 from qsysd.paths import Scope, is_name
 
 
-class Intent(NamedTuple):
+@dataclass(frozen=True)
+class Intent:
     """An incomplete change: its command was killed, or is still running.
 
     kind: of the changed object, `vm`. kind, name and verb are in the file name of `path`; the contents of
@@ -57,13 +58,13 @@ def _entries(scope: Scope) -> list[str]:
 
 def _parse(path: str) -> Intent | None:
     """Return the intent of a file `KIND.NAME.VERB.json`, or of the older form `NAME.json`; else None."""
-    words = os.path.basename(path).removesuffix(".json").split(".")
-    if not path.endswith(".json") or not all(map(is_name, words)) or not _is_file(path):
+    parts = os.path.basename(path).removesuffix(".json").split(".")
+    if not path.endswith(".json") or not all(map(is_name, parts)) or not _is_file(path):
         return None
-    if len(words) == 3:
-        kind, name, verb = words
+    if len(parts) == 3:
+        kind, name, verb = parts
         return Intent(kind, name, verb, path)
-    return Intent("vm", words[0], _verb_inside(path), path) if len(words) == 1 else None
+    return Intent("vm", parts[0], _verb_inside(path), path) if len(parts) == 1 else None
 
 
 def _is_file(path: str) -> bool:
@@ -89,10 +90,11 @@ def begin(host: Host, vm: str, verb: str) -> Intent:
     path = host.scope.intent(vm, verb)
     try:
         _make_way(path)
+        # Not write_atomic: a staging file that a killed command left would not be an intent. The name of the
+        # file is sufficient; the contents are informative only.
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
         descriptor = os.open(path, flags, 0o600)
         with open(descriptor, "w", encoding="utf-8") as file:
-            # Informative only: the name of the file is sufficient.
             file.write(f'{{"pid": {os.getpid()}, "time": {time.time():.0f}}}\n')
             file.flush()
             os.fsync(file.fileno())

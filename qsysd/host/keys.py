@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from qsysd.config import public_keys
 from qsysd.errors import HostError, InvalidError, QsysdError
-from qsysd.files import remove, sync_directory, write_atomic
+from qsysd.files import read_text, remove, sync_directory, sync_file, write_atomic
 from qsysd.paths import Scope
 from qsysd.runtime import spawn
 
@@ -41,8 +41,10 @@ def _create_host_key(scope: Scope) -> None:
     for path in (partial, f"{partial}.pub"):
         remove(path)
     spawn.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", partial])
-    with suppress(OSError):  # it is derived from the private key if it is missing
-        os.rename(f"{partial}.pub", f"{scope.ssh_key}.pub")
+    with suppress(QsysdError):  # it is derived from the private key if it is missing
+        write_atomic(f"{scope.ssh_key}.pub", read_text(f"{partial}.pub") or "", 0o644)
+    remove(f"{partial}.pub")
+    sync_file(partial)
     os.rename(partial, scope.ssh_key)
     sync_directory(os.path.dirname(scope.ssh_key))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from qsysd.errors import QsysdError
 from qsysd.files import SyncedTogether
@@ -19,7 +19,8 @@ from qsysd.host.removal import remove_everything
 from qsysd.host.unit_jobs import reload_dhcp
 
 
-class Repair(NamedTuple):
+@dataclass(frozen=True)
+class Repair:
     """The repair after a killed verb. result: its description in messages."""
 
     function: Callable[[Host, str], None]
@@ -41,7 +42,8 @@ def is_known(intent: Intent) -> bool:
     return (intent.kind, intent.verb) in REPAIRS
 
 
-class Recovered(NamedTuple):
+@dataclass(frozen=True)
+class Recovered:
     """An intent whose command was killed. error: what prevented the repair; the intent is kept then."""
 
     intent: Intent
@@ -59,11 +61,12 @@ def recover(host: Host) -> list[Recovered]:
     Intents of VMs that are locked are ignored: their commands are still running.
     """
     found = [result for intent in intents.pending(host.scope) if (result := _recovered(host, intent))]
-    for intent, error in found:
-        if error:
+    for result in found:
+        intent = result.intent
+        if result.error:
             host.progress(
                 f"{intent.name}: the {intent.verb} that was killed cannot be repaired yet: "
-                f"{as_error(error).message}"
+                f"{as_error(result.error).message}"
             )
         else:
             repaired = REPAIRS[intent.kind, intent.verb].result

@@ -1,4 +1,4 @@
-"""Access to a guest: its address, SSH, the serial console, and waiting until SSH answers."""
+"""Access to a guest: its addresses, SSH and the serial console."""
 
 from __future__ import annotations
 
@@ -33,14 +33,6 @@ def addresses(host: Host, name: str) -> list[str]:
 def address(host: Host, name: str) -> str:
     """Return a VM's first address. Raise NotFoundError for a VM without one."""
     return guest_ssh.address(host, name)
-
-
-def wait(host: Host, name: str, *, timeout: float = guest_ssh.WAIT_TIMEOUT) -> float:
-    """Wait until the SSH server of the guest answers; return the seconds that it took. timeout: seconds.
-
-    Raise TimeoutExpired with the last progress of the boot, StateError if the VM is switched off.
-    """
-    return guest_ssh.wait(host, name, timeout)
 
 
 def console(host: Host, name: str) -> Console:

@@ -132,7 +132,7 @@ def _render_stale(host: Host, names: Sequence[str]) -> dict[str, Outcome]:
 # by QMP
 
 
-def ask(host: Host, name: str, action: Callable[[Monitor], State]) -> Outcome:
+def _by_monitor(host: Host, name: str, action: Callable[[Monitor], State]) -> Outcome:
     """Run an action on the monitor of a running VM."""
     from qsysd.qemu.monitor import Monitor
     from qsysd.runtime.qmp import MonitorError, socket_path
@@ -161,7 +161,7 @@ def ask(host: Host, name: str, action: Callable[[Monitor], State]) -> Outcome:
 def _each(host: Host, names: Sequence[str] | None, action: Callable[[Monitor], State]) -> list[Outcome]:
     with changing(host, names, exclusive=False) as vms:
         unit_states.require(host, vms)
-        return [ask(host, name, action) for name in vms]
+        return [_by_monitor(host, name, action) for name in vms]
 
 
 def pause(host: Host, names: Sequence[str] | None) -> list[Outcome]:

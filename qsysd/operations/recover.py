@@ -25,6 +25,8 @@ def recover(host: Host) -> list[Recovered]:
     """
     host.require_root()
     return [
-        Recovered(intent.name, intent.verb, recovery.as_error(error) if error else None)
-        for intent, error in recovery.recover(host)
+        Recovered(
+            result.intent.name, result.intent.verb, recovery.as_error(result.error) if result.error else None
+        )
+        for result in recovery.recover(host)
     ]

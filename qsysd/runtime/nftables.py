@@ -13,13 +13,8 @@ COMMAND = ("nft", "-f", "-")
 
 
 def begin(commands: str) -> spawn.Running:
-    """Start a transaction; `finish` waits for it. Raise HostError without nft."""
+    """Start a transaction; `Running.finish` waits for it. Raise HostError without nft."""
     return spawn.Running(COMMAND, stdin=commands)
-
-
-def finish(running: spawn.Running) -> str:
-    """Wait for a transaction and return what its commands list. Raise HostError with nft's error."""
-    return _output(running.finish(timeout=TIMEOUT, check=False))
 
 
 def run(commands: str) -> str:

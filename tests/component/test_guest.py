@@ -51,7 +51,7 @@ def answer(listener: socket.socket, *greetings: bytes) -> threading.Thread:
 def test_wait_returns_when_an_ssh_server_answers(vm: OwnHost, guest: socket.socket) -> None:
     # a port that is open is not yet an ssh server
     thread = answer(guest, b"", b"HTTP/1.1 400", b"SSH-2.0-OpenSSH_9.2\r\n")
-    assert guest_verbs.wait(vm, "web1", timeout=60) < 60
+    assert guest_ssh.wait(vm, "web1", 60) < 60
     thread.join()
 
 
@@ -60,7 +60,7 @@ def test_wait_ends_at_its_timeout_with_a_hint_how_to_continue(vm: OwnHost, guest
     with pytest.raises(
         TimeoutExpired, match=r"web1: no answer on SSH at 127\.0\.0\.1 within 0 s: .*; the VM is kept"
     ) as caught:
-        guest_verbs.wait(vm, "web1", timeout=0.05)
+        guest_ssh.wait(vm, "web1", 0.05)
     assert caught.value.hint == "qsysd ssh web1 continues waiting; qsysd logs web1 --console shows the boot"
     assert vm.waits == [""]
 
@@ -71,7 +71,7 @@ def test_a_wait_for_ssh_shows_the_last_line_of_the_console(
     monkeypatch.setattr(guest_ssh, "UPDATE_INTERVAL", 0)
     Path(vm.scope.console_log("web1")).write_text("Booting\nStarting \x1b[31mnetwork\n\n", encoding="utf-8")
     thread = answer(guest, b"", b"SSH-2.0-OpenSSH_9.2\r\n")
-    guest_verbs.wait(vm, "web1")
+    guest_ssh.wait(vm, "web1", 60)
     thread.join()
     what, state, detail = vm.details[0]
     assert (what, detail) == ("web1: waiting for SSH", "Starting network")
@@ -100,7 +100,7 @@ def test_wait_ends_when_the_vm_is_off(vm: OwnHost, guest: socket.socket) -> None
     guest.close()
     vm.fake.set(UNIT, "failed", "failed")
     with pytest.raises(StateError, match="web1 is not running"):
-        guest_verbs.wait(vm, "web1", timeout=60)
+        guest_ssh.wait(vm, "web1", 60)
 
 
 def test_a_vm_on_no_network_has_no_address(vm: OwnHost) -> None:

@@ -89,14 +89,24 @@ def test_a_network_that_does_not_come_up_is_told_in_its_own_words(
         setup.setup(host)
 
 
-def test_the_hosts_key_is_made_once(host: OwnHost) -> None:
+def test_the_key_of_the_host_is_created_once(host: OwnHost) -> None:
     first = keys.host_key(host.scope)
     assert first.startswith("ssh-ed25519 ")
     assert keys.host_key(host.scope) == first
 
 
+def test_a_new_key_is_synced_before_it_is_used(host: OwnHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append(os.readlink(f"/proc/self/fd/{file}")))
+    for path in (host.scope.ssh_key, f"{host.scope.ssh_key}.pub"):
+        os.unlink(path)
+    keys.host_key(host.scope)
+    directory = os.path.dirname(os.path.abspath(host.scope.ssh_key))
+    assert synced[-2:] == [f"{directory}/id_ed25519.part", directory]
+
+
 @pytest.mark.parametrize("left", [[".part"], [".part", ".part.pub"], [".pub"]])
-def test_a_killed_making_of_the_key_is_repeated(host: OwnHost, left: list[str]) -> None:
+def test_a_killed_creation_of_the_key_is_repeated(host: OwnHost, left: list[str]) -> None:
     for path in (host.scope.ssh_key, f"{host.scope.ssh_key}.pub"):
         os.unlink(path)
     for suffix in left:
@@ -106,7 +116,7 @@ def test_a_killed_making_of_the_key_is_repeated(host: OwnHost, left: list[str]) 
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage", b"\xff\xfe", None])
-def test_a_damaged_public_half_is_derived_from_the_private_one(host: OwnHost, content: bytes | None) -> None:
+def test_a_damaged_public_key_is_derived_from_the_private_one(host: OwnHost, content: bytes | None) -> None:
     path = Path(f"{host.scope.ssh_key}.pub")
     before = path.read_text(encoding="utf-8").split()[:2]
     path.unlink()
@@ -119,7 +129,7 @@ def test_a_damaged_public_half_is_derived_from_the_private_one(host: OwnHost, co
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage", b"\xff\xfe", None])
-def test_a_damaged_private_half_is_an_error_with_a_remedy(host: OwnHost, content: bytes | None) -> None:
+def test_a_damaged_private_key_is_an_error_with_a_remedy(host: OwnHost, content: bytes | None) -> None:
     path = Path(host.scope.ssh_key)
     for half in (path, Path(f"{path}.pub")):
         half.unlink()

@@ -246,7 +246,7 @@ def test_no_permission_says_what_to_do(host: OwnHost, monkeypatch: pytest.Monkey
 
 def found(host: OwnHost) -> list[tuple[str, str, str]]:
     """Return kind, name and verb of each intent on disk."""
-    return [intent[:3] for intent in intents.pending(host.scope)]
+    return [(intent.kind, intent.name, intent.verb) for intent in intents.pending(host.scope)]
 
 
 def test_an_intent_exists_while_a_change_is_incomplete(host: OwnHost) -> None:
