@@ -85,7 +85,7 @@ def _check_order(spec: VMSpec, others: Sequence[Claims]) -> None:
     while ways:
         way = ways.pop()
         if way[-1] == spec.name:
-            raise InvalidError(f"{spec.name} would wait for itself: {' → '.join(way)}")
+            raise InvalidError(f"{spec.name} depends on itself: {' → '.join(way)}")
         if way[-1] not in seen:
             seen.add(way[-1])
             ways += [(*way, need) for need in needs.get(way[-1], ())]
@@ -115,9 +115,7 @@ def _check_addresses(host: Host, spec: VMSpec, others: Sequence[Claims]) -> None
         if nic.address is None:
             continue
         if not network.is_for_a_vm(nic.address, net.subnet):
-            raise InvalidError(
-                f"{nic.address} is not an address for a VM on network {net.name}, which has {net.subnet}"
-            )
+            raise InvalidError(f"{nic.address} is not valid for a VM on network {net.name} ({net.subnet})")
         if (owner := claimed.get((nic.network, nic.address))) is not None:
             raise ExistsError(
                 f"{nic.address} belongs to the VM {owner!r}", hint="leave the address out to get a free one"

@@ -97,7 +97,7 @@ def _outside_of_subnets(host: Host, claims: list[Claims]) -> Iterator[Divergence
             if subnet and nic.address and not network.is_for_a_vm(nic.address, subnet):
                 yield Divergence(
                     vm.name,
-                    f"its address {nic.address} is not for a VM on network {nic.network}, which has {subnet}",
+                    f"its address {nic.address} is not valid for a VM on network {nic.network} ({subnet})",
                     f"qsysd edit {vm.name}: remove the address to get another one",
                 )
 

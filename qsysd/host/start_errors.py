@@ -34,7 +34,7 @@ def error(host: Host, name: str, result: JobResult, timeout: float) -> QsysdErro
         return HostError(f"{name} did not start: {missing.message}", hint=missing.hint)
     message = journal.failure(host, paths.unit(name)) or f"result of the job: {result.result}"
     if hidden := _hidden_files(host, name):
-        message += f" (QEMU can open {', '.join(hidden)} only if BindReadOnlyPaths= in a drop-in shows it)"
+        message += f" (QEMU can open {', '.join(hidden)} only with BindReadOnlyPaths= in a drop-in)"
     return QsysdError(f"{name} did not start: {message}", hint=hint)
 
 

@@ -66,7 +66,7 @@ def _systemd(host: Host) -> Iterator[Finding]:
 def _programs(_host: Host) -> Iterator[Finding]:
     if spawn.find(PROGRAM):
         version = spawn.run([PROGRAM, "--version"], timeout=10).stdout.partition("\n")[0]
-        yield Finding(OK, "QEMU", version or "its version is not known")
+        yield Finding(OK, "QEMU", version or "unknown version")
     for program in (PROGRAM, *PROGRAMS):
         if not spawn.find(program):
             yield Finding(MISSING, program, "is not installed", f"apt install {spawn.PACKAGES[program]}")
@@ -163,7 +163,7 @@ def _taps(host: Host) -> Iterator[Finding]:
         yield Finding(WARNING, change.vm, str(change), "systemctl start qsysd-taps.service")
     repaired = tampering.repaired()
     for vm, tap in repaired:
-        done = "taken off its network" if taps.is_cut_off(tap) else "restored"
+        done = "detached from its bridge" if taps.is_cut_off(tap) else "restored"
         yield Finding(
             WARNING, vm, f"its QEMU changed the TAP {tap}, which was {done}: QEMU may be compromised",
             f"journalctl -u qsysd-taps.service; qsysd kill {vm}",
@@ -205,13 +205,13 @@ def _intents(host: Host) -> Iterator[Finding]:
                 WARNING,
                 intent.name,
                 f"{intent.path} was left by a {intent.verb} of another version of qsysd",
-                f"qsysd recover of that version; or, once {intent.name} is in order: rm {intent.path}",
+                f"qsysd recover of that version; or, when {intent.name} is complete: rm {intent.path}",
             )
     for path in intents.unrecognized(host.scope):
         yield Finding(
             WARNING,
             "intents",
-            f"{values.printable(path)} is not an intent of qsysd's, and is ignored",
+            f"{values.printable(path)} is not an intent, and is ignored",
             f"ls -lab {host.scope.intents_dir}; move it to another directory",
         )
 

@@ -165,7 +165,7 @@ def _refuse_to_cut_off(host: Host, spec: NetworkSpec) -> None:
     if names:
         raise StateError(
             f"network {spec.name}: the subnet {spec.subnet} would cut off {', '.join(names)}",
-            hint=f"put the old subnet back into {host.scope.network_definition(spec.name)}; or give each VM "
+            hint=f"restore the old subnet in {host.scope.network_definition(spec.name)}; or give each VM "
             "an address in the new one first: qsysd edit VM",
         )
 

@@ -222,7 +222,7 @@ def refused(host: OwnHost, text: str, error: type[QsysdError], words: str) -> No
         (
             "image: tiny\nnics: [{address: 192.0.2.1}]",
             InvalidError,
-            "is not an address for a VM on network default",
+            "is not valid for a VM on network default",
         ),
         ("image: tiny\nmemory: 1", InvalidError, "too little memory"),
         ("image: tiny\nmachine: nonesuch", HostError, "no machine type 'nonesuch'"),
@@ -248,7 +248,7 @@ def test_the_network_gateway_and_broadcast_addresses_are_refused(
         host,
         IMAGE_VM.format("web1") + f"nics: [{{address: {address}}}]\n",
         InvalidError,
-        "not an address for a VM",
+        "is not valid for a VM",
     )
     unchanged()
 

@@ -259,7 +259,7 @@ def test_set_up_refuses_a_subnet_that_cuts_vms_off_and_names_them(vm: OwnHost) -
         setup.setup(vm)
     assert str(definition) in (caught.value.hint or "")
     assert subnet.partition("/")[0].rpartition(".")[0] in Path(vm.scope.dnsmasq_config("default")).read_text()
-    assert f"web1: its address {address} is not for a VM on network default" in found(vm)
+    assert f"web1: its address {address} is not valid for a VM on network default" in found(vm)
     # A larger one, or one without VMs, is taken.
     definition.write_text(text)
     setup.setup(vm)

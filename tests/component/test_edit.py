@@ -105,7 +105,7 @@ def test_a_cycle_of_dependencies_is_refused(host: OwnHost) -> None:
     make(host, "db1", start=False)
     make(host, "app1", "depends_on: [db1]\n", start=False)
     make(host, "web1", "depends_on: [app1]\n", start=False)
-    with pytest.raises(InvalidError, match="db1 would wait for itself: db1 → web1 → app1 → db1"):
+    with pytest.raises(InvalidError, match="db1 depends on itself: db1 → web1 → app1 → db1"):
         edit(host, "db1", "seed: true\n", "seed: true\ndepends_on: [web1]\n")
     # a diamond is none
     edit(host, "web1", "- app1\n", "- db1\n- app1\n")

@@ -146,7 +146,7 @@ def test_a_file_that_qemus_root_does_not_contain_is_named(vm: OwnHost, tmp_path:
     vm.fake.results[paths.unit("web5")] = "failed"
     error = one(power.start(vm, ["web5"]))
     assert isinstance(error, QsysdError)
-    assert f"QEMU can open {path} only if BindReadOnlyPaths= in a drop-in shows it" in error.message
+    assert f"QEMU can open {path} only with BindReadOnlyPaths= in a drop-in" in error.message
 
 
 @pytest.mark.parametrize(
