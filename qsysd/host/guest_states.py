@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from qsysd.host.context import Host
 from qsysd.runtime.qmp import MonitorError, RunStateQuery, socket_path
 
-QUESTIONS = 200  # in parallel: a process can have 1024 open files
+QUERIES_MAX = 200  # in parallel: a process can have 1024 open files
 
 
 def guest_state(host: Host, name: str, pid: int, timeout: float) -> str:
@@ -25,24 +25,24 @@ def guest_states(host: Host, pids: Mapping[str, int], timeout: float) -> dict[st
     """Return the run states of VMs by name, queried in parallel. pids: of their QEMUs by VM name."""
     states: dict[str, str] = {}
     names = list(pids)
-    for start in range(0, len(names), QUESTIONS):
-        with asked(host, names[start : start + QUESTIONS], timeout) as questions:
-            states |= answers(questions, pids)
+    for start in range(0, len(names), QUERIES_MAX):
+        with queried(host, names[start : start + QUERIES_MAX], timeout) as queries:
+            states |= answers(queries, pids)
     return dict.fromkeys(pids, "unknown") | states
 
 
 @contextmanager
-def asked(host: Host, names: Iterable[str], timeout: float) -> Iterator[dict[str, RunStateQuery]]:
+def queried(host: Host, names: Iterable[str], timeout: float) -> Iterator[dict[str, RunStateQuery]]:
     """Send queries to the VMs that have a monitor; close the connections afterwards."""
     with ExitStack() as connections:
-        questions: dict[str, RunStateQuery] = {}
+        queries: dict[str, RunStateQuery] = {}
         for name in names:
             path = socket_path(host.scope, name, host.scope.monitor(name, "cli"))
             if _is_socket(path):
                 with suppress(MonitorError):
-                    question = RunStateQuery(path, timeout=timeout)
-                    questions[name] = connections.enter_context(question)
-        yield questions
+                    query = RunStateQuery(path, timeout=timeout)
+                    queries[name] = connections.enter_context(query)
+        yield queries
 
 
 def _is_socket(path: str) -> bool:
@@ -56,11 +56,11 @@ def _is_socket(path: str) -> bool:
         return False
 
 
-def answers(questions: Mapping[str, RunStateQuery], pids: Mapping[str, int]) -> dict[str, str]:
+def answers(queries: Mapping[str, RunStateQuery], pids: Mapping[str, int]) -> dict[str, str]:
     """Return the run states of VMs that answered. pids: of QEMUs that may answer, by VM name."""
     states: dict[str, str] = {}
-    for name, question in questions.items():
+    for name, query in queries.items():
         if name in pids:
             with suppress(MonitorError):
-                states[name] = question.answer(peer=pids[name])
+                states[name] = query.answer(peer=pids[name])
     return states

@@ -62,7 +62,7 @@ def with_units(
         unit_states.require_traces(host, name)
     chosen = named or host.store.names()
     # QEMU processes answer while systemd is queried.
-    with guest_states.asked(host, chosen[: guest_states.QUESTIONS], timeout) as questions:
+    with guest_states.queried(host, chosen[: guest_states.QUERIES_MAX], timeout) as queries:
         patterns = map(paths.unit, named) if named else [paths.UNIT_PATTERN]
         units = host.systemd.active_units(*patterns)
         if not named:
@@ -70,9 +70,9 @@ def with_units(
             chosen = in_order({*chosen, *left})
         here = [units[unit] for unit in map(paths.unit, chosen) if unit in units]
         pids = {paths.vm_of_unit(unit): pid for unit, pid in host.systemd.main_pids(here).items()}
-        guests = dict.fromkeys(pids, "unknown") | guest_states.answers(questions, pids)
+        guests = dict.fromkeys(pids, "unknown") | guest_states.answers(queries, pids)
     guests |= guest_states.guest_states(
-        host, {name: pids[name] for name in pids if name not in questions}, timeout
+        host, {name: pids[name] for name in pids if name not in queries}, timeout
     )
     enabled = unit_states.enabled_names(host)
     states = {name: units.get(paths.unit(name)) for name in chosen}
