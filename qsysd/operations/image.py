@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from qsysd.errors import InvalidError
 from qsysd.host import base_images
 from qsysd.host.changes import changing_images, recover
 from qsysd.host.context import Host
@@ -65,6 +66,8 @@ def remove(host: Host, names: Sequence[str], *, dry_run: bool = False) -> Remove
 
     dry_run: only return the files; any user may, and whether a VM uses an image is not examined.
     """
+    if not names:
+        raise InvalidError("missing NAME", hint="qsysd image list")
     names = list(dict.fromkeys(names))
     if dry_run:
         return Removed([host.images.require(name) for name in names])

@@ -16,7 +16,7 @@ from qsysd.host import changes, intents, locks, recovery, selection
 from qsysd.host.changes import begin, changing, changing_images, setting_up
 from qsysd.host.context import Host
 from qsysd.host.removal import remove_everything
-from qsysd.operations import create, delete, edit, power, query
+from qsysd.operations import create, delete, edit, image, power, query
 
 VM = "name: {}\nimage: tiny\nseed: false\n"
 
@@ -116,6 +116,8 @@ def test_no_name_at_all_never_means_all_vms(host: OwnHost) -> None:
     for verb in (power.stop, query.list_vms, query.status):
         with pytest.raises(InvalidError, match="missing VM"):
             verb(host, [])
+    with pytest.raises(InvalidError, match="missing NAME"):
+        image.remove(host, [])
     assert selection.resolve(host, None) == ["web1"]
     assert selection.resolve(host, ["b", "a", "b"]) == ["b", "a"]
 
