@@ -15,6 +15,9 @@ to plain values and back, for a reply that travels to another process.
 
 from __future__ import annotations
 
+# The hint of every error that privileges would prevent.
+RUN_AS_ROOT = "run the command with sudo, or as root"
+
 
 class QsysdError(Exception):
     """Something failed. code: the exit status of the command."""

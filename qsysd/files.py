@@ -10,7 +10,7 @@ import errno
 import os
 import stat
 
-from qsysd.errors import QsysdError
+from qsysd.errors import RUN_AS_ROOT, QsysdError
 
 # The directories to sync at the end of `SyncedTogether`; None outside it.
 _changed: dict[str, None] | None = None
@@ -53,7 +53,7 @@ def hint(error: OSError) -> str | None:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "the disk is full: free some space and try again"
     if error.errno in (errno.EACCES, errno.EPERM):
-        return "run it as root: sudo qsysd …"
+        return RUN_AS_ROOT
     return None
 
 

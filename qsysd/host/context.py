@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from qsysd import paths
-from qsysd.errors import HostError, QsysdError
+from qsysd.errors import RUN_AS_ROOT, HostError, QsysdError
 from qsysd.host.progress import Progress
 from qsysd.paths import Scope
 from qsysd.store import Store
@@ -48,7 +48,7 @@ class Host:
     def require_root(self) -> None:
         """Raise QsysdError for every user except root."""
         if os.geteuid() != 0:
-            raise QsysdError("root privileges are required", hint="run the command with sudo, or as root")
+            raise QsysdError("root privileges are required", hint=RUN_AS_ROOT)
 
     def require_ready(self) -> None:
         """Raise QsysdError for every user except root, and HostError on a host that is not set up."""

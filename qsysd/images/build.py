@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from qsysd import process
-from qsysd.errors import HostError, InvalidError, QsysdError
+from qsysd.errors import RUN_AS_ROOT, HostError, InvalidError, QsysdError
 from qsysd.images import disk, sources
 from qsysd.images.progress import BuildProgress, Progress
 from qsysd.runtime import spawn
@@ -117,7 +117,7 @@ def check_tools() -> None:
             f"building an image needs {', '.join(packages)}", hint=f"apt install {' '.join(packages)}"
         )
     if os.geteuid() != 0:
-        raise QsysdError("building an image requires root privileges", hint="run it with sudo")
+        raise QsysdError("building an image requires root privileges", hint=RUN_AS_ROOT)
 
 
 def build(plan: Plan, directory: str, target: str, progress: Progress) -> dict[str, object]:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from qsysd.errors import HostError, NotFoundError, QsysdError, TimeoutExpired
+from qsysd.errors import RUN_AS_ROOT, HostError, NotFoundError, QsysdError, TimeoutExpired
 
 NAME = "org.freedesktop.systemd1"
 PATH = "/org/freedesktop/systemd1"
@@ -28,8 +28,8 @@ _ABSENT = (".ServiceUnknown", ".NameHasNoOwner", ".Disconnected", ".NoReply")
 BOOTED = "/run/systemd/system"  # sd_booted(3)
 
 _HINTS = {
-    "org.freedesktop.DBus.Error.AccessDenied": "run it as root: sudo qsysd …",
-    "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired": "run it as root: sudo qsysd …",
+    "org.freedesktop.DBus.Error.AccessDenied": RUN_AS_ROOT,
+    "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired": RUN_AS_ROOT,
     "org.freedesktop.DBus.Error.NoReply": "systemd is busy or hangs: systemctl status",
 }
 

@@ -16,7 +16,7 @@ from samples import any_vms, vm
 import qsysd
 from qsysd import render, seed
 from qsysd.config import dump, load
-from qsysd.errors import InvalidError, NotFoundError, QsysdError
+from qsysd.errors import RUN_AS_ROOT, InvalidError, NotFoundError, QsysdError
 from qsysd.files import SyncedTogether, read_text, remove, write_atomic
 from qsysd.model.vm import VMSpec
 from qsysd.names import in_order
@@ -169,7 +169,7 @@ def test_a_lack_of_permission_gives_a_hint(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(QsysdError, match="x cannot be written: Permission denied") as caught:
         write_atomic(f"{tmp_path}/x", "text", 0o644)
-    assert caught.value.hint == "run it as root: sudo qsysd …"
+    assert caught.value.hint == RUN_AS_ROOT
 
 
 def test_a_missing_directory_is_named(tmp_path: Path) -> None:

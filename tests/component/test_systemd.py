@@ -15,7 +15,7 @@ import pytest
 from scripted_systemd import ALREADY_SUBSCRIBED, Bus, private_bus
 
 from qsysd import systemd
-from qsysd.errors import HostError, NotFoundError, QsysdError, TimeoutExpired
+from qsysd.errors import RUN_AS_ROOT, HostError, NotFoundError, QsysdError, TimeoutExpired
 from qsysd.systemd import JobResult, Systemd, UnitState
 from qsysd.systemd import bus as bus_module
 from qsysd.systemd import jobs as jobs_module
@@ -136,7 +136,7 @@ def test_a_lack_of_permission_gives_a_hint(client: Systemd, word: str) -> None:
     with pytest.raises(QsysdError, match=r"^systemd: StartUnit: (Permission|Interactive)") as caught:
         start(client, word)
     assert caught.value.code == 1
-    assert caught.value.hint == "run it as root: sudo qsysd …"
+    assert caught.value.hint == RUN_AS_ROOT
 
 
 def test_an_unknown_unit_is_not_found(client: Systemd) -> None:
@@ -248,7 +248,7 @@ def test_a_process_does_not_exit_with_its_bus(bus: Bus) -> None:
     package = os.path.dirname(os.path.dirname(os.path.dirname(systemd.__file__)))
     program = f"""
 import os, signal
-from qsysd.errors import HostError
+from qsysd.errors import RUN_AS_ROOT, HostError
 from qsysd.systemd import Systemd
 client = Systemd(patience=0)
 try:

@@ -15,7 +15,7 @@ from own_host import OwnHost
 
 import qsysd
 from qsysd import paths
-from qsysd.errors import QsysdError, TimeoutExpired
+from qsysd.errors import RUN_AS_ROOT, QsysdError, TimeoutExpired
 from qsysd.files import remove, write_atomic
 from qsysd.host import intents, locks
 from qsysd.paths import Scope
@@ -238,7 +238,7 @@ def test_no_permission_says_what_to_do(host: OwnHost, monkeypatch: pytest.Monkey
     words = "Permission denied"
     with pytest.raises(QsysdError, match=words) as caught, locks.locked(host, ["web1"]):
         raise AssertionError("there is no lock")
-    assert caught.value.hint == "run it as root: sudo qsysd …"
+    assert caught.value.hint == RUN_AS_ROOT
 
 
 # intents

@@ -63,8 +63,8 @@ def problems(name):
         rendering.render_each(host, [name])  # as `start` does
     elif differing:
         yield f"differs: {differing}"
-    for index in range(len(spec.disks)):
-        backing_chain(scope.overlay(name, index))
+    for disk in spec.disks:
+        backing_chain(scope.overlay(name, disk.name))
     with open(scope.seed(name), "rb") as file:
         seed = file.read()
     blocks = struct.unpack_from("<I", seed, 16 * 2048 + 80)[0] if len(seed) > 17 * 2048 else -1
