@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable
 
@@ -22,4 +21,7 @@ def in_order(names: Iterable[str]) -> list[str]:
 
 def closest(name: str, known: Iterable[str], *, similarity: float = 0.6) -> str | None:
     """Return the most similar known name; None if none is similar enough. similarity: difflib's ratio."""
+    # A seam: only errors need similar names.
+    import difflib
+
     return next(iter(difflib.get_close_matches(name, list(known), 1, similarity)), None)

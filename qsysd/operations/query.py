@@ -1,4 +1,4 @@
-"""list, status and show."""
+"""status and show."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qsysd import interface_names
 from qsysd.errors import QsysdError
 from qsysd.host import intents
 from qsysd.host.context import Host
-from qsysd.host.listing import ListedVM, listed, with_units
+from qsysd.host.listing import ListedVM, with_units
 from qsysd.images import formats
 from qsysd.store import description
 from qsysd.systemd import UnitState
@@ -72,11 +72,6 @@ class VMStatus(ListedVM):
     nics: list[NicStatus] = field(default_factory=list)
     memory_current: int | None = None
     pending: list[str] = field(default_factory=list)
-
-
-def list_vms(host: Host, names: Sequence[str] | None = None) -> list[ListedVM]:
-    """Return the named VMs, or all VMs of this host. Raise NotFoundError for an unknown name."""
-    return listed(host, names)
 
 
 def status(host: Host, names: Sequence[str] | None) -> list[VMStatus]:

@@ -56,7 +56,7 @@ OPERATIONS = {
     "vm.resume": Operation("power", "resume", CHANGE),
     "vm.enable": Operation("power", "enable", CHANGE),
     "vm.disable": Operation("power", "disable", CHANGE),
-    "vm.list": Operation("query", "list_vms", READ),
+    "vm.list": Operation("list", "list_vms", READ),
     "vm.status": Operation("query", "status", READ),
     "vm.show": Operation("query", "show", READ),
     "vm.logs": Operation("logs", "tail", READ),

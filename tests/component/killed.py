@@ -26,6 +26,7 @@ from own_host import OwnHost
 from qsysd.host import keys, recovery
 from qsysd.host.context import Host
 from qsysd.operations import create, delete, edit, image, power, query, setup
+from qsysd.operations.list import list_vms
 from qsysd.paths import Scope, dhcp_unit, unit
 
 VM = "killed1"
@@ -180,7 +181,7 @@ def killed_before(verb: str, number: int) -> str | None:
 def state() -> str:
     """Return what the next command finds: `pending` when something is left to recover."""
     host = make_host()
-    listed = [vm.name for vm in query.list_vms(host)]
+    listed = [vm.name for vm in list_vms(host)]
     for name in listed:
         query.status(host, [name])
     return ",".join(listed)

@@ -17,6 +17,7 @@ from qsysd.host.changes import begin, changing, changing_images, setting_up
 from qsysd.host.context import Host
 from qsysd.host.removal import remove_everything
 from qsysd.operations import create, delete, edit, image, power, query
+from qsysd.operations.list import list_vms
 
 VM = "name: {}\nimage: tiny\nseed: false\n"
 
@@ -113,7 +114,7 @@ def test_all_vms_are_those_after_recovery(host: OwnHost) -> None:
 
 def test_no_name_at_all_never_means_all_vms(host: OwnHost) -> None:
     make(host, "web1")
-    for verb in (power.stop, query.list_vms, query.status):
+    for verb in (power.stop, list_vms, query.status):
         with pytest.raises(InvalidError, match="missing VM"):
             verb(host, [])
     with pytest.raises(InvalidError, match="missing NAME"):

@@ -13,6 +13,7 @@ from own_host import OwnHost, removed_by_delete
 from qsysd.errors import QsysdError
 from qsysd.host import recovery
 from qsysd.operations import create, delete, doctor, edit, image, power, query, setup
+from qsysd.operations.list import list_vms
 from qsysd.paths import Scope
 
 VM = "name: {}\nimage: tiny\nmemory: 64M\ndisks: [{{size: 1M}}, {{size: 1M}}]\nnics: [{{}}]\n"
@@ -107,7 +108,7 @@ def vms(made: Path, scope: Scope, monkeypatch: pytest.MonkeyPatch) -> OwnHost:
 
 def statuses(host: OwnHost) -> dict[str, query.VMStatus]:
     """Return the status of each VM that is listed."""
-    names = [vm.name for vm in query.list_vms(host)]
+    names = [vm.name for vm in list_vms(host)]
     return {status.name: status for status in query.status(host, names)}
 
 

@@ -14,6 +14,7 @@ from qsysd.errors import ExistsError, InvalidError, NotFoundError, StateError
 from qsysd.host import divergence, rendering
 from qsysd.host.outcomes import Outcome
 from qsysd.operations import create, delete, doctor, edit, power, query, setup
+from qsysd.operations.list import list_vms
 from qsysd.operations.setup import Action, Step
 from qsysd.store import Store
 from qsysd.store.claims import Claims, of_others
@@ -37,7 +38,7 @@ def copied(host: OwnHost, *without: str) -> Path:
 
 
 def problems(host: OwnHost) -> dict[str, str | None]:
-    return {listed.name: listed.problem for listed in query.list_vms(host)}
+    return {listed.name: listed.problem for listed in list_vms(host)}
 
 
 def found(host: OwnHost) -> str:
@@ -54,7 +55,7 @@ def remove_definition(host: OwnHost, *, state: str = "active") -> None:
 
 def test_a_vm_without_a_definition_is_listed_and_named_by_doctor(vm: OwnHost) -> None:
     remove_definition(vm)
-    (listed,) = query.list_vms(vm)
+    (listed,) = list_vms(vm)
     assert (listed.name, listed.active, listed.problem) == ("web1", "active", "no definition")
     (status,) = query.status(vm, ["web1"])
     assert status.problem is not None and "web1 has no definition" in status.problem
@@ -86,7 +87,7 @@ def test_a_vm_without_a_definition_is_switched_off(vm: OwnHost, verb: str) -> No
     assert outcome.error is None
     assert vm.fake.state(UNIT).active == "inactive"
     (outcome,) = power.disable(vm, ["web1"])
-    assert not query.list_vms(vm)[0].enabled
+    assert not list_vms(vm)[0].enabled
 
 
 @pytest.mark.parametrize("verb", ["start", "restart", "enable", "pause"])

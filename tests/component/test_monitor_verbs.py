@@ -13,7 +13,8 @@ from vms import UNIT, one
 
 from qsysd.errors import QsysdError, StateError
 from qsysd.host import listing
-from qsysd.operations import power, query
+from qsysd.operations import power
+from qsysd.operations.list import list_vms
 
 
 @pytest.fixture
@@ -116,7 +117,7 @@ def test_no_command_is_sent_to_a_monitor_of_another_process(vm: OwnHost, monitor
     assert isinstance(error, QsysdError)
     assert "is not that of process" in error.message
     assert peer.commands == []
-    assert query.list_vms(vm, ["web1"])[0].guest == "unknown"
+    assert list_vms(vm, ["web1"])[0].guest == "unknown"
 
 
 def test_a_link_to_another_monitor_is_not_followed(vm: OwnHost, monitor: Serve) -> None:
@@ -124,5 +125,5 @@ def test_a_link_to_another_monitor_is_not_followed(vm: OwnHost, monitor: Serve) 
     path = vm.scope.monitor("web1", "cli")
     os.rename(path, f"{path}.other")
     os.symlink(f"{path}.other", path)
-    assert query.list_vms(vm, ["web1"])[0].guest == "unknown"
+    assert list_vms(vm, ["web1"])[0].guest == "unknown"
     assert peer.clients == 0

@@ -15,6 +15,7 @@ from qsysd.errors import ExistsError
 from qsysd.model.vm import VMSpec
 from qsysd.operations import create, delete, query
 from qsysd.operations import edit as edit_verb
+from qsysd.operations.list import list_vms
 from qsysd.runtime.ports import parse_ports
 
 NAMED = """\
@@ -72,7 +73,7 @@ def test_devices_are_stored_by_name(host: OwnHost) -> None:
     ]
     assert status.problem is None
     os.unlink(f"{directory}/data.qcow2")
-    assert query.list_vms(host)[0].problem == "no disk"
+    assert list_vms(host)[0].problem == "no disk"
     delete.delete(host, ["web1"])
     assert not os.path.exists(directory)
 

@@ -10,10 +10,11 @@ from vms import UNIT
 
 from qsysd.host import intents
 from qsysd.operations import query
+from qsysd.operations.list import list_vms
 
 
 def test_list_queries_systemd_once_for_all_vms(vm: OwnHost) -> None:
-    found = query.list_vms(vm)
+    found = list_vms(vm)
     assert [(each.name, each.active, each.guest, each.pid) for each in found] == [
         ("web1", "inactive", None, None), ("web2", "inactive", None, None),
     ]  # fmt: skip
@@ -22,7 +23,7 @@ def test_list_queries_systemd_once_for_all_vms(vm: OwnHost) -> None:
 
 def test_list_and_status_do_not_recover(vm: OwnHost) -> None:
     intents.begin(vm, "web2", "delete")
-    assert len(query.list_vms(vm)) == 2
+    assert len(list_vms(vm)) == 2
     assert os.path.exists(vm.scope.intent("web2", "delete"))
     (status,) = query.status(vm, ["web2"])
     assert status.pending == [
@@ -33,7 +34,7 @@ def test_list_and_status_do_not_recover(vm: OwnHost) -> None:
 def test_a_vm_with_a_broken_definition_is_listed_and_its_status_has_the_error(vm: OwnHost) -> None:
     Path(vm.scope.definition("web1")).write_text("name: web1\nmemory: x\n", encoding="utf-8")
     os.unlink(vm.scope.environment("web1"))
-    assert [each.name for each in query.list_vms(vm)] == ["web1", "web2"]
+    assert [each.name for each in list_vms(vm)] == ["web1", "web2"]
     (status,) = query.status(vm, ["web1"])
     assert status.problem
     assert "web1.yaml:2: memory" in status.problem

@@ -13,6 +13,7 @@ from qsysd.errors import QsysdError
 from qsysd.host import intents, locks, recovery
 from qsysd.host.recovery import REPAIRS, Repair
 from qsysd.operations import create, delete, doctor, power, query, setup
+from qsysd.operations.list import list_vms
 
 VM = "name: {}\nimage: tiny\nmemory: 64M\ndisks: [{{size: 1M}}]\nnics: [{{}}]\n"
 
@@ -78,7 +79,7 @@ def test_an_intent_of_another_version_is_left_alone_and_reported(host: OwnHost) 
 def test_what_is_no_intent_stops_no_verb_and_is_reported(host: OwnHost) -> None:
     names = plant_strange(host.scope)
     create.create(host, VM.format("web1"), "x")
-    assert [vm.name for vm in query.list_vms(host)] == ["web1"]
+    assert [vm.name for vm in list_vms(host)] == ["web1"]
     assert query.status(host, ["web1"])[0].problem is None
     for verb in (power.stop, power.start, power.kill):
         assert verb(host, ["web1"])[0].error is None

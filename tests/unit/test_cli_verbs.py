@@ -27,7 +27,7 @@ from qsysd.errors import (
 from qsysd.host import guest_ssh, selection, unit_states
 from qsysd.host.context import Host
 from qsysd.host.outcomes import Outcome, State, failed
-from qsysd.operations import delete, doctor, edit, guest, image, power, query, setup
+from qsysd.operations import delete, doctor, edit, guest, image, power, setup
 from qsysd.operations.setup import Action, SetUp, Step
 
 pytest_plugins = ("cli_fixtures",)
@@ -221,7 +221,7 @@ def test_list_prints_a_table_and_json(qsysd_command: Run, monkeypatch: pytest.Mo
     off = listed(name="database-of-web1", active="activating", sub="auto-restart", guest=None, pid=None,
     ip=None, enabled=False,
                  image=None, memory_mib=None, cpus=None)  # fmt: skip
-    monkeypatch.setattr(query, "list_vms", lambda host, names: [listed(), off])
+    monkeypatch.setattr("qsysd.operations.list.list_vms", lambda host, names: [listed(), off])
     assert qsysd_command("list").output == (
         "NAME              STATE                      GUEST    BOOT      IP          IMAGE   MEMORY   CPUS\n"
         "web1              active                     running  enabled   10.83.0.10  debian  512 MiB  2\n"
@@ -246,7 +246,7 @@ def test_states_are_coloured_and_counted_on_a_terminal(
     monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], terminal: bool, colour: bool
 ) -> None:
     failed = listed(name="web2", active="failed", sub="failed", guest=None, pid=None)
-    monkeypatch.setattr(query, "list_vms", lambda host, names: [listed(), failed])
+    monkeypatch.setattr("qsysd.operations.list.list_vms", lambda host, names: [listed(), failed])
     pages = {"SC_PHYS_PAGES": 24 * 1024**3 // 4096, "SC_PAGE_SIZE": 4096}
     monkeypatch.setattr("os.sysconf", pages.__getitem__)
     for name, value in {"TERM": "xterm", "NO_COLOR": "", **variables}.items():
@@ -266,7 +266,7 @@ def test_states_are_coloured_and_counted_on_a_terminal(
 
 
 def test_list_without_vms_prints_a_hint(qsysd_command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(query, "list_vms", lambda host, names: [])
+    monkeypatch.setattr("qsysd.operations.list.list_vms", lambda host, names: [])
     assert "no VMs; create one" in qsysd_command("list").output
     assert json.loads(qsysd_command("list", "--json").output) == []
 

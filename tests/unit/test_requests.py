@@ -18,7 +18,7 @@ import pytest
 from qsysd.errors import KINDS, InvalidError, QsysdError, StateError
 from qsysd.host.context import Host
 from qsysd.host.outcomes import Outcome, State, failed
-from qsysd.operations import power, query
+from qsysd.operations import power
 from qsysd.paths import Scope
 from qsysd.requests import audit, client, registry
 from qsysd.requests.audit import Caller
@@ -213,7 +213,7 @@ def operation(monkeypatch: pytest.MonkeyPatch, ended: object) -> None:
         return ended
 
     monkeypatch.setattr(power, "stop", call)
-    monkeypatch.setattr(query, "list_vms", call)
+    monkeypatch.setattr("qsysd.operations.list.list_vms", call)
 
 
 def test_a_change_is_recorded_once_and_a_query_is_not(

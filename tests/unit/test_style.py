@@ -32,14 +32,16 @@ FUNCTION_IMPORTS = {
     ("qsysd/config/nodes.py", "yaml"): ADAPTER,
     ("qsysd/systemd/bus.py", "gi.repository"): ADAPTER,
     ("qsysd/systemd/bus.py", "pydbus"): ADAPTER,
+    ("qsysd/names.py", "difflib"): f"{SEAM}: similar names, after an error",
     ("qsysd/host/changes.py", "qsysd.host"): f"{SEAM}: recovery, if an intent is pending",
     ("qsysd/host/intents.py", "json"): f"{SEAM}: the contents of an intent of an older version",
     ("qsysd/host/context.py", "qsysd.images.catalog"): f"{SEAM}: images, in `list` and `start`",
     ("qsysd/host/unit_jobs.py", "qsysd.host"): f"{SEAM}: what the journal reports, after a failed start",
+    ("qsysd/requests/client.py", "qsysd.requests"): f"{SEAM}: the journal entry, in `list`",
     ("qsysd/operations/power.py", "qsysd.host"): f"{SEAM}: rendering of a stale definition",
     ("qsysd/operations/power.py", "qsysd.qemu.monitor"): f"{SEAM}: the QMP client, in `start` and `stop`",
     ("qsysd/operations/power.py", "qsysd.runtime.qmp"): f"{SEAM}: the QMP client, in `start` and `stop`",
-    ("qsysd/operations/query.py", "qsysd.host"): f"{SEAM}: rendering, in `list`",
+    ("qsysd/operations/query.py", "qsysd.host"): f"{SEAM}: rendering, in `status`",
     ("qsysd/store/__init__.py", "qsysd.config"): f"{SEAM}: parsing, in `list` and in `start` without changes",
 }
 LISTED_FUNCTION_IMPORTS = 25
