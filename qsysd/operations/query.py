@@ -15,7 +15,8 @@ from qsysd.host import intents
 from qsysd.host.context import Host
 from qsysd.host.listing import ListedVM, with_units
 from qsysd.images import formats
-from qsysd.store import description
+from qsysd.store import Started, description
+from qsysd.store.description import Description
 from qsysd.systemd import UnitState
 from qsysd.systemd.bus import SERVICE, UNIT
 
@@ -97,13 +98,14 @@ def _is_crash_loop(active: str, result: str, restarts: int) -> bool:
 def _status(host: Host, vm: ListedVM, loaded: UnitState | None) -> VMStatus:
     name = vm.name
     properties = host.systemd.selected(loaded, _PROPERTIES) if loaded else {}
+    started = host.store.started(name) if vm.pid else None
     details: dict[str, Any] = {}
     try:
-        details = _defined(host, name)
-        details["pending"] = pending(host, name, running=vm.pid is not None)
+        described = description.of_rendered(host.store, name)
+        details = _defined(host, name, described)
+        details["pending"] = pending(host, name, described, started)
     except QsysdError as error:
         details = {"problem": error.message}
-    started = host.store.started(name) if vm.pid else None
     active_since = properties.get("ActiveEnterTimestampMonotonic", 0) / 1e6
     memory = properties.get("MemoryCurrent", 2**64 - 1)
     result, restarts = str(properties.get("Result", "success")), int(properties.get("NRestarts", 0))
@@ -118,9 +120,8 @@ def _status(host: Host, vm: ListedVM, loaded: UnitState | None) -> VMStatus:
     )
 
 
-def _defined(host: Host, name: str) -> dict[str, Any]:
+def _defined(host: Host, name: str, described: Description | None) -> dict[str, Any]:
     """Return the fields of a VM's status that are in its definition. Raise as `Store.load` does."""
-    described = description.of_rendered(host.store, name)
     if described:
         return {
             "uuid": described.uuid,
@@ -168,17 +169,16 @@ def _virtual_size(path: str) -> int | None:
         return None
 
 
-def pending(host: Host, name: str, *, running: bool) -> list[str]:
+def pending(host: Host, name: str, described: Description | None, started: Started | None) -> list[str]:
     """Return what is pending for a VM: rendering, a restart, recovery.
 
+    described: None where the definition must be rendered to find out. started: None for a VM that is off.
     Raise InvalidError if the definition is not valid.
     """
     found = []
-    described = description.of_rendered(host.store, name)
     digest, differs = (described.digest, False) if described else _rendering(host, name)
     if differs:
         found.append(f"render: rendered files differ from the definition; qsysd render {name} writes them")
-    started = host.store.started(name) if running else None
     if started and started.digest != digest:
         found.append(
             f"restart: QEMU runs with an older rendering; the new one takes effect after qsysd restart {name}"

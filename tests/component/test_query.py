@@ -11,6 +11,7 @@ from vms import UNIT
 from qsysd.host import intents
 from qsysd.operations import query
 from qsysd.operations.list import list_vms
+from qsysd.store import description
 
 
 def test_list_queries_systemd_once_for_all_vms(vm: OwnHost) -> None:
@@ -45,10 +46,11 @@ def test_a_rendering_that_differs_from_the_running_one_is_pending(vm: OwnHost) -
     os.makedirs(vm.scope.started_dir)
     note = Path(vm.scope.started_record("web1"))
     note.write_text(f"{vm.store.summary('web1').digest}\n", encoding="utf-8")
-    assert query.pending(vm, "web1", running=True) == []
+    described = description.of_rendered(vm.store, "web1")
+    assert query.pending(vm, "web1", described, vm.store.started("web1")) == []
     note.write_text("0123456789abcdef\n", encoding="utf-8")
-    assert query.pending(vm, "web1", running=True)[0].startswith("restart: ")
-    assert query.pending(vm, "web1", running=False) == []
+    assert query.pending(vm, "web1", described, vm.store.started("web1"))[0].startswith("restart: ")
+    assert query.pending(vm, "web1", described, None) == []
 
 
 def test_status_shows_the_values_in_use_and_the_pending_ones(vm: OwnHost) -> None:
